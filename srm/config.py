@@ -1,0 +1,121 @@
+"""Every option of SRM: environment variables with the prefix `SRM_`, read once.
+
+A variable that is set but empty counts as not set. A wrong value stops the start with a message that
+names the variable, the value and what is allowed; values of secrets are never shown.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from srm.errors import StartupError
+
+MIN_SECRET_BYTES = 32
+"""An HS256 key is at least as long as its hash (RFC 7518, section 3.2)."""
+
+Name = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Settings(BaseSettings):
+    """What an operator can set. Immutable; safe to print: secrets are masked."""
+
+    model_config = SettingsConfigDict(env_prefix="SRM_", env_ignore_empty=True, frozen=True, extra="ignore")
+
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="PostgreSQL to use, `postgresql://user:password@host/database`. "
+        "Unset: the embedded server in `SRM_DATA_DIR`",
+    )
+    data_dir: Path = Field(
+        default=Path("var"), description="Folder of the embedded database and of the generated token secret"
+    )
+    bind: str = Field(
+        default="127.0.0.1:8080",
+        pattern=r"^([^\s:/]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$|^unix:\S+$",
+        description="Where `srm serve` listens: `host:port`, `[ipv6]:port` or `unix:/path`",
+    )
+    token_secret: SecretStr | None = Field(
+        default=None,
+        description=f"Key of HS256 Client-Tokens, at least {MIN_SECRET_BYTES} bytes. "
+        "Unset, and no JWKS either: `srm serve` generates one in `SRM_DATA_DIR`",
+    )
+    token_jwks: Name | None = Field(
+        default=None,
+        description="File or http(s) URL of a JWKS with the public keys of RS256, ES256 or EdDSA "
+        "Client-Tokens, chosen by `kid`. Excludes `SRM_TOKEN_SECRET`",
+    )
+    token_issuer: Name | None = Field(default=None, description="Required `iss` of a Client-Token, when set")
+    token_audience: Name | None = Field(default=None, description="Required `aud` of a Client-Token, when set")
+    token_account_claim: Name = Field(default="accountId", description="Claim with the account")
+    token_device_claim: Name = Field(default="deviceId", description="Claim with the device")
+    reaper_interval_seconds: float = Field(
+        default=5, ge=0.1, le=3600, description="Seconds from one run of the reaper to the next"
+    )
+    ended_retention_seconds: int = Field(
+        default=300,
+        ge=0,
+        le=86400,
+        description="Seconds that an ended session stays in `sessions`, so that its client can learn why",
+    )
+    history_retention_days: int = Field(
+        default=90, ge=1, le=3650, description="Days that `session_history` reaches back, at least"
+    )
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="`console` for people, `json` for log collectors"
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        try:
+            backend = make_url(value.get_secret_value()).get_backend_name()
+        except ArgumentError:
+            backend = ""
+        if backend not in ("postgresql", "postgres"):
+            raise ValueError("must be a URL that starts with postgresql://")
+        return value
+
+    @field_validator("token_secret")
+    @classmethod
+    def _is_long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
+            raise ValueError(f"must have at least {MIN_SECRET_BYTES} bytes")
+        return value
+
+    @model_validator(mode="after")
+    def _one_kind_of_key(self) -> "Settings":
+        if self.token_secret is not None and self.token_jwks is not None:
+            raise ValueError("SRM_TOKEN_SECRET and SRM_TOKEN_JWKS exclude each other: set one of them")
+        return self
+
+    def require_database_url(self) -> str:
+        """The database that is configured. StartupError when none is; only some commands bring one."""
+        if self.database_url is None:
+            raise StartupError("no database: set SRM_DATABASE_URL, or start `srm serve`, which brings one")
+        return self.database_url.get_secret_value()
+
+
+SECRETS = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+
+
+def load(**overrides: object) -> Settings:
+    """Settings from the environment, or from the overrides. StartupError, in one line, when a value is wrong."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        problems = []
+        for detail in error.errors():
+            message = detail["msg"].removeprefix("Value error, ")
+            if not detail["loc"]:
+                problems.append(message)
+                continue
+            name = str(detail["loc"][0])
+            value = "" if name in SECRETS else f"={str(detail['input'])!r}"
+            problems.append(f"SRM_{name.upper()}{value}: {message}")
+        raise StartupError("; ".join(problems)) from None

@@ -1,0 +1,148 @@
+"""The error catalogue: every answer that is not a success, as an exception that knows its code.
+
+SRM-0002 and SRM-0006 and their texts are fixed by NAGRA's published OTT session API; the other codes
+are this project's own and stable. Nothing here knows about HTTP frameworks: `http_status` is a number.
+"""
+
+from typing import ClassVar, Literal
+
+Status = Literal["ERROR", "DENIED"]
+
+END_REASON_TEXTS = {
+    "teardown": "it was torn down",
+    "expired": "it timed out",
+    "operator": "it was stopped by the operator",
+    "evicted": "it was stopped to make room for another session",
+    "replaced": "it was replaced by another device",
+    "account_disabled": "the account was disabled",
+    "device_disabled": "the device was disabled",
+}
+
+
+class StartupError(Exception):
+    """The service or a command cannot run as configured; the message is one line for an operator."""
+
+
+class SrmError(Exception):
+    """Base of the catalogue. `retry_after_seconds`, when set, goes out as the header Retry-After."""
+
+    error_code: ClassVar[str]
+    http_status: ClassVar[int]
+    status: ClassVar[Status] = "ERROR"
+    message: ClassVar[str]
+    retry_after_seconds: ClassVar[int | None] = None
+
+    def __init__(self, message: str | None = None) -> None:
+        self.text = message or self.message
+        super().__init__(self.text)
+
+
+class InternalError(SrmError):
+    """Something is wrong in SRM itself. The cause is in the log, never in the answer."""
+
+    error_code = "SRM-0001"
+    http_status = 500
+    message = "Internal error"
+
+
+class MalformedRequest(SrmError):
+    """The request cannot be read as the API describes it."""
+
+    error_code = "SRM-0002"
+    http_status = 400
+    message = "Malformed request or mandatory parameters missing from request"
+
+
+class RequestTooLarge(MalformedRequest):
+    """The body is larger than the API accepts."""
+
+    http_status = 413
+
+
+class TokenNotValid(SrmError):
+    """The Client-Token is there, but proves nothing."""
+
+    error_code = "SRM-0003"
+    http_status = 401
+    message = "Client-Token not valid"
+
+
+class AccountNotEnabled(SrmError):
+    """The account of the token is unknown or not enabled."""
+
+    error_code = "SRM-0004"
+    http_status = 200
+    status = "DENIED"
+    message = "Account unknown or not enabled"
+
+
+class DeviceNotEnabled(SrmError):
+    """The device of the token is unknown to the account or not enabled."""
+
+    error_code = "SRM-0005"
+    http_status = 200
+    status = "DENIED"
+    message = "Device unknown or not enabled"
+
+
+class SessionLimitReached(SrmError):
+    """The account holds as many sessions as its limits allow."""
+
+    error_code = "SRM-0006"
+    http_status = 200
+    status = "DENIED"
+    message = "Session Limit Reached"
+
+
+class ContentAccessDenied(SrmError):
+    """The account is not entitled to the content, or the content is unknown."""
+
+    error_code = "SRM-0007"
+    http_status = 200
+    status = "DENIED"
+    message = "Content access denied"
+
+
+class SessionNotFound(SrmError):
+    """No such session for this account and device; never a hint that another one has it."""
+
+    error_code = "SRM-0008"
+    http_status = 404
+    message = "Session not found"
+
+
+class SessionEnded(SrmError):
+    """The session was there and has ended; `end_reason` is the word stored with it."""
+
+    error_code = "SRM-0009"
+    http_status = 410
+    message = "Session has ended"
+
+    def __init__(self, end_reason: str) -> None:
+        self.end_reason = end_reason
+        super().__init__(f"{self.message}: {END_REASON_TEXTS[end_reason]}")
+
+
+class DependencyUnavailable(SrmError):
+    """The database, or another service that the answer needs, cannot be asked now."""
+
+    error_code = "SRM-0010"
+    http_status = 503
+    message = "Service temporarily unavailable"
+    retry_after_seconds = 1
+
+
+class ResourceNotFound(SrmError):
+    """The path names nothing."""
+
+    error_code = "SRM-0011"
+    http_status = 404
+    message = "No such resource"
+
+
+class MethodNotAllowed(SrmError):
+    """The path is known, the method is not."""
+
+    error_code = "SRM-0012"
+    http_status = 405
+    message = "Method not allowed"

@@ -1,0 +1,54 @@
+"""Log lines: one format for the service, the reaper, gunicorn and the libraries."""
+
+import logging
+import sys
+from contextvars import ContextVar
+from typing import Any, Literal
+
+import structlog
+
+CORRELATION_ID: ContextVar[str | None] = ContextVar("correlation_id", default=None)
+"""Of the request that is being answered; it stands on every line logged meanwhile."""
+
+
+def _add_correlation_id(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    correlation_id = CORRELATION_ID.get()
+    if correlation_id is not None:
+        event["correlation_id"] = correlation_id
+    return event
+
+
+def configure(log_format: Literal["console", "json"], level: str = "INFO") -> None:
+    """Send every log line of this process, libraries included, to standard error in the format."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        _add_correlation_id,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if log_format == "json":
+        rendering: list[structlog.typing.Processor] = [
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(),
+        ]
+    else:
+        rendering = [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    for name in ("apscheduler", "alembic", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
