@@ -1,0 +1,260 @@
+"""Tables of the schema `srm`. A change here needs a migration; `alembic check` compares the two.
+
+Every table that grows with the number of accounts has `account_id` first in its keys, so that it can be
+distributed by it. Views and the monthly partitions of `session_history` are not models: the views are
+written in migrations, the partitions by the reaper.
+"""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    MetaData,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+SCHEMA = "srm"
+CONTENT_TYPES = ("COD", "CU", "TS", "NPVR", "LIVE")
+END_REASONS = (
+    "teardown",
+    "expired",
+    "operator",
+    "evicted",
+    "replaced",
+    "account_disabled",
+    "device_disabled",
+)
+
+
+class Base(DeclarativeBase):
+    """Naming convention of all constraints, and the types behind the annotations."""
+
+    metadata = MetaData(
+        schema=SCHEMA,
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+            "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        },
+    )
+    type_annotation_map = {str: Text, datetime: TIMESTAMP(timezone=True)}  # noqa: RUF012
+
+
+def one_of(column: str, words: tuple[str, ...]) -> CheckConstraint:
+    """Check that the column holds one of the words."""
+    return CheckConstraint(f"{column} IN ({', '.join(repr(word) for word in words)})", name=column)
+
+
+def identifier(column: str) -> CheckConstraint:
+    """Check of the length that the API accepts for an id."""
+    return CheckConstraint(f"char_length({column}) BETWEEN 1 AND 255", name=column)
+
+
+class AccountProfile(Base):
+    """Limits and timeout that accounts share."""
+
+    __tablename__ = "account_profiles"
+    __table_args__ = (
+        identifier("profile_id"),
+        CheckConstraint("max_sessions >= 0", name="max_sessions"),
+        CheckConstraint("timeout_seconds > 0", name="timeout_seconds"),
+        {"comment": "Limits and timeout that accounts share"},
+    )
+
+    profile_id: Mapped[str] = mapped_column(primary_key=True, comment="Name of the profile")
+    max_sessions: Mapped[int | None] = mapped_column(
+        comment="Most playback sessions that an account may have at once; null = no limit"
+    )
+    timeout_seconds: Mapped[int | None] = mapped_column(
+        comment="Seconds in which a keep-alive is expected; null = keep-alive disabled, sessions never lapse"
+    )
+
+
+class Account(Base):
+    """A subscriber. Its row is the lock under which its sessions are counted."""
+
+    __tablename__ = "accounts"
+    __table_args__ = (
+        identifier("account_id"),
+        Index(None, "profile_id"),
+        {"comment": "Subscribers; the row is the lock under which the sessions of the account are counted"},
+    )
+
+    account_id: Mapped[str] = mapped_column(primary_key=True, comment="Id in the subscriber system")
+    profile_id: Mapped[str] = mapped_column(
+        ForeignKey(AccountProfile.profile_id), comment="Profile whose limits hold for the account"
+    )
+    enabled: Mapped[bool] = mapped_column(
+        server_default=text("true"), comment="False: every setup is refused with SRM-0004"
+    )
+
+
+class Device(Base):
+    """A device of an account."""
+
+    __tablename__ = "devices"
+    __table_args__ = (
+        ForeignKeyConstraint(["account_id"], [Account.account_id], ondelete="CASCADE"),
+        identifier("device_id"),
+        {"comment": "Devices of the accounts"},
+    )
+
+    account_id: Mapped[str] = mapped_column(primary_key=True, comment="Account that the device belongs to")
+    device_id: Mapped[str] = mapped_column(primary_key=True, comment="Id of the device within the account")
+    device_group: Mapped[str] = mapped_column(comment="Kind of device: tv, mobile, …")
+    name: Mapped[str] = mapped_column(comment="What the viewer calls it: Living-room TV")
+    enabled: Mapped[bool] = mapped_column(
+        server_default=text("true"), comment="False: every setup from it is refused with SRM-0005"
+    )
+
+
+class Content(Base):
+    """A CMS origin key: a VOD asset, a channel, or a broadcast event of a channel."""
+
+    __tablename__ = "contents"
+    __table_args__ = (
+        identifier("content_id"),
+        Index(None, "channel_id"),
+        {"comment": "CMS origin keys: VOD assets, channels and broadcast events"},
+    )
+
+    content_id: Mapped[str] = mapped_column(primary_key=True, comment="CMS origin key")
+    channel_id: Mapped[str | None] = mapped_column(
+        ForeignKey("srm.contents.content_id"),
+        comment="For a broadcast event: the channel that it was on; else null",
+    )
+    title: Mapped[str | None] = mapped_column(comment="For people; SRM does not use it")
+
+
+class Product(Base):
+    """What can be sold: a package, a rental, a capability such as start-over."""
+
+    __tablename__ = "products"
+    __table_args__ = (
+        identifier("product_id"),
+        {"comment": "What can be sold: a package, a rental, a capability such as start-over"},
+    )
+
+    product_id: Mapped[str] = mapped_column(primary_key=True, comment="Id of the product")
+    name: Mapped[str] = mapped_column(comment="For people; SRM does not use it")
+
+
+class ProductContent(Base):
+    """A product lets watch this content in this way."""
+
+    __tablename__ = "product_contents"
+    __table_args__ = (
+        one_of("content_type", CONTENT_TYPES),
+        Index(None, "content_id"),
+        {"comment": "What a product lets watch, and in which way"},
+    )
+
+    product_id: Mapped[str] = mapped_column(
+        ForeignKey(Product.product_id, ondelete="CASCADE"), primary_key=True, comment="The product"
+    )
+    content_type: Mapped[str] = mapped_column(
+        primary_key=True,
+        comment="COD = VOD asset, CU = catch-up, TS = timeshift or start-over, NPVR = network recording, "
+        "LIVE = live channel",
+    )
+    content_id: Mapped[str] = mapped_column(
+        ForeignKey(Content.content_id),
+        primary_key=True,
+        comment="The content; a channel covers its events under CU and NPVR",
+    )
+
+
+class Entitlement(Base):
+    """An account holds a product for a time."""
+
+    __tablename__ = "entitlements"
+    __table_args__ = (
+        ForeignKeyConstraint(["account_id"], [Account.account_id], ondelete="CASCADE"),
+        Index(None, "product_id"),
+        {"comment": "Products that accounts hold"},
+    )
+
+    account_id: Mapped[str] = mapped_column(primary_key=True, comment="The account")
+    product_id: Mapped[str] = mapped_column(ForeignKey(Product.product_id), primary_key=True, comment="The product")
+    valid_from: Mapped[datetime] = mapped_column(
+        server_default=func.statement_timestamp(), comment="First instant at which it holds"
+    )
+    valid_until: Mapped[datetime | None] = mapped_column(
+        comment="First instant at which it does not hold any more; null = no end"
+    )
+
+
+class SessionColumns:
+    """What `sessions` and `session_history` have in common, in this order."""
+
+    account_id: Mapped[str] = mapped_column(primary_key=True, comment="Account that holds the slot")
+    session_id: Mapped[UUID] = mapped_column(primary_key=True, comment="The sessionId of the API")
+    device_id: Mapped[str] = mapped_column(comment="Device that set the session up")
+    content_type: Mapped[str] = mapped_column(comment="contentType of the setup")
+    content_id: Mapped[str] = mapped_column(comment="contentID of the setup")
+    started_at: Mapped[datetime] = mapped_column(
+        server_default=func.statement_timestamp(), comment="When the slot was taken"
+    )
+    last_keep_alive_at: Mapped[datetime] = mapped_column(
+        server_default=func.statement_timestamp(), comment="When the client was last heard of"
+    )
+    timeout_seconds: Mapped[int | None] = mapped_column(
+        comment="Seconds from a keep-alive to the lapse, copied from the profile at setup; null = never lapses"
+    )
+    max_sessions: Mapped[int | None] = mapped_column(
+        comment="The limit of the account at setup, under which the session was admitted; null = no limit"
+    )
+
+
+class PlaybackSession(SessionColumns, Base):
+    """A playback session: ACTIVE, LAPSED (waits for the reaper) or freshly ENDED.
+
+    Nothing indexes `last_keep_alive_at` and the fill factor leaves room on the page, so that every
+    keep-alive is a heap-only update (PostgreSQL manual, "Heap-Only Tuples"). No foreign keys: a
+    session is a record of what was, and outlives the device and the account that it names.
+    """
+
+    __tablename__ = "sessions"
+
+    ended_at: Mapped[datetime | None] = mapped_column(
+        sort_order=1,
+        comment="When the slot became free; for a lapsed session the moment of the lapse; null = not ended",
+    )
+    end_reason: Mapped[str | None] = mapped_column(sort_order=2, comment="Why it ended; null = not ended")
+
+    __table_args__ = (
+        one_of("content_type", CONTENT_TYPES),
+        one_of("end_reason", END_REASONS),
+        CheckConstraint("(ended_at IS NULL) = (end_reason IS NULL)", name="ended"),
+        Index(None, ended_at, postgresql_where=ended_at.is_not(None)),
+        {
+            "comment": "Playback sessions: active, lapsed and freshly ended ones",
+            "postgresql_with": {"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.05"},
+        },
+    )
+
+
+class EndedSession(SessionColumns, Base):
+    """A session that has ended and was moved out of the hot table."""
+
+    __tablename__ = "session_history"
+
+    ended_at: Mapped[datetime] = mapped_column(primary_key=True, sort_order=1, comment="When the slot became free")
+    end_reason: Mapped[str] = mapped_column(sort_order=2, comment="Why it ended")
+
+    __table_args__ = (
+        {
+            "comment": "Ended sessions, partitioned by month (UTC) of ended_at, dropped by age",
+            "postgresql_partition_by": "RANGE (ended_at)",
+        },
+    )
