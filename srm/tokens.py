@@ -1,0 +1,228 @@
+"""Client-Token → Principal: who asks. A JWT (RFC 7519), signed with a shared secret or a key of a JWKS."""
+
+import json
+import secrets
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import jwt
+from cachetools import TLRUCache
+
+from srm.config import MIN_SECRET_BYTES, Settings
+from srm.errors import DependencyUnavailable, StartupError, TokenNotValid
+
+JWKS_ALGORITHMS = ("RS256", "ES256", "EdDSA")
+JWKS_REREAD_SECONDS = 10
+"""At most one look at the JWKS in this time, however many unknown key ids come in."""
+JWKS_TIMEOUT_SECONDS = 2
+
+CACHED_TOKENS = 100_000
+"""Verified tokens that one process remembers; some 60 MB when full."""
+
+SECRET_FILE = "token_secret"  # noqa: S105 a file name
+MAX_CLAIM_LENGTH = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The account and device that a valid token proves."""
+
+    account_id: str
+    device_id: str
+
+
+class Key(Protocol):
+    """What a signature can be checked with."""
+
+    def decode(self, token: str, **kwargs: Any) -> dict[str, Any]:
+        """The claims. A `jwt.PyJWTError` when the token is not valid."""
+        ...
+
+
+class SharedSecret:
+    """HS256 with one secret."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
+
+    def decode(self, token: str, **kwargs: Any) -> dict[str, Any]:
+        """See Key."""
+        return jwt.decode(token, self._secret, algorithms=["HS256"], **kwargs)
+
+    def issue(self, claims: dict[str, Any]) -> str:
+        """A signed token."""
+        return jwt.encode(claims, self._secret, algorithm="HS256")
+
+
+class KeySet:
+    """Public keys of a JWKS (RFC 7517) in a file or behind an http(s) URL.
+
+    Read when the first token comes, and again when a token names an unknown `kid`, at most once in
+    JWKS_REREAD_SECONDS. Keys once read are kept while the source is away.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._lock = threading.Lock()
+        self._next_read = float("-inf")
+
+    def decode(self, token: str, **kwargs: Any) -> dict[str, Any]:
+        """See Key. DependencyUnavailable while not a single key could be read."""
+        key_id = jwt.get_unverified_header(token).get("kid")
+        if not isinstance(key_id, str):
+            raise jwt.InvalidTokenError("no kid")
+        key = self._keys.get(key_id) or self._read_again(key_id)
+        # The algorithm comes from the key, never from the token: a public key is no HS256 secret.
+        return jwt.decode(token, key.key, algorithms=[key.algorithm_name], **kwargs)
+
+    def _read_again(self, key_id: str) -> jwt.PyJWK:
+        with self._lock:
+            if key_id not in self._keys and time.monotonic() >= self._next_read:
+                try:
+                    self._keys = self.read()
+                except (OSError, httpx.HTTPError, ValueError, jwt.PyJWTError):
+                    if not self._keys:
+                        raise DependencyUnavailable from None
+                finally:
+                    self._next_read = time.monotonic() + (JWKS_REREAD_SECONDS if self._keys else 1)
+        if not self._keys:
+            raise DependencyUnavailable
+        if key_id not in self._keys:
+            raise jwt.InvalidTokenError("unknown kid")
+        return self._keys[key_id]
+
+    def read(self) -> dict[str, jwt.PyJWK]:
+        """The usable keys of the source by their `kid`.
+
+        OSError or httpx.HTTPError when it cannot be reached, ValueError when it is not a JWKS,
+        jwt.PyJWTError when it holds no usable key.
+        """
+        document = json.loads(self._fetch())
+        if not isinstance(document, dict):
+            raise ValueError("not a JSON object")
+        keys = {
+            key.key_id: key
+            for key in jwt.PyJWKSet.from_dict(document)
+            if key.key_id and key.public_key_use in (None, "sig") and key.algorithm_name in JWKS_ALGORITHMS
+        }
+        if not keys:
+            raise ValueError(f"no key with a kid and one of {', '.join(JWKS_ALGORITHMS)}")
+        return keys
+
+    def _fetch(self) -> bytes:
+        if self._source.startswith(("http://", "https://")):
+            return httpx.get(self._source, timeout=JWKS_TIMEOUT_SECONDS).raise_for_status().content
+        return Path(self._source).read_bytes()
+
+
+class TokenVerifier:
+    """Verifies Client-Tokens and remembers those that were valid until they expire.
+
+    Safe to share between threads. Whether account and device are enabled is not asked here.
+    """
+
+    def __init__(self, key: Key, settings: Settings) -> None:
+        self._key = key
+        self._claims = (settings.token_account_claim, settings.token_device_claim)
+        self._expected = {
+            "issuer": settings.token_issuer,
+            "audience": settings.token_audience,
+            # `iat` tells the age of a token and does not limit its use (RFC 7519, section 4.1.6).
+            "options": {
+                "require": ["exp"],
+                "verify_aud": settings.token_audience is not None,
+                "verify_iat": False,
+            },
+        }
+        self._cache: TLRUCache[str, tuple[Principal, float]] = TLRUCache(
+            CACHED_TOKENS, ttu=lambda _, entry, __: entry[1], timer=time.time
+        )
+        self._lock = threading.Lock()
+
+    def verify(self, token: str) -> Principal:
+        """Who the token proves to ask. TokenNotValid otherwise, whatever is wrong with it."""
+        with self._lock:
+            known = self._cache.get(token)
+        if known is not None:
+            return known[0]
+        try:
+            claims = self._key.decode(token, **self._expected)
+        except (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+            # All but the first: JSON inside the token that no honest issuer writes.
+            raise TokenNotValid from error
+        expires_at = claims["exp"]
+        if not isinstance(expires_at, int | float):
+            raise TokenNotValid
+        principal = Principal(*(self._identifier(claims.get(name)) for name in self._claims))
+        with self._lock:
+            self._cache[token] = (principal, expires_at)
+        return principal
+
+    @staticmethod
+    def _identifier(value: object) -> str:
+        """An id that the database can hold; TokenNotValid for anything else."""
+        if isinstance(value, str) and 1 <= len(value) <= MAX_CLAIM_LENGTH and value.isprintable():
+            return value
+        raise TokenNotValid
+
+
+def shared_secret(settings: Settings, *, create: bool = False) -> SharedSecret:
+    """The secret that is configured, else the one in the data directory.
+
+    With `create`, one is generated there when it is missing, readable by its owner alone.
+    StartupError when there is none.
+    """
+    if settings.token_secret is not None:
+        return SharedSecret(settings.token_secret.get_secret_value())
+    path = settings.data_dir / SECRET_FILE
+    try:
+        if create and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(".new")
+            unfinished.touch(mode=0o600)
+            unfinished.write_text(secrets.token_urlsafe(MIN_SECRET_BYTES))
+            unfinished.rename(path)
+        secret = path.read_text().strip()
+    except FileNotFoundError:
+        raise StartupError(
+            f"no key for Client-Tokens: set SRM_TOKEN_SECRET or SRM_TOKEN_JWKS ({path} is missing)"
+        ) from None
+    except OSError as error:
+        raise StartupError(f"token secret {path}: {error.strerror}") from None
+    if len(secret) < MIN_SECRET_BYTES:
+        raise StartupError(f"token secret {path}: less than {MIN_SECRET_BYTES} bytes; remove it to get a new one")
+    return SharedSecret(secret)
+
+
+def key_from(settings: Settings) -> Key:
+    """What Client-Tokens are verified with. StartupError when it is missing or cannot be used."""
+    if settings.token_jwks is None:
+        return shared_secret(settings)
+    key_set = KeySet(settings.token_jwks)
+    if not settings.token_jwks.startswith(("http://", "https://")):
+        try:
+            key_set.read()
+        except (OSError, ValueError, jwt.PyJWTError) as error:
+            raise StartupError(f"SRM_TOKEN_JWKS={settings.token_jwks!r}: {error}") from None
+    return key_set
+
+
+def issue(settings: Settings, account_id: str, device_id: str, ttl_seconds: int) -> str:
+    """A Client-Token signed with the configured secret. StartupError when there is none to sign with."""
+    if settings.token_jwks is not None:
+        raise StartupError("SRM_TOKEN_JWKS holds public keys: tokens are issued where the private ones are")
+    claims: dict[str, object] = {
+        settings.token_account_claim: account_id,
+        settings.token_device_claim: device_id,
+        "exp": int(time.time()) + ttl_seconds,
+    }
+    if settings.token_issuer is not None:
+        claims["iss"] = settings.token_issuer
+    if settings.token_audience is not None:
+        claims["aud"] = settings.token_audience
+    return shared_secret(settings).issue(claims)
