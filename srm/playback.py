@@ -1,0 +1,310 @@
+"""Playback sessions: setup, keep-alive, teardown, and what the reaper does to them.
+
+Every rule and every query on sessions is here. Functions take an open connection and never commit; an
+exception undoes what they did. Why the limit is exact under any concurrency:
+
+- Whoever adds a session to an account holds the lock of the account's row. Setups of one account wait
+  for each other, setups of different accounts never do.
+- Under that lock, the lapsed sessions are *ended*, not merely left out of the count. A keep-alive that
+  began before the lapse holds the row, so ending waits for it and looks again: the session stays. A
+  keep-alive that comes later finds the session ended: 410. Counting without ending lets both win.
+- Only then are the sessions that are left counted, in a statement of its own: its snapshot is younger
+  than the lock and than the ending.
+- Whoever ends several sessions of an account locks them in the order of their ids, so that nobody
+  waits in a circle.
+- Keep-alive and teardown lock nothing but the row of their session.
+
+All times are `statement_timestamp()` of the database: `now()` stands still while a transaction waits for
+a lock, and the clocks of hosts differ.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import psycopg
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Result,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+
+from srm import entitlements, policy
+from srm.errors import (
+    AccountNotEnabled,
+    ContentAccessDenied,
+    DeviceNotEnabled,
+    SessionEnded,
+    SessionNotFound,
+)
+from srm.models import Account, AccountProfile, Device, EndedSession, PlaybackSession
+from srm.policy import Limits
+from srm.tokens import Principal
+
+sessions = PlaybackSession.__table__.c
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRef:
+    """What is to be played: contentType and contentID of the API."""
+
+    content_type: str
+    content_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A session that was set up. `timeout_seconds`: None = keep-alive is disabled."""
+
+    session_id: UUID
+    timeout_seconds: int | None
+
+
+def seconds(count: ColumnElement[int | None]) -> ColumnElement[object]:
+    """The interval of that many seconds."""
+    return func.make_interval(*[literal_column("0")] * 6, count)
+
+
+def is_lapsed() -> ColumnElement[bool]:
+    """Whether the timeout of a session has passed; null, so neither, where keep-alive is disabled.
+
+    Subtracts two times instead of adding to a column, which a distributed UPDATE refuses.
+    """
+    return func.statement_timestamp() - sessions.last_keep_alive_at >= seconds(sessions.timeout_seconds)
+
+
+def lapsed_at() -> ColumnElement[datetime]:
+    """The instant at which a session lapses, or did; null where keep-alive is disabled.
+
+    By way of a time without zone: adding to one is immutable, as a distributed UPDATE demands.
+    """
+    heard_at = func.timezone("UTC", sessions.last_keep_alive_at)
+    return func.timezone("UTC", heard_at + seconds(sessions.timeout_seconds))
+
+
+def _lapse(which: ColumnElement[bool]) -> Update:
+    """End those of the sessions that have lapsed, as of the instant of their lapse."""
+    return (
+        update(PlaybackSession)
+        .where(which, sessions.ended_at.is_(None), is_lapsed())
+        .values(ended_at=lapsed_at(), end_reason="expired")
+    )
+
+
+def set_up(db: Connection, principal: Principal, content: ContentRef) -> Admission:
+    """Take a slot for one more session of the account and device.
+
+    AccountNotEnabled, DeviceNotEnabled, ContentAccessDenied or SessionLimitReached when it may not be,
+    checked in this order (wire contract). The caller commits before it answers.
+    """
+    account_id = principal.account_id
+    # Alone in its statement: what is read together with a lock may be older than the lock.
+    account = db.execute(
+        select(Account.enabled).where(Account.account_id == account_id).with_for_update(key_share=True)
+    ).one_or_none()
+    if account is None or not account.enabled:
+        raise AccountNotEnabled
+
+    terms = db.execute(
+        select(
+            AccountProfile.max_sessions,
+            AccountProfile.timeout_seconds,
+            Device.enabled.label("device_enabled"),
+            entitlements.is_granted(account_id, content.content_type, content.content_id).label("granted"),
+        )
+        .select_from(Account)
+        .join(AccountProfile, AccountProfile.profile_id == Account.profile_id)
+        .outerjoin(Device, and_(Device.account_id == account_id, Device.device_id == principal.device_id))
+        .where(Account.account_id == account_id)
+    ).one()
+    if not terms.device_enabled:
+        raise DeviceNotEnabled
+    if not terms.granted:
+        raise ContentAccessDenied
+
+    _end_lapsed(db, account_id)
+    policy.check(Limits(terms.max_sessions), _active(db, account_id))
+
+    admission = Admission(uuid4(), terms.timeout_seconds)
+    db.execute(
+        insert(PlaybackSession),
+        {
+            "account_id": account_id,
+            "session_id": admission.session_id,
+            "device_id": principal.device_id,
+            "content_type": content.content_type,
+            "content_id": content.content_id,
+            "timeout_seconds": terms.timeout_seconds,
+            "max_sessions": terms.max_sessions,
+        },
+    )
+    return admission
+
+
+def _end_lapsed(db: Connection, account_id: str) -> None:
+    """End the lapsed sessions of the account. The caller holds the lock of the account."""
+    in_order = (
+        select(sessions.session_id)
+        .where(sessions.account_id == account_id, sessions.ended_at.is_(None), is_lapsed())
+        .order_by(sessions.session_id)
+        .with_for_update()
+    )
+    db.execute(_lapse(and_(sessions.account_id == account_id, sessions.session_id.in_(in_order))))
+
+
+def _active(db: Connection, account_id: str) -> Sequence[UUID]:
+    """The sessions of the account that hold a slot, once its lapsed ones are ended.
+
+    A statement of its own, after the ending: its snapshot shows what others, whom the ending had to
+    wait for, made of the sessions meanwhile.
+    """
+    return (
+        db.execute(select(sessions.session_id).where(sessions.account_id == account_id, sessions.ended_at.is_(None)))
+        .scalars()
+        .all()
+    )
+
+
+def _own_live_session() -> ColumnElement[bool]:
+    """The session named by `of_account`, `of_session` and `of_device`, as long as it is active."""
+    return and_(
+        sessions.account_id == bindparam("of_account"),
+        sessions.session_id == bindparam("of_session"),
+        sessions.device_id == bindparam("of_device"),
+        sessions.ended_at.is_(None),
+        is_lapsed().is_not(True),
+    )
+
+
+# Of two keep-alives the younger one counts, in whichever order they get hold of the row.
+KEEP_ALIVE = str(
+    update(PlaybackSession)
+    .where(_own_live_session())
+    .values(last_keep_alive_at=func.greatest(sessions.last_keep_alive_at, func.statement_timestamp()))
+    .compile(dialect=PGDialect_psycopg())  # type: ignore[no-untyped-call]
+)
+TEAR_DOWN = (
+    update(PlaybackSession)
+    .where(_own_live_session())
+    .values(ended_at=func.statement_timestamp(), end_reason="teardown")
+)
+
+
+def keep_alive(db: psycopg.Cursor[Any], principal: Principal, session_id: UUID) -> bool:
+    """Start the timeout of the session anew; False when the account and device have no such active session.
+
+    `explain` says why not. The hot path: one statement, and nothing between it and the driver.
+    """
+    return db.execute(KEEP_ALIVE, _named(principal, session_id)).rowcount == 1
+
+
+def tear_down(db: Connection, principal: Principal, session_id: UUID) -> None:
+    """End the session and free its slot; nothing happens when this device has torn it down before.
+
+    SessionNotFound and SessionEnded as for `explain`.
+    """
+    if _row_count(db.execute(TEAR_DOWN, _named(principal, session_id))) == 0:
+        explanation = explain(db, principal, session_id)
+        if explanation.end_reason != "teardown":
+            raise explanation
+
+
+def explain(db: Connection, principal: Principal, session_id: UUID) -> SessionEnded:
+    """Why a session is not active. SessionNotFound when there is none for this account and device.
+
+    A lapsed session never comes back, whether or not the reaper has seen it: its slot may be taken.
+    """
+    session = db.execute(
+        select(sessions.end_reason).where(
+            sessions.account_id == principal.account_id,
+            sessions.session_id == session_id,
+            sessions.device_id == principal.device_id,
+        )
+    ).one_or_none()
+    if session is None:
+        raise SessionNotFound
+    return SessionEnded(session.end_reason or "expired")
+
+
+def _named(principal: Principal, session_id: UUID) -> dict[str, object]:
+    return {"of_account": principal.account_id, "of_session": session_id, "of_device": principal.device_id}
+
+
+def _row_count(result: Result[Any]) -> int:
+    return cast("CursorResult[Any]", result).rowcount
+
+
+LAPSED_AT_ONCE = 10_000
+"""Lapsed sessions that the reaper looks for at a time: one scan of the table."""
+
+ENDED_AT_ONCE = 500
+"""Sessions that the reaper ends or moves in one transaction: short, so that nobody waits for it long."""
+
+LAPSE_ONE = _lapse(and_(sessions.account_id == bindparam("of_account"), sessions.session_id == bindparam("of_session")))
+
+
+def find_lapsed(db: Connection) -> list[dict[str, object]]:
+    """Sessions that have lapsed and are not ended yet, at most LAPSED_AT_ONCE, in the order of locking."""
+    lapsed = db.execute(
+        select(sessions.account_id.label("of_account"), sessions.session_id.label("of_session"))
+        .where(sessions.ended_at.is_(None), is_lapsed())
+        .order_by(sessions.account_id, sessions.session_id)
+        .limit(LAPSED_AT_ONCE)
+    )
+    return [dict(row) for row in lapsed.mappings()]
+
+
+def end_lapsed(db: Connection, lapsed: Sequence[dict[str, object]]) -> int:
+    """End those of the sessions that are still lapsed; how many those were.
+
+    May be repeated and may meet any other change: a session saved or ended meanwhile is left as it is.
+    """
+    return _row_count(db.execute(LAPSE_ONE, lapsed)) if lapsed else 0
+
+
+def months_to_archive(db: Connection, retention_seconds: int) -> list[datetime]:
+    """The months (UTC) in which the sessions ended that `archive` would move now."""
+    month = func.date_trunc("month", sessions.ended_at, "UTC").label("month")
+    return list(db.execute(select(month).where(_is_kept_long_enough(retention_seconds)).distinct()).scalars())
+
+
+def archive(db: Connection, retention_seconds: int) -> int:
+    """Move sessions that ended longer ago than that to the history, at most ENDED_AT_ONCE; how many.
+
+    One statement: a session is in one table or in the other, never in both or in none.
+    """
+    ended = (
+        select(sessions.account_id, sessions.session_id)
+        .where(_is_kept_long_enough(retention_seconds))
+        .order_by(sessions.ended_at)
+        .limit(ENDED_AT_ONCE)
+    )
+    names = [column.name for column in EndedSession.__table__.columns]
+    moved = (
+        delete(PlaybackSession)
+        .where(tuple_(sessions.account_id, sessions.session_id).in_(ended), sessions.ended_at.is_not(None))
+        .returning(*(sessions[name] for name in names))
+        .cte("moved")
+    )
+    statement = insert(EndedSession).from_select(names, select(*(moved.c[name] for name in names)))
+    return _row_count(db.execute(statement, execution_options={"preserve_rowcount": True}))
+
+
+def _is_kept_long_enough(retention_seconds: int) -> ColumnElement[bool]:
+    age = func.statement_timestamp() - sessions.ended_at
+    return and_(sessions.ended_at.is_not(None), age >= seconds(literal(retention_seconds)))
