@@ -1,0 +1,1 @@
+"""HTTP: what all versions of the API share."""

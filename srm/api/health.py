@@ -1,0 +1,29 @@
+"""/healthz and /readyz, for load balancers and supervisors."""
+
+from flask import Blueprint, Response, jsonify
+
+from srm import schema
+from srm.database import Database
+from srm.errors import DependencyUnavailable, StartupError
+
+
+def create_blueprint(database: Database) -> Blueprint:
+    """The routes that say how the process is."""
+    blueprint = Blueprint("health", __name__)
+
+    @blueprint.get("/healthz")
+    def alive() -> Response:
+        """200 as long as the process answers at all."""
+        return jsonify(status="alive")
+
+    @blueprint.get("/readyz")
+    def ready() -> Response:
+        """200 when the database can be reached and its schema is at head; else 503, which says what is wrong."""
+        try:
+            with database.transaction() as db:
+                schema.check_at_head(db)
+        except StartupError as error:
+            raise DependencyUnavailable(str(error)) from error
+        return jsonify(status="ready", schema=schema.head_revision())
+
+    return blueprint

@@ -1,0 +1,102 @@
+"""The client API, v1: setup, keep-alive and teardown of playback sessions.
+
+A view reads the request, lets `playback` decide within a transaction, and writes the answer once the
+transaction is on disk. Errors leave as exceptions; `envelope` turns them into answers.
+"""
+
+import re
+from uuid import UUID
+
+from flask import Blueprint, Response, g, request
+from pydantic import ValidationError
+
+from srm import playback
+from srm.api.v1 import schemas
+from srm.database import Database
+from srm.errors import MalformedRequest
+from srm.playback import ContentRef
+from srm.tokens import Principal, TokenVerifier
+
+UUID_FORM = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+"""The text form of RFC 9562, in either case; `UUID()` alone takes more."""
+
+
+class Empty(Response):
+    """200 without a body, and so without a type."""
+
+    default_mimetype = None
+
+
+DONE = Empty()
+"""Shared by all requests: nothing in it is a request's own, and making one costs as much as the token."""
+
+
+def create_blueprint(database: Database, tokens: TokenVerifier) -> Blueprint:
+    """The routes of the client API, to be registered under `/srm/v1` and under `/srm`."""
+    blueprint = Blueprint("v1", __name__)
+
+    @blueprint.post("/sessions")
+    def set_up() -> Response:
+        setup = _parse_setup()
+        principal = _authenticate(tokens)
+        content = ContentRef(setup.content.contentType, setup.content.contentID)
+        with database.transaction() as db:
+            admission = playback.set_up(db, principal, content)
+        success = schemas.Setup(sessionId=admission.session_id, timeout=admission.timeout_seconds)
+        body = schemas.SuccessResponse(successResponse=success).model_dump_json(exclude_none=True)
+        return Response(body, mimetype="application/json")
+
+    @blueprint.put("/sessions/<session_id>")
+    def keep_alive(session_id: str) -> Response:
+        session = _parse_session_id(session_id)
+        principal = _authenticate(tokens)
+        with database.hot() as db:
+            is_active = playback.keep_alive(db, principal, session)
+        if not is_active:
+            with database.transaction() as transaction:
+                raise playback.explain(transaction, principal, session)
+        return DONE
+
+    @blueprint.delete("/sessions/<session_id>")
+    def tear_down(session_id: str) -> Response:
+        session = _parse_session_id(session_id)
+        principal = _authenticate(tokens)
+        with database.transaction() as db:
+            playback.tear_down(db, principal, session)
+        return DONE
+
+    return blueprint
+
+
+def _parse_setup() -> schemas.SetupRequest:
+    """The body, read as JSON whatever Content-Type says: set-top boxes send odd ones."""
+    try:
+        return schemas.SetupRequest.model_validate_json(_read_body())
+    except ValidationError as error:
+        raise MalformedRequest from error
+
+
+def _parse_session_id(text: str) -> UUID:
+    if "CONTENT_LENGTH" in request.environ or "HTTP_TRANSFER_ENCODING" in request.environ:
+        _read_body()  # nothing is expected in it, but it may not be too large either
+    if not UUID_FORM.fullmatch(text):
+        raise MalformedRequest
+    return UUID(text)
+
+
+def _read_body() -> bytes:
+    """The body. RequestEntityTooLarge past MAX_CONTENT_LENGTH; MalformedRequest when it is cut or ill-chunked."""
+    try:
+        return request.get_data(cache=False)
+    except OSError as error:
+        raise MalformedRequest from error
+
+
+def _authenticate(tokens: TokenVerifier) -> Principal:
+    """Who asks. MalformedRequest without a Client-Token (wire contract); TokenNotValid when it is wrong."""
+    token = request.environ.get("HTTP_CLIENT_TOKEN")
+    if not token:
+        raise MalformedRequest
+    principal = tokens.verify(token)
+    g.principal = principal
+    return principal

@@ -1,0 +1,43 @@
+"""Builds the application from its parts."""
+
+from flask import Flask
+from flask_swagger_ui import get_swaggerui_blueprint
+
+from srm import config, logs, tokens
+from srm.api import envelope, health
+from srm.api.v1 import openapi, sessions
+from srm.config import Settings
+from srm.database import Database
+
+MAX_BODY_BYTES = 16 * 1024
+PREFIXES = {"pinned": "/srm/v1", "newest": "/srm"}
+"""Every route exists under its version, and under `/srm` as long as that version is the newest."""
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The WSGI application, ready to answer; it connects to the database when the first request comes.
+
+    StartupError when it cannot run with these settings.
+    """
+    settings = settings or config.load()
+    logs.configure(settings.log_format)
+    database = Database(settings.require_database_url(), application_name="srm-api")
+    verifier = tokens.TokenVerifier(tokens.key_from(settings), settings)
+
+    app = Flask("srm", static_folder=None)
+    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES, PROVIDE_AUTOMATIC_OPTIONS=False)
+    app.url_map.merge_slashes = False  # a path is what was asked for, never a redirect to another
+    app.extensions["srm.database"] = database
+
+    client_api = sessions.create_blueprint(database, verifier)
+    for name, prefix in PREFIXES.items():
+        app.register_blueprint(client_api, url_prefix=prefix, name=name)
+        app.register_blueprint(openapi.blueprint, url_prefix=prefix, name=f"{name}-openapi")
+    app.register_blueprint(
+        get_swaggerui_blueprint(
+            "/srm/docs", "/srm/v1/openapi.json", {"app_name": "SRM client API", "validatorUrl": None}
+        )
+    )
+    app.register_blueprint(health.create_blueprint(database))
+    envelope.install(app)
+    return app

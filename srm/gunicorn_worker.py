@@ -1,0 +1,47 @@
+"""What gunicorn itself answers and logs, brought into line with the rest of the service."""
+
+import json
+from typing import Any
+from uuid import uuid4
+
+from gunicorn import glogging, util
+from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
+from gunicorn.workers.gthread import ThreadWorker
+
+from srm import config, logs
+from srm.api import envelope
+from srm.errors import InternalError, MalformedRequest, SrmError
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """Answers what is not HTTP, or too long to be read, in the envelope instead of HTML."""
+
+    def handle_error(self, req: object, client: Any, addr: Any, exc: BaseException) -> None:
+        """Called by gunicorn with a request that never reached the application."""
+        expected = isinstance(exc, ParseException | LimitRequestLine | LimitRequestHeaders)
+        error: SrmError = MalformedRequest() if expected else InternalError()
+        if expected:
+            self.log.info("unreadable request: %s", exc)
+        else:
+            self.log.error("request failed", exc_info=exc)
+        body = json.dumps(envelope.render(error)).encode()
+        head = (
+            f"HTTP/1.1 {error.http_status} {'Bad Request' if expected else 'Internal Server Error'}\r\n"
+            "Connection: close\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
+            f"X-Correlation-Id: {uuid4()}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        try:
+            util.write_nonblock(client, head.encode() + body)
+        except OSError:
+            self.log.debug("client is gone")
+
+
+class Logger(glogging.Logger):  # type: ignore[misc]
+    """Gunicorn's own lines, in the format of all others."""
+
+    def setup(self, cfg: Any) -> None:
+        """Called by gunicorn in the master and in every worker."""
+        super().setup(cfg)
+        self.error_log.handlers = []
+        self.error_log.propagate = True
+        logs.configure(config.load().log_format)
