@@ -1,0 +1,172 @@
+"""The reaper: ends lapsed sessions, moves ended ones to the history, looks after its partitions.
+
+A process of its own. Correctness never waits for it: a lapsed session holds no slot whether or not it has
+been reaped. Any number may run; each piece of work is a short transaction that begins with an advisory
+lock, so one at a time works, and when it dies, however it dies, the next one simply gets the lock.
+"""
+
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from apscheduler.schedulers.background import BackgroundScheduler
+from sqlalchemy import Connection, func, select, text
+
+from srm import playback
+from srm.database import Database
+from srm.errors import DependencyUnavailable
+from srm.models import SCHEMA
+
+log = structlog.get_logger("srm.reaper")
+
+ADVISORY_LOCK = 0x53524D5245  # "SRMRE"
+STATEMENT_TIMEOUT_SECONDS = 30
+MONTHS_AHEAD = 2
+PARTITION = re.compile(r"session_history_(\d{4})_(\d{2})")
+
+
+class Busy(Exception):
+    """Another reaper is at work."""
+
+
+class Reaper:
+    """The work, piece by piece. `stop()` lets the piece in hand finish and begins no other."""
+
+    def __init__(self, database: Database, *, ended_retention_seconds: int, history_retention_days: int) -> None:
+        self._database = database
+        self._ended_retention_seconds = ended_retention_seconds
+        self._history_retention_days = history_retention_days
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Finish the transaction in hand, then nothing more."""
+        self._stopped = True
+
+    def run(self) -> None:
+        """All that is to be done now. Logs what goes wrong instead of raising: the next run comes anyway."""
+        try:
+            expired = self.expire()
+            self.make_partitions()
+            archived = self.archive()
+            dropped = self.drop_partitions()
+        except Busy:
+            log.debug("another reaper is at work")
+        except DependencyUnavailable as error:
+            log.warning("database unavailable", cause=str(error.__cause__).split("\n")[0])
+        except Exception:
+            log.exception("reaper failed")
+        else:
+            if expired or archived or dropped:
+                log.info("reaped", expired=expired, archived=archived, dropped=dropped)
+
+    def expire(self) -> int:
+        """End all lapsed sessions; how many. Busy when another reaper is at work."""
+        ended = 0
+        while not self._stopped:
+            with self._alone() as db:
+                lapsed = playback.find_lapsed(db)
+            for start in range(0, len(lapsed), playback.ENDED_AT_ONCE):
+                if self._stopped:
+                    break
+                with self._alone() as db:
+                    ended += playback.end_lapsed(db, lapsed[start : start + playback.ENDED_AT_ONCE])
+            if len(lapsed) < playback.LAPSED_AT_ONCE:
+                break
+        return ended
+
+    def archive(self) -> int:
+        """Move to the history what has been kept long enough; how many. Busy as for `expire`."""
+        total = 0
+        while not self._stopped:
+            with self._alone() as db:
+                moved = playback.archive(db, self._ended_retention_seconds)
+            total += moved
+            if moved < playback.ENDED_AT_ONCE:
+                break
+        return total
+
+    def make_partitions(self) -> None:
+        """Have a partition for this month, those ahead, and all that the archive needs now."""
+        with self._alone() as db:
+            this_month = db.execute(select(func.date_trunc("month", func.statement_timestamp(), "UTC"))).scalar_one()
+            wanted = {_months_after(this_month, ahead) for ahead in range(MONTHS_AHEAD + 1)}
+            wanted.update(playback.months_to_archive(db, self._ended_retention_seconds))
+            for month in sorted(wanted - set(_partitions(db))):
+                _make_partition(db, month)
+                log.info("partition made", partition=_partition_name(month))
+
+    def drop_partitions(self) -> list[str]:
+        """Drop the partitions that hold nothing younger than the history retention; their names."""
+        dropped = []
+        with self._alone() as db:
+            now: datetime = db.execute(select(func.statement_timestamp())).scalar_one()
+            oldest = now - timedelta(days=self._history_retention_days)
+            for month in _partitions(db):
+                if _months_after(month, 1) <= oldest:
+                    db.execute(text(f"DROP TABLE {SCHEMA}.{_partition_name(month)}"))
+                    dropped.append(_partition_name(month))
+        return dropped
+
+    @contextmanager
+    def _alone(self) -> Iterator[Connection]:
+        """A transaction during which no other reaper works. Busy when one does already."""
+        with self._database.transaction() as db:
+            if not db.execute(select(func.pg_try_advisory_xact_lock(ADVISORY_LOCK))).scalar_one():
+                raise Busy
+            yield db
+
+
+def _months_after(month: datetime, count: int) -> datetime:
+    years, index = divmod(month.month - 1 + count, 12)
+    return month.replace(year=month.year + years, month=index + 1)
+
+
+def _partition_name(month: datetime) -> str:
+    return f"session_history_{month:%Y_%m}"
+
+
+def _partitions(db: Connection) -> list[datetime]:
+    """The months that have a partition, oldest first."""
+    names = db.execute(
+        text(
+            "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
+            "WHERE i.inhparent = CAST(:parent AS regclass)"
+        ),
+        {"parent": f"{SCHEMA}.session_history"},
+    ).scalars()
+    matches = (PARTITION.fullmatch(name) for name in names)
+    return sorted(datetime(int(match[1]), int(match[2]), 1, tzinfo=UTC) for match in matches if match)
+
+
+def _make_partition(db: Connection, month: datetime) -> None:
+    db.execute(
+        text(
+            f"CREATE TABLE {SCHEMA}.{_partition_name(month)} PARTITION OF {SCHEMA}.session_history "
+            f"FOR VALUES FROM ('{month.isoformat()}') TO ('{_months_after(month, 1).isoformat()}')"
+        )
+    )
+
+
+def run_forever(reaper: Reaper, interval_seconds: float) -> None:
+    """Run now and every so often, until SIGTERM or SIGINT; the transaction in hand is finished first."""
+    stopping = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)  # for all threads; one waits for them below
+    scheduler = BackgroundScheduler(timezone=UTC)
+    scheduler.add_job(
+        reaper.run,
+        "interval",
+        seconds=interval_seconds,
+        next_run_time=datetime.now(UTC),
+        max_instances=1,
+        coalesce=True,
+        misfire_grace_time=None,
+    )
+    scheduler.start()
+    log.info("reaper starts", interval_seconds=interval_seconds)
+    received = signal.sigwait(stopping)
+    reaper.stop()
+    scheduler.shutdown()
+    log.info("reaper stopped", signal=signal.Signals(received).name)
