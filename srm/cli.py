@@ -1,0 +1,164 @@
+"""The `srm` command."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.exc import DBAPIError
+
+from srm import audit as audits
+from srm import config, demo, embedded, logs, schema, serving, tokens
+from srm.config import Settings
+from srm.database import Database, is_unavailable
+from srm.errors import DependencyUnavailable, StartupError
+from srm.reaper import STATEMENT_TIMEOUT_SECONDS, Reaper, run_forever
+
+AUDIT_TIMEOUT_SECONDS = 3600
+
+
+@click.group()
+@click.version_option(package_name="srm")
+def cli() -> None:
+    """Session Resource Manager. Configured by environment variables SRM_…; see the README."""
+
+
+@contextmanager
+def _database(settings: Settings, timeout_seconds: float, name: str = "srm-cli") -> Iterator[Database]:
+    """The database in use, with the schema that this version is written for."""
+    with embedded.database_url(settings) as url:
+        database = Database(url, application_name=name, statement_timeout_seconds=timeout_seconds)
+        try:
+            with database.transaction() as db:
+                schema.check_at_head(db)
+            yield database
+        finally:
+            database.dispose()
+
+
+@cli.command()
+@click.option("--bind", help="Address to listen on; default SRM_BIND")
+@click.option("--workers", type=click.IntRange(1), help="Worker processes; default twice the number of cores")
+@click.option("--threads", type=click.IntRange(1), help="Threads of each worker")
+@click.option("--demo", "with_demo", is_flag=True, help="Load the demo data into the embedded database")
+def serve(bind: str | None, workers: int | None, threads: int | None, with_demo: bool) -> None:
+    """Run gunicorn and the reaper, and the embedded database when no other is configured."""
+    settings = config.load() if bind is None else config.load(bind=bind)
+    logs.configure(settings.log_format)
+    serving.serve(settings, workers=workers, threads=threads, with_demo=with_demo)
+
+
+@cli.command()
+def reaper() -> None:
+    """Run the reaper alone; any number may run, one at a time works."""
+    settings = config.load()
+    logs.configure(settings.log_format)
+    database = Database(
+        settings.require_database_url(),
+        application_name="srm-reaper",
+        statement_timeout_seconds=STATEMENT_TIMEOUT_SECONDS,
+    )
+    worker = Reaper(
+        database,
+        ended_retention_seconds=settings.ended_retention_seconds,
+        history_retention_days=settings.history_retention_days,
+    )
+    run_forever(worker, settings.reaper_interval_seconds)
+
+
+@cli.group()
+def token() -> None:
+    """Client-Tokens."""
+
+
+@token.command("issue")
+@click.option("--account", required=True, help="Account id")
+@click.option("--device", required=True, help="Device id")
+@click.option("--ttl", type=click.IntRange(1), default=3600, show_default=True, help="Seconds until it expires")
+def issue_token(account: str, device: str, ttl: int) -> None:
+    """Print a Client-Token signed with the configured key."""
+    click.echo(tokens.issue(config.load(), account, device, ttl))
+
+
+@cli.group()
+def db() -> None:
+    """The database."""
+
+
+@db.command("url")
+def print_url() -> None:
+    """Print the URL of the database in use: psql "$(srm db url)"."""
+    settings = config.load()
+    if settings.database_url is not None:
+        click.echo(settings.database_url.get_secret_value())
+        return
+    server = embedded.EmbeddedServer(settings.data_dir)
+    if not server.is_running():
+        raise StartupError(f"the embedded database in {settings.data_dir} does not run: start `srm serve`")
+    click.echo(server.url)
+
+
+@db.command()
+@click.argument("revision", default="head")
+@click.option("--sql", is_flag=True, help="Print the SQL instead; the revision may be a range, 0001:0003")
+def upgrade(revision: str, sql: bool) -> None:
+    """Run the migrations."""
+    if sql:
+        schema.upgrade("", revision, sql=True)
+        return
+    with embedded.database_url(config.load()) as url:
+        schema.upgrade(url, revision)
+
+
+@cli.command()
+def audit() -> None:
+    """Check from the tables that no account ever held more sessions than its limit; exit code 1 if one did."""
+    with _database(config.load(), AUDIT_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+        found = audits.excesses(connection)
+        checked = audits.counted(connection)
+    if not found:
+        click.echo(f"clean: {checked} sessions checked, no limit was ever exceeded")
+        return
+    table = Table("account", "at", "active", "max_sessions", title=f"limits exceeded in {checked} sessions")
+    for excess in found:
+        table.add_row(excess.account_id, excess.at.isoformat(), str(excess.active), str(excess.max_sessions))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    sys.exit(1)
+
+
+@cli.group("demo")
+def demo_group() -> None:
+    """The demo data."""
+
+
+@demo_group.command("load")
+def load_demo() -> None:
+    """Load the demo data; safe to repeat."""
+    with _database(config.load(), AUDIT_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+        demo.load(connection)
+    click.echo("demo data loaded")
+
+
+def main() -> None:
+    """The command; what an operator can mend is one line on standard error, exit code 1."""
+    try:
+        cli()
+    except StartupError as error:
+        sys.exit(f"srm: {error}")
+    except DependencyUnavailable as error:
+        sys.exit(f"srm: database unavailable: {_first_line(error.__cause__)}")
+    except DBAPIError as error:
+        if not is_unavailable(error):
+            raise
+        sys.exit(f"srm: database unavailable: {_first_line(error)}")
+
+
+def _first_line(error: BaseException | None) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return str(cause).strip().split("\n")[0]
+
+
+if __name__ == "__main__":
+    main()
