@@ -1,0 +1,132 @@
+"""A PostgreSQL server for the test run, a database in it cloned from a migrated template, and the parts on it.
+
+SRM_TEST_DATABASE_URL, the URL of a superuser, makes the tests use that server instead of the embedded one.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy.engine import make_url
+
+from srm import schema
+from srm.app import create_app
+from srm.config import Settings
+from srm.database import Database
+from srm.embedded import EmbeddedServer
+from srm.reaper import Reaper
+from tests import support
+from tests.support import Factory
+
+for name in [name for name in os.environ if name.startswith("SRM_") and not name.startswith("SRM_TEST_")]:
+    del os.environ[name]  # the tests say themselves what is set
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A superuser's URL of the server of this test run."""
+    if given := os.environ.get("SRM_TEST_DATABASE_URL"):
+        yield given
+        return
+    with EmbeddedServer(tmp_path_factory.mktemp("server")) as server:
+        yield server.url
+
+
+def _execute(server_url: str, statement: str) -> None:
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(statement)  # type: ignore[arg-type]
+
+
+def _in(server_url: str, name: str) -> str:
+    return make_url(server_url).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str) -> Iterator[str]:
+    """The name of a database at head, with partitions, and a catalogue of one film in the product `basic`."""
+    name = f"srm_template_{uuid4().hex[:8]}"
+    _execute(server_url, f'CREATE DATABASE "{name}"')
+    url = _in(server_url, name)
+    schema.upgrade(url)
+    database = Database(url, application_name="srm-tests")
+    Reaper(database, ended_retention_seconds=300, history_retention_days=90).make_partitions()
+    factory = Factory(database)
+    factory.content("film")
+    factory.product("basic", ("COD", "film"))
+    database.dispose()
+    yield name
+    _execute(server_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture(scope="session")
+def clone(server_url: str, template: str) -> Iterator[Callable[[], str]]:
+    """Makes a database of its own for whoever calls it; returns its URL."""
+    with ExitStack() as stack:
+
+        def make() -> str:
+            name = f"srm_test_{uuid4().hex[:8]}"
+            _execute(server_url, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+            stack.callback(_execute, server_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+            return _in(server_url, name)
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def shared_url(clone: Callable[[], str]) -> str:
+    """The database that quick tests share, one after the other."""
+    return clone()
+
+
+@pytest.fixture
+def url(shared_url: str) -> Iterator[str]:
+    """A database with the catalogue of the template, and nothing else."""
+    yield shared_url
+    with psycopg.connect(shared_url, autocommit=True) as connection:
+        connection.execute(
+            "TRUNCATE srm.sessions, srm.session_history, srm.entitlements, srm.devices, srm.accounts, "
+            "srm.account_profiles"
+        )
+        connection.execute("DELETE FROM srm.product_contents WHERE product_id <> 'basic'")
+        connection.execute("DELETE FROM srm.products WHERE product_id <> 'basic'")
+        connection.execute("DELETE FROM srm.contents WHERE content_id <> 'film'")
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    """Connections to it."""
+    database = Database(url, application_name="srm-tests")
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def factory(database: Database) -> Factory:
+    """Makes rows."""
+    return Factory(database)
+
+
+@pytest.fixture
+def settings(url: str, tmp_path: Path) -> Settings:
+    """Settings of the test application."""
+    return Settings(database_url=url, token_secret=support.SECRET, data_dir=tmp_path)
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[Flask]:
+    """The application."""
+    app = create_app(settings)
+    yield app
+    app.extensions["srm.database"].dispose()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    """Calls the application in this process."""
+    return app.test_client()

@@ -1,0 +1,270 @@
+"""What tests build on: rows, tokens, and the service as real processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import jwt
+from sqlalchemy import Connection, func, insert, literal, select, text, update
+
+from srm import models
+from srm.database import Database
+from srm.models import PlaybackSession
+
+SECRET = "a secret of tests, long enough for HS256"
+SETUP = {"content": {"contentID": "film", "contentType": "COD"}}
+ROOT = Path(__file__).parent.parent
+
+
+def issue_token(account: str, device: str, **claims: Any) -> str:
+    """A Client-Token that the test application accepts; claims override, None removes."""
+    content = {"accountId": account, "deviceId": device, "exp": int(time.time()) + 3600, **claims}
+    return jwt.encode({name: value for name, value in content.items() if value is not None}, SECRET, algorithm="HS256")
+
+
+@dataclass
+class Factory:
+    """Makes rows; each call is committed when it returns."""
+
+    database: Database
+
+    def profile(self, profile_id: str = "p", max_sessions: int | None = 3, timeout_seconds: int | None = 30) -> str:
+        self._add(
+            models.AccountProfile,
+            profile_id=profile_id,
+            max_sessions=max_sessions,
+            timeout_seconds=timeout_seconds,
+        )
+        return profile_id
+
+    def account(
+        self,
+        account_id: str = "a",
+        *devices: str,
+        profile: str | None = None,
+        enabled: bool = True,
+        products: tuple[str, ...] = ("basic",),
+        **limits: Any,
+    ) -> str:
+        """An account with devices (default: one called `tv`), entitled to the products.
+
+        Its own profile, with `max_sessions` and `timeout_seconds`, unless one is named.
+        """
+        profile = profile or self.profile(f"profile of {account_id}", **limits)
+        self._add(models.Account, account_id=account_id, profile_id=profile, enabled=enabled)
+        for device in devices or ("tv",):
+            self.device(account_id, device)
+        for product in products:
+            self.entitlement(account_id, product)
+        return account_id
+
+    def device(self, account_id: str, device_id: str, *, enabled: bool = True, group: str = "tv") -> str:
+        self._add(
+            models.Device,
+            account_id=account_id,
+            device_id=device_id,
+            device_group=group,
+            name=f"{device_id} of {account_id}",
+            enabled=enabled,
+        )
+        return device_id
+
+    def content(self, content_id: str, channel_id: str | None = None) -> str:
+        self._add(models.Content, content_id=content_id, channel_id=channel_id)
+        return content_id
+
+    def product(self, product_id: str, *contents: tuple[str, str]) -> str:
+        """A product with (content type, content id)s, which have to exist."""
+        self._add(models.Product, product_id=product_id, name=product_id)
+        for content_type, content_id in contents:
+            self._add(models.ProductContent, product_id=product_id, content_type=content_type, content_id=content_id)
+        return product_id
+
+    def entitlement(self, account_id: str, product_id: str, **validity: Any) -> None:
+        self._add(models.Entitlement, account_id=account_id, product_id=product_id, **validity)
+
+    def session(self, account_id: str = "a", device_id: str = "tv", *, silent_for: float = 0, **columns: Any) -> UUID:
+        """A session that was set up, and last heard of, so many seconds ago."""
+        then = func.statement_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, silent_for)
+        values = {
+            "account_id": account_id,
+            "session_id": uuid4(),
+            "device_id": device_id,
+            "content_type": "COD",
+            "content_id": "film",
+            "timeout_seconds": 30,
+            "max_sessions": 3,
+            **columns,
+        }
+        typed = (literal(value, getattr(PlaybackSession, name).type) for name, value in values.items())
+        names = [*values, "started_at", "last_keep_alive_at"]
+        with self.database.transaction() as db:
+            db.execute(insert(PlaybackSession).from_select(names, select(*typed, then, then)))
+        return values["session_id"]
+
+    def age(self, session_id: UUID | str, seconds: float, *columns: str) -> None:
+        """Move the times of a session into the past."""
+        with self.database.transaction() as db:
+            for column in columns or ("started_at", "last_keep_alive_at"):
+                db.execute(
+                    text(
+                        f"UPDATE srm.sessions SET {column} = {column} - make_interval(secs => :s) "
+                        "WHERE session_id = :id"
+                    ),
+                    {"s": seconds, "id": session_id},
+                )
+
+    def change(self, model: type, where: dict[str, Any], **values: Any) -> None:
+        """Update rows of a table."""
+        with self.database.transaction() as db:
+            db.execute(
+                update(model).where(*(getattr(model, name) == value for name, value in where.items())).values(values)
+            )
+
+    def _add(self, model: type, **columns: Any) -> None:
+        with self.database.transaction() as db:
+            db.execute(insert(model), columns)
+
+
+def rows(db_or_database: Connection | Database, sql: str, **parameters: Any) -> list[Any]:
+    """The rows of a query."""
+    if isinstance(db_or_database, Database):
+        with db_or_database.transaction() as db:
+            return list(db.execute(text(sql), parameters))
+    return list(db_or_database.execute(text(sql), parameters))
+
+
+def session_row(database: Database, session_id: UUID | str) -> Any:
+    """The row of a session in `sessions`."""
+    return rows(database, "SELECT * FROM srm.sessions WHERE session_id = :id", id=session_id)[0]
+
+
+def free_port() -> int:
+    """A port nobody listens on, at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment of a command: ours without SRM_…, and with the variables."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SRM_")}
+    return {**clean, **variables}
+
+
+def python_m(*arguments: str) -> list[str]:
+    """A command that runs a module of this virtual environment."""
+    return [sys.executable, "-m", *arguments]
+
+
+@dataclass
+class Process:
+    """A running command, its output in a file."""
+
+    popen: subprocess.Popen[bytes]
+    output: Path
+
+    def text(self) -> str:
+        """What it has printed so far."""
+        return self.output.read_text()
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 30) -> int:
+        """Send it the signal and wait for its end; its exit code."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+        return self.popen.wait(timeout)
+
+    def kill_group(self) -> None:
+        """SIGKILL to all that is left of it."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+
+
+@contextmanager
+def running(command: list[str], output: Path, cwd: Path = ROOT, **variables: str) -> Iterator[Process]:
+    """Run a command in a process group of its own; kill what is left of it at the end."""
+    with output.open("ab") as file:
+        popen = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            cwd=cwd,
+            env=environment(**variables),
+            start_new_session=True,
+        )
+    process = Process(popen, output)
+    try:
+        yield process
+    finally:
+        process.kill_group()
+
+
+def wait_until(condition: Any, timeout: float = 30, every: float = 0.05) -> None:
+    """Wait for a condition; AssertionError when it does not come true in time."""
+    give_up_at = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < give_up_at, f"not true after {timeout} s: {condition}"
+        time.sleep(every)
+
+
+@contextmanager
+def api(url: str, output: Path, workers: int = 2, threads: int = 2, **variables: str) -> Iterator[tuple[str, Process]]:
+    """The API under gunicorn, several processes; its base URL and the gunicorn master."""
+    port = free_port()
+    command = python_m("gunicorn", "--config", "python:srm.gunicorn_conf", "--bind", f"127.0.0.1:{port}")
+    command += ["--workers", str(workers), "--threads", str(threads), "wsgi:app"]
+    base = f"http://127.0.0.1:{port}"
+    with running(command, output, SRM_DATABASE_URL=url, SRM_TOKEN_SECRET=SECRET, **variables) as process:
+
+        def is_ready() -> bool:
+            assert process.popen.poll() is None, process.text()
+            try:
+                return httpx.get(f"{base}/readyz", timeout=5).is_success
+            except httpx.HTTPError:
+                return False
+
+        wait_until(is_ready)
+        yield base, process
+
+
+@contextmanager
+def reaper(url: str, output: Path, interval: float = 0.5, **variables: str) -> Iterator[Process]:
+    """A reaper process."""
+    with running(
+        python_m("srm.cli", "reaper"),
+        output,
+        SRM_DATABASE_URL=url,
+        SRM_REAPER_INTERVAL_SECONDS=str(interval),
+        **variables,
+    ) as process:
+        yield process
+
+
+def audit(url: str) -> subprocess.CompletedProcess[str]:
+    """`srm audit` on that database."""
+    return subprocess.run(
+        python_m("srm.cli", "audit"),
+        env=environment(SRM_DATABASE_URL=url),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def assert_audit_clean(url: str) -> None:
+    """The load tests end with it."""
+    result = audit(url)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "clean" in result.stdout
