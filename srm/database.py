@@ -1,25 +1,31 @@
 """Connections to PostgreSQL: bounded in time, READ COMMITTED, and one kind of error when it is away.
 
-Two ways in: `transaction()` for all that must last, by SQLAlchemy; `hot()` for the keep-alive, by psycopg
-itself on a connection that the thread keeps. Keep-alives are a hundred to one, and the way through the
-pool and the statement cache of SQLAlchemy costs more than the statement (`make bench`).
+The statements of a request are written with SQLAlchemy, `compiled` once, and sent by psycopg on connections that
+the thread keeps: SQLAlchemy's own way to execute costs several times what the statement does. Three ways in:
+
+- `hot()`: the keep-alive, which may be lost in a crash of the database, as it comes again;
+- `request()`: all else of the client API, a transaction that lasts;
+- `transaction()`: all that is not done by the thousand a second; SQLAlchemy as everybody knows it.
 """
 
 import select
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, TypeAlias, TypeVar
+from weakref import WeakSet
 
 import psycopg
 from psycopg.abc import PQGen
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import ClauseElement, ColumnElement, Connection, Text, create_engine, event, literal_column
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 
-from srm.errors import DependencyUnavailable
+from srm.errors import DependencyUnavailable, SrmError
 
 Result = TypeVar("Result")
+Cursor: TypeAlias = psycopg.Cursor[Any]
 
 CONNECT_TIMEOUT_SECONDS = 2
 """To one server; the least that libpq takes."""
@@ -76,6 +82,7 @@ class Database:
         self._settings = {"statement_timeout": milliseconds, "lock_timeout": milliseconds, "timezone": "UTC"}
         self._answer_timeout_seconds = statement_timeout_seconds + SILENCE_SECONDS
         self._thread = threading.local()
+        self._kept_by_threads: WeakSet[BoundedConnection] = WeakSet()
         self._engine = create_engine(
             self.url,
             creator=self._connect,
@@ -106,23 +113,70 @@ class Database:
             yield db
 
     @contextmanager
-    def hot(self) -> Iterator[psycopg.Cursor[Any]]:
-        """The thread's own cursor, on which a statement is a transaction and does not wait for the disk.
+    def request(self) -> Iterator[Cursor]:
+        """A transaction on the thread's own connection, for `compiled` statements; otherwise as above.
+
+        A refusal (SrmError) is committed too: it is an answer, and what was found on the way to it, such as
+        lapsed sessions, stays found. It does not wait for the disk, since nothing was promised. (A rollback
+        would also make psycopg forget all prepared statements.) Any other exception rolls back.
+        """
+        with _unavailable_when_away():
+            cursor = self._own_cursor("durable", autocommit=False)
+            try:
+                yield cursor
+            except SrmError:
+                cursor.execute("SET LOCAL synchronous_commit = off")
+                cursor.connection.commit()
+                raise
+            except BaseException:
+                with suppress(psycopg.Error):
+                    cursor.connection.rollback()
+                raise
+            cursor.connection.commit()
+
+    @contextmanager
+    def hot(self) -> Iterator[Cursor]:
+        """For `compiled` statements each of which is a transaction, and does not wait for the disk.
 
         A crash of the database may lose the last fraction of a second of it: only for what is repeated
         anyway. DependencyUnavailable when the database is away.
         """
         with _unavailable_when_away():
-            cursor: psycopg.Cursor[Any] | None = getattr(self._thread, "cursor", None)
-            if cursor is None or cursor.connection.closed or is_dead(cursor.connection):
-                connection = self._connect(synchronous_commit="off")
-                connection.autocommit = True
-                self._thread.cursor = cursor = connection.cursor()
-            yield cursor
+            yield self._own_cursor("hot", autocommit=True, synchronous_commit="off")
+
+    def _own_cursor(self, name: str, *, autocommit: bool, **settings: str) -> Cursor:
+        """The thread's cursor of that name, on a connection of its own; a dead one is replaced."""
+        cursor: Cursor | None = getattr(self._thread, name, None)
+        if cursor is None or cursor.connection.closed or is_dead(cursor.connection):
+            if cursor is not None:
+                cursor.connection.close()
+            connection = self._connect(**settings)
+            connection.autocommit = autocommit
+            connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+            self._kept_by_threads.add(connection)
+            cursor = connection.cursor()
+            setattr(self._thread, name, cursor)
+        return cursor
 
     def dispose(self) -> None:
-        """Close all connections that are not in use."""
+        """Close all connections. No thread may use one any more."""
         self._engine.dispose()
+        for connection in list(self._kept_by_threads):
+            connection.close()
+
+
+def compiled(statement: ClauseElement) -> str:
+    """The statement as psycopg sends it, its parameters named as its `bindparam`s are."""
+    dialect = PGDialect_psycopg(paramstyle="pyformat")  # type: ignore[no-untyped-call]
+    result = statement.compile(dialect=dialect)
+    if constants := [name for name, value in result.params.items() if value is not None]:
+        raise ValueError(f"write these as constant(): {constants}")
+    return str(result)
+
+
+def constant(word: str) -> ColumnElement[str]:
+    """A word of our own, as a literal of the statement instead of a parameter."""
+    return literal_column(f"'{word}'", type_=Text())
 
 
 def sqlalchemy_url(url: str) -> URL:

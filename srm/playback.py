@@ -24,13 +24,15 @@ from datetime import datetime
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-import psycopg
 from sqlalchemy import (
     ColumnElement,
     Connection,
     CursorResult,
+    Integer,
     Result,
+    Text,
     Update,
+    Uuid,
     and_,
     bindparam,
     delete,
@@ -42,9 +44,9 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from srm import entitlements, policy
+from srm.database import Cursor, compiled, constant
 from srm.errors import (
     AccountNotEnabled,
     ContentAccessDenied,
@@ -93,8 +95,8 @@ def lapsed_at() -> ColumnElement[datetime]:
 
     By way of a time without zone: adding to one is immutable, as a distributed UPDATE demands.
     """
-    heard_at = func.timezone("UTC", sessions.last_keep_alive_at)
-    return func.timezone("UTC", heard_at + seconds(sessions.timeout_seconds))
+    utc = constant("UTC")
+    return func.timezone(utc, func.timezone(utc, sessions.last_keep_alive_at) + seconds(sessions.timeout_seconds))
 
 
 def _lapse(which: ColumnElement[bool]) -> Update:
@@ -102,110 +104,103 @@ def _lapse(which: ColumnElement[bool]) -> Update:
     return (
         update(PlaybackSession)
         .where(which, sessions.ended_at.is_(None), is_lapsed())
-        .values(ended_at=lapsed_at(), end_reason="expired")
+        .values(ended_at=lapsed_at(), end_reason=constant("expired"))
     )
 
 
-def set_up(db: Connection, principal: Principal, content: ContentRef) -> Admission:
+# The statements of the client API, compiled once: to build and look them up anew costs ten times what psycopg needs
+# to send them. `of_…` are their parameters; each names one account, in every table of an account that it touches.
+
+OF_ACCOUNT = bindparam("of_account", type_=Text)
+OF_SESSION = bindparam("of_session", type_=Uuid)
+OF_DEVICE = bindparam("of_device", type_=Text)
+OF_CONTENT_TYPE = bindparam("of_content_type", type_=Text)
+OF_CONTENT = bindparam("of_content", type_=Text)
+
+# Alone in its statement: what is read together with a lock may be older than the lock.
+LOCK_ACCOUNT = compiled(select(Account.enabled).where(Account.account_id == OF_ACCOUNT).with_for_update(key_share=True))
+LAPSED_IN_ORDER = (
+    select(sessions.session_id)
+    .where(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None), is_lapsed())
+    .order_by(sessions.session_id)
+    .with_for_update()
+)
+END_LAPSED_AND_GET_TERMS = compiled(
+    select(
+        Device.enabled,
+        entitlements.is_granted(OF_ACCOUNT, OF_CONTENT_TYPE, OF_CONTENT),
+        AccountProfile.max_sessions,
+        AccountProfile.timeout_seconds,
+    )
+    .select_from(Account)
+    .join(AccountProfile, AccountProfile.profile_id == Account.profile_id)
+    .outerjoin(Device, and_(Device.account_id == OF_ACCOUNT, Device.device_id == OF_DEVICE))
+    .where(Account.account_id == OF_ACCOUNT)
+    .add_cte(_lapse(and_(sessions.account_id == OF_ACCOUNT, sessions.session_id.in_(LAPSED_IN_ORDER))).cte("ended"))
+)
+# Once more on its own: the snapshot shows what became of those whom the ending had to wait for.
+LIST_ACTIVE = compiled(
+    select(sessions.session_id).where(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None))
+)
+ADMIT = compiled(
+    insert(PlaybackSession).values(
+        account_id=OF_ACCOUNT,
+        session_id=OF_SESSION,
+        device_id=OF_DEVICE,
+        content_type=OF_CONTENT_TYPE,
+        content_id=OF_CONTENT,
+        timeout_seconds=bindparam("timeout_seconds", type_=Integer),
+        max_sessions=bindparam("max_sessions", type_=Integer),
+    )
+)
+OWN_SESSION = and_(
+    sessions.account_id == OF_ACCOUNT, sessions.session_id == OF_SESSION, sessions.device_id == OF_DEVICE
+)
+OWN_ACTIVE_SESSION = and_(OWN_SESSION, sessions.ended_at.is_(None), is_lapsed().is_not(True))
+# Of two keep-alives the younger one counts, in whichever order they get hold of the row.
+KEEP_ALIVE = compiled(
+    update(PlaybackSession)
+    .where(OWN_ACTIVE_SESSION)
+    .values(last_keep_alive_at=func.greatest(sessions.last_keep_alive_at, func.statement_timestamp()))
+)
+TEAR_DOWN = compiled(
+    update(PlaybackSession)
+    .where(OWN_ACTIVE_SESSION)
+    .values(ended_at=func.statement_timestamp(), end_reason=constant("teardown"))
+)
+EXPLAIN = compiled(select(sessions.end_reason).where(OWN_SESSION))
+
+
+def set_up(db: Cursor, principal: Principal, content: ContentRef) -> Admission:
     """Take a slot for one more session of the account and device.
 
     AccountNotEnabled, DeviceNotEnabled, ContentAccessDenied or SessionLimitReached when it may not be,
     checked in this order (wire contract). The caller commits before it answers.
     """
-    account_id = principal.account_id
-    # Alone in its statement: what is read together with a lock may be older than the lock.
-    account = db.execute(
-        select(Account.enabled).where(Account.account_id == account_id).with_for_update(key_share=True)
-    ).one_or_none()
-    if account is None or not account.enabled:
+    names = {
+        "of_account": principal.account_id,
+        "of_device": principal.device_id,
+        "of_content_type": content.content_type,
+        "of_content": content.content_id,
+    }
+    account = db.execute(LOCK_ACCOUNT, names).fetchone()
+    if account is None or not account[0]:
         raise AccountNotEnabled
-
-    terms = db.execute(
-        select(
-            AccountProfile.max_sessions,
-            AccountProfile.timeout_seconds,
-            Device.enabled.label("device_enabled"),
-            entitlements.is_granted(account_id, content.content_type, content.content_id).label("granted"),
-        )
-        .select_from(Account)
-        .join(AccountProfile, AccountProfile.profile_id == Account.profile_id)
-        .outerjoin(Device, and_(Device.account_id == account_id, Device.device_id == principal.device_id))
-        .where(Account.account_id == account_id)
-    ).one()
-    if not terms.device_enabled:
+    terms = db.execute(END_LAPSED_AND_GET_TERMS, names).fetchone()
+    device_enabled, granted, max_sessions, timeout_seconds = terms or (False,) * 4
+    if not device_enabled:
         raise DeviceNotEnabled
-    if not terms.granted:
+    if not granted:
         raise ContentAccessDenied
-
-    _end_lapsed(db, account_id)
-    policy.check(Limits(terms.max_sessions), _active(db, account_id))
-
-    admission = Admission(uuid4(), terms.timeout_seconds)
-    db.execute(
-        insert(PlaybackSession),
-        {
-            "account_id": account_id,
-            "session_id": admission.session_id,
-            "device_id": principal.device_id,
-            "content_type": content.content_type,
-            "content_id": content.content_id,
-            "timeout_seconds": terms.timeout_seconds,
-            "max_sessions": terms.max_sessions,
-        },
-    )
+    active = db.execute(LIST_ACTIVE, names).fetchall()
+    policy.check(Limits(max_sessions), active)
+    admission = Admission(uuid4(), timeout_seconds)
+    limits = {"timeout_seconds": timeout_seconds, "max_sessions": max_sessions}
+    db.execute(ADMIT, {**names, **limits, "of_session": admission.session_id})
     return admission
 
 
-def _end_lapsed(db: Connection, account_id: str) -> None:
-    """End the lapsed sessions of the account. The caller holds the lock of the account."""
-    in_order = (
-        select(sessions.session_id)
-        .where(sessions.account_id == account_id, sessions.ended_at.is_(None), is_lapsed())
-        .order_by(sessions.session_id)
-        .with_for_update()
-    )
-    db.execute(_lapse(and_(sessions.account_id == account_id, sessions.session_id.in_(in_order))))
-
-
-def _active(db: Connection, account_id: str) -> Sequence[UUID]:
-    """The sessions of the account that hold a slot, once its lapsed ones are ended.
-
-    A statement of its own, after the ending: its snapshot shows what others, whom the ending had to
-    wait for, made of the sessions meanwhile.
-    """
-    return (
-        db.execute(select(sessions.session_id).where(sessions.account_id == account_id, sessions.ended_at.is_(None)))
-        .scalars()
-        .all()
-    )
-
-
-def _own_live_session() -> ColumnElement[bool]:
-    """The session named by `of_account`, `of_session` and `of_device`, as long as it is active."""
-    return and_(
-        sessions.account_id == bindparam("of_account"),
-        sessions.session_id == bindparam("of_session"),
-        sessions.device_id == bindparam("of_device"),
-        sessions.ended_at.is_(None),
-        is_lapsed().is_not(True),
-    )
-
-
-# Of two keep-alives the younger one counts, in whichever order they get hold of the row.
-KEEP_ALIVE = str(
-    update(PlaybackSession)
-    .where(_own_live_session())
-    .values(last_keep_alive_at=func.greatest(sessions.last_keep_alive_at, func.statement_timestamp()))
-    .compile(dialect=PGDialect_psycopg())  # type: ignore[no-untyped-call]
-)
-TEAR_DOWN = (
-    update(PlaybackSession)
-    .where(_own_live_session())
-    .values(ended_at=func.statement_timestamp(), end_reason="teardown")
-)
-
-
-def keep_alive(db: psycopg.Cursor[Any], principal: Principal, session_id: UUID) -> bool:
+def keep_alive(db: Cursor, principal: Principal, session_id: UUID) -> bool:
     """Start the timeout of the session anew; False when the account and device have no such active session.
 
     `explain` says why not. The hot path: one statement, and nothing between it and the driver.
@@ -213,40 +208,30 @@ def keep_alive(db: psycopg.Cursor[Any], principal: Principal, session_id: UUID) 
     return db.execute(KEEP_ALIVE, _named(principal, session_id)).rowcount == 1
 
 
-def tear_down(db: Connection, principal: Principal, session_id: UUID) -> None:
+def tear_down(db: Cursor, principal: Principal, session_id: UUID) -> None:
     """End the session and free its slot; nothing happens when this device has torn it down before.
 
     SessionNotFound and SessionEnded as for `explain`.
     """
-    if _row_count(db.execute(TEAR_DOWN, _named(principal, session_id))) == 0:
+    if db.execute(TEAR_DOWN, _named(principal, session_id)).rowcount == 0:
         explanation = explain(db, principal, session_id)
         if explanation.end_reason != "teardown":
             raise explanation
 
 
-def explain(db: Connection, principal: Principal, session_id: UUID) -> SessionEnded:
+def explain(db: Cursor, principal: Principal, session_id: UUID) -> SessionEnded:
     """Why a session is not active. SessionNotFound when there is none for this account and device.
 
     A lapsed session never comes back, whether or not the reaper has seen it: its slot may be taken.
     """
-    session = db.execute(
-        select(sessions.end_reason).where(
-            sessions.account_id == principal.account_id,
-            sessions.session_id == session_id,
-            sessions.device_id == principal.device_id,
-        )
-    ).one_or_none()
+    session = db.execute(EXPLAIN, _named(principal, session_id)).fetchone()
     if session is None:
         raise SessionNotFound
-    return SessionEnded(session.end_reason or "expired")
+    return SessionEnded(session[0] or "expired")
 
 
 def _named(principal: Principal, session_id: UUID) -> dict[str, object]:
     return {"of_account": principal.account_id, "of_session": session_id, "of_device": principal.device_id}
-
-
-def _row_count(result: Result[Any]) -> int:
-    return cast("CursorResult[Any]", result).rowcount
 
 
 LAPSED_AT_ONCE = 10_000
@@ -274,7 +259,8 @@ def end_lapsed(db: Connection, lapsed: Sequence[dict[str, object]]) -> int:
 
     May be repeated and may meet any other change: a session saved or ended meanwhile is left as it is.
     """
-    return _row_count(db.execute(LAPSE_ONE, lapsed)) if lapsed else 0
+    one = _lapse(and_(sessions.account_id == OF_ACCOUNT, sessions.session_id == OF_SESSION))
+    return _row_count(db.execute(one, lapsed)) if lapsed else 0
 
 
 def months_to_archive(db: Connection, retention_seconds: int) -> list[datetime]:
@@ -303,6 +289,10 @@ def archive(db: Connection, retention_seconds: int) -> int:
     )
     statement = insert(EndedSession).from_select(names, select(*(moved.c[name] for name in names)))
     return _row_count(db.execute(statement, execution_options={"preserve_rowcount": True}))
+
+
+def _row_count(result: Result[Any]) -> int:
+    return cast("CursorResult[Any]", result).rowcount
 
 
 def _is_kept_long_enough(retention_seconds: int) -> ColumnElement[bool]:
