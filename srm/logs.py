@@ -18,10 +18,14 @@ def _add_correlation_id(_: Any, __: str, event: structlog.typing.EventDict) -> s
     return event
 
 
-def configure(log_format: Literal["console", "json"], level: str = "INFO") -> None:
-    """Send every log line of this process, libraries included, to standard error in the format."""
+def configure(log_format: Literal["console", "json"]) -> None:
+    """Send every log line of this process, libraries included, to standard error in the format.
+
+    Our own lines go there directly: there is one for every refusal, and by way of the standard library it
+    would cost as much as the refusal.
+    """
     shared: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
+        structlog.processors.add_log_level,
         _add_correlation_id,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -35,9 +39,9 @@ def configure(log_format: Literal["console", "json"], level: str = "INFO") -> No
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[*shared, *rendering],
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -49,6 +53,6 @@ def configure(log_format: Literal["console", "json"], level: str = "INFO") -> No
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level)
+    root.setLevel(logging.INFO)
     for name in ("apscheduler", "alembic", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
