@@ -9,7 +9,6 @@ from srm.api.v1 import openapi, sessions
 from srm.config import Settings
 from srm.database import Database
 
-MAX_BODY_BYTES = 16 * 1024
 PREFIXES = {"pinned": "/srm/v1", "newest": "/srm"}
 """Every route exists under its version, and under `/srm` as long as that version is the newest."""
 
@@ -25,14 +24,14 @@ def create_app(settings: Settings | None = None) -> Flask:
     verifier = tokens.TokenVerifier(tokens.key_from(settings), settings)
 
     app = Flask("srm", static_folder=None)
-    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES, PROVIDE_AUTOMATIC_OPTIONS=False)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # 405, as for any method that is not there
     app.url_map.merge_slashes = False  # a path is what was asked for, never a redirect to another
     app.extensions["srm.database"] = database
 
     client_api = sessions.create_blueprint(database, verifier)
+    client_api.add_url_rule("/openapi.json", view_func=openapi.show)
     for name, prefix in PREFIXES.items():
         app.register_blueprint(client_api, url_prefix=prefix, name=name)
-        app.register_blueprint(openapi.blueprint, url_prefix=prefix, name=f"{name}-openapi")
     app.register_blueprint(
         get_swaggerui_blueprint(
             "/srm/docs", "/srm/v1/openapi.json", {"app_name": "SRM client API", "validatorUrl": None}

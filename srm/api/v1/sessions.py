@@ -13,9 +13,11 @@ from pydantic import ValidationError
 from srm import playback
 from srm.api.v1 import schemas
 from srm.database import Database
-from srm.errors import MalformedRequest
+from srm.errors import MalformedRequest, RequestTooLarge
 from srm.playback import ContentRef
 from srm.tokens import Principal, TokenVerifier
+
+MAX_BODY_BYTES = 16 * 1024
 
 UUID_FORM = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 """The text form of RFC 9562, in either case; `UUID()` alone takes more."""
@@ -40,7 +42,7 @@ def create_blueprint(database: Database, tokens: TokenVerifier) -> Blueprint:
         setup = _parse_setup()
         principal = _authenticate(tokens)
         content = ContentRef(setup.content.contentType, setup.content.contentID)
-        with database.transaction() as db:
+        with database.request() as db:
             admission = playback.set_up(db, principal, content)
         success = schemas.Setup(sessionId=admission.session_id, timeout=admission.timeout_seconds)
         body = schemas.SuccessResponse(successResponse=success).model_dump_json(exclude_none=True)
@@ -53,15 +55,15 @@ def create_blueprint(database: Database, tokens: TokenVerifier) -> Blueprint:
         with database.hot() as db:
             is_active = playback.keep_alive(db, principal, session)
         if not is_active:
-            with database.transaction() as transaction:
-                raise playback.explain(transaction, principal, session)
+            with database.request() as db:
+                raise playback.explain(db, principal, session)
         return DONE
 
     @blueprint.delete("/sessions/<session_id>")
     def tear_down(session_id: str) -> Response:
         session = _parse_session_id(session_id)
         principal = _authenticate(tokens)
-        with database.transaction() as db:
+        with database.request() as db:
             playback.tear_down(db, principal, session)
         return DONE
 
@@ -85,11 +87,15 @@ def _parse_session_id(text: str) -> UUID:
 
 
 def _read_body() -> bytes:
-    """The body. RequestEntityTooLarge past MAX_CONTENT_LENGTH; MalformedRequest when it is cut or ill-chunked."""
+    """The body. RequestTooLarge past MAX_BODY_BYTES; MalformedRequest when it is cut or ill-chunked."""
+    request.max_content_length = MAX_BODY_BYTES + 1  # a chunked body is cut there, not refused
     try:
-        return request.get_data(cache=False)
+        body = request.get_data(cache=False)
     except OSError as error:
         raise MalformedRequest from error
+    if len(body) > MAX_BODY_BYTES:
+        raise RequestTooLarge
+    return body
 
 
 def _authenticate(tokens: TokenVerifier) -> Principal:
