@@ -4,15 +4,14 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from flask import Blueprint, Response, json
+from flask import Response, json
 from pydantic.json_schema import models_json_schema
 
 from srm import errors
 from srm.api.v1 import schemas
 from srm.errors import SrmError
 
-blueprint = Blueprint("openapi", __name__)
-
+SET_UP, KEEP_ALIVE, TEAR_DOWN = "setUp", "keepAlive", "tearDown"
 EVERYWHERE: tuple[type[SrmError], ...] = (
     errors.MalformedRequest,
     errors.RequestTooLarge,
@@ -35,6 +34,14 @@ COMMON_HEADERS = {
     },
     "Cache-Control": {"required": True, "schema": {"const": "no-store"}},
 }
+CLIENT_TOKEN = {
+    "name": "Client-Token",
+    "in": "header",
+    "required": True,
+    "description": "A JWT with the account, the device and `exp`. A request without it is malformed (SRM-0002); "
+    "a token that is not valid is SRM-0003",
+    "schema": {"type": "string", "minLength": 1},
+}
 CORRELATION_ID = {
     "name": "X-Correlation-Id",
     "in": "header",
@@ -49,7 +56,6 @@ SESSION_ID = {
 }
 
 
-@blueprint.get("/openapi.json")
 def show() -> Response:
     """The document."""
     return Response(rendered(), mimetype="application/json")
@@ -82,31 +88,19 @@ def document() -> dict[str, Any]:
             {"url": "/srm/v1", "description": "This version"},
             {"url": "/srm", "description": "The newest version"},
         ],
-        "security": [{"ClientToken": []}],
         "paths": {
             "/sessions": {"post": _set_up()},
             "/sessions/{sessionId}": {
-                "put": _on_session("keepAlive", "Keep a session alive", "Starts its timeout anew."),
+                "put": _on_session(KEEP_ALIVE, "Keep a session alive", "Starts its timeout anew."),
                 "delete": _on_session(
-                    "tearDown",
+                    TEAR_DOWN,
                     "Tear a session down",
                     "Frees its slot. Safe to repeat: a session that this device has torn down answers 200 again "
                     "as long as it is remembered.",
                 ),
             },
         },
-        "components": {
-            "schemas": definitions["$defs"],
-            "securitySchemes": {
-                "ClientToken": {
-                    "type": "apiKey",
-                    "in": "header",
-                    "name": "Client-Token",
-                    "description": "A JWT with the account, the device and `exp`. A request without it is "
-                    "malformed (SRM-0002); a token that is not valid is SRM-0003",
-                }
-            },
-        },
+        "components": {"schemas": definitions["$defs"]},
     }
 
 
@@ -121,12 +115,12 @@ def _set_up() -> dict[str, Any]:
         },
     }
     return {
-        "operationId": "setUp",
+        "operationId": SET_UP,
         "summary": "Set a session up",
         "description": "Takes a slot of the account, exactly: at no instant does an account hold more active "
         "sessions than its limit. Checked in this order: request, token, account, device, content access, limits. "
         "The body is read as JSON whatever the Content-Type says.",
-        "parameters": [CORRELATION_ID],
+        "parameters": [CLIENT_TOKEN, CORRELATION_ID],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": _ref(schemas.SetupRequest)}},
@@ -142,7 +136,7 @@ def _on_session(operation: str, summary: str, description: str) -> dict[str, Any
         "operationId": operation,
         "summary": summary,
         "description": description,
-        "parameters": [SESSION_ID, CORRELATION_ID],
+        "parameters": [SESSION_ID, CLIENT_TOKEN, CORRELATION_ID],
         "responses": dict(sorted(answers.items())),
     }
 
