@@ -14,7 +14,19 @@ from srm.errors import InternalError, MalformedRequest, SrmError
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """Answers what is not HTTP, or too long to be read, in the envelope instead of HTML."""
+    """A thread worker that answers all that it has read, and answers it in the envelope."""
+
+    def handle(self, conn: Any) -> Any:
+        """Called by gunicorn when a connection has become readable; whether it is to be kept.
+
+        Gunicorn goes back to wait for the socket after one request. But what a client sent right behind it
+        may have been read already, with the end of a body that nobody asked for: nothing would ever come
+        from the socket, and the client would wait in vain.
+        """
+        is_kept = super().handle(conn)
+        while is_kept is True and conn.parser.unreader.buf.tell() > 0:
+            is_kept = super().handle(conn)
+        return is_kept
 
     def handle_error(self, req: object, client: Any, addr: Any, exc: BaseException) -> None:
         """Called by gunicorn with a request that never reached the application."""

@@ -1,0 +1,32 @@
+"""schemathesis runs the OpenAPI document against the live service, with a token and without."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from srm.database import Database
+from tests import support
+from tests.support import Factory
+
+
+@pytest.mark.parametrize("prefix", ["/srm/v1", "/srm"])
+@pytest.mark.parametrize("with_token", [True, False])
+def test_it_finds_no_undocumented_answer_and_no_crash(
+    clone: Callable[[], str], tmp_path: Path, prefix: str, with_token: bool
+) -> None:
+    url = clone()
+    database = Database(url, application_name="srm-tests")
+    Factory(database).account("a", max_sessions=50)
+    database.dispose()
+
+    with support.api(url, tmp_path / "api.log") as (base, _):
+        command = support.python_m("schemathesis.cli", "run", f"{base}/srm/v1/openapi.json")
+        command += ["--url", f"{base}{prefix}", "--checks", "all", "--max-examples", "40", "--no-color"]
+        command += ["--generation-database", "none", "--suppress-health-check", "all"]
+        if with_token:
+            command += ["--header", f"Client-Token: {support.issue_token('a', 'tv')}"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    assert result.returncode == 0, result.stdout + result.stderr
