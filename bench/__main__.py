@@ -1,0 +1,316 @@
+"""Measures keep-alive, setup and teardown, side by side with an empty view and with the bare statement.
+
+All on this machine, load included, so the absolute numbers say little about another one; the ratios do.
+The service runs with the shipped gunicorn settings and a reaper beside it, on an embedded database of its
+own with 100,000 live sessions. Rounds of the empty view and of the service alternate, so that a machine
+that gets slower meanwhile is slower for both.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import psycopg
+from rich.console import Console
+from rich.table import Table
+
+from srm import gunicorn_conf, schema
+from srm.embedded import EmbeddedServer, programs
+from srm.tokens import SharedSecret
+
+HERE = Path(__file__).parent
+RESULTS = Path("var/bench.json")
+LOG = Path("var/bench.log")
+"""What the service says meanwhile, of the last run."""
+SECRET = secrets.token_urlsafe(32)
+LIVE_SESSIONS = 100_000
+PLAYERS = 5_000
+"""Sessions that keep-alives go to. A token lives for hours and is seen every few seconds, so it is known to the
+workers; 5,000 are known to all of them after the warm-up. `keep_alive_new_token` is what an unknown one costs."""
+CONNECTIONS = 16
+WARM_UP_SECONDS = 5
+
+SEED = f"""
+INSERT INTO srm.account_profiles (profile_id, max_sessions, timeout_seconds)
+VALUES ('bench', 1000, 3600), ('bench-full', 3, 3600);
+INSERT INTO srm.contents (content_id) VALUES ('film');
+INSERT INTO srm.products (product_id, name) VALUES ('bench', 'bench');
+INSERT INTO srm.product_contents (product_id, content_type, content_id) VALUES ('bench', 'COD', 'film');
+INSERT INTO srm.accounts (account_id, profile_id)
+SELECT 'live-' || n, 'bench' FROM generate_series(1, {LIVE_SESSIONS // 4}) n
+UNION ALL SELECT 'new-' || n, 'bench' FROM generate_series(1, 2000) n
+UNION ALL SELECT 'full-' || n, 'bench-full' FROM generate_series(1, 2000) n;
+INSERT INTO srm.devices (account_id, device_id, device_group, name)
+SELECT account_id, 'device-' || n, 'tv', 'device ' || n FROM srm.accounts, generate_series(0, 3) n;
+INSERT INTO srm.entitlements (account_id, product_id) SELECT account_id, 'bench' FROM srm.accounts;
+INSERT INTO srm.sessions (account_id, session_id, device_id, content_type, content_id, timeout_seconds, max_sessions)
+SELECT 'live-' || 1 + n / 4, lpad(to_hex(n), 32, '0')::uuid, 'device-' || n % 4, 'COD', 'film', 3600, 1000
+FROM generate_series(0, {LIVE_SESSIONS - 1}) n;
+INSERT INTO srm.sessions (account_id, session_id, device_id, content_type, content_id, timeout_seconds, max_sessions)
+SELECT 'full-' || n, gen_random_uuid(), 'device-' || s, 'COD', 'film', 3600, 3
+FROM generate_series(1, 2000) n, generate_series(1, 3) s;
+"""
+
+BARE_KEEP_ALIVE = f"""
+\\set n random(0, {PLAYERS - 1})
+UPDATE srm.sessions SET last_keep_alive_at = greatest(last_keep_alive_at, statement_timestamp())
+WHERE account_id = 'live-' || (1 + :n::int / 4) AND session_id = lpad(to_hex(:n::int), 32, '0')::uuid
+  AND device_id = 'device-' || (:n::int % 4) AND ended_at IS NULL
+  AND (statement_timestamp() - last_keep_alive_at >= make_interval(secs => timeout_seconds)) IS NOT TRUE;
+"""
+
+
+@dataclass
+class Load:
+    """What wrk saw of one or more runs of the same requests."""
+
+    requests: int = 0
+    seconds: float = 0
+    p50_ms: float = 0
+    p99_ms: float = 0
+
+    @property
+    def rps(self) -> float:
+        """Requests per second."""
+        return self.requests / self.seconds
+
+    def add(self, run: dict[str, float]) -> None:
+        """Count one more run; the percentiles are the means of those of the runs, weighted by requests."""
+        total = self.requests + int(run["requests"])
+        for name in ("p50_ms", "p99_ms"):
+            mean = (getattr(self, name) * self.requests + run[name] * run["requests"]) / total
+            setattr(self, name, mean)
+        self.requests = total
+        self.seconds += run["seconds"]
+
+    def summary(self) -> dict[str, float]:
+        """The numbers of the report."""
+        return {"rps": round(self.rps), "p50_ms": round(self.p50_ms, 2), "p99_ms": round(self.p99_ms, 2)}
+
+
+@dataclass
+class Bench:
+    """The parts of one run: the database, its connection, the ports and the folder for request files."""
+
+    url: str
+    folder: Path
+    seconds: float
+
+    def wrk(self, port: int, name: str, seconds: float) -> dict[str, float]:
+        """Drive the requests of a file against the port; every answer must be a 2xx."""
+        command = ["wrk", "--threads", "2", "--connections", str(CONNECTIONS), "--duration", f"{seconds:g}s"]
+        command += ["--script", str(HERE / "requests.lua"), f"http://127.0.0.1:{port}", "--"]
+        output = subprocess.run([*command, str(self.folder / name)], capture_output=True, text=True, check=True)
+        run: dict[str, float] = json.loads(output.stdout.split("RESULT ")[1].split("\n")[0])
+        if run["not_2xx"] or run["broken"]:
+            print(
+                f"  {name}: {run['not_2xx']:g} answers not 2xx, {run['broken']:g} broken connections", file=sys.stderr
+            )
+        return run
+
+    def query(self, sql: str) -> Any:
+        """The first column of the first row."""
+        with psycopg.connect(self.url) as connection:
+            row = connection.execute(sql).fetchone()  # type: ignore[call-overload]
+        return row[0] if row else None
+
+    def write_requests(self, name: str, requests: Iterable[tuple[str, str, str, str]]) -> None:
+        """A file of requests: method, path, token, body."""
+        with (self.folder / name).open("w") as file:
+            file.writelines("\t".join(request) + "\n" for request in requests)
+
+    def pgbench(self, seconds: float) -> float:
+        """The bare keep-alive statement, by as many clients as the service has connections; per second."""
+        script = self.folder / "keep-alive.sql"
+        script.write_text(BARE_KEEP_ALIVE)
+        clients = gunicorn_conf.workers * gunicorn_conf.threads
+        output = subprocess.run(
+            [programs() / "pgbench", "--no-vacuum", "--protocol=prepared", f"--client={clients}", "--jobs=2",
+             f"--time={max(1, round(seconds))}", f"--file={script}", self.url],
+            env={**os.environ, "PGOPTIONS": "-c synchronous_commit=off"},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        line = next(line for line in output.stdout.splitlines() if line.startswith("tps"))
+        return float(line.split()[2])
+
+
+def session_id(number: int) -> str:
+    """The id that SEED gives to a session."""
+    digits = f"{number:032x}"
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def token(account: str, device: str) -> str:
+    """A token that lasts longer than the run."""
+    return SharedSecret(SECRET).issue({"accountId": account, "deviceId": device, "exp": int(time.time()) + 86400})
+
+
+def on_session(method: str, numbers: Iterable[int]) -> Iterator[tuple[str, str, str, str]]:
+    """Requests on the live sessions of these numbers."""
+    for number in numbers:
+        yield (
+            method,
+            f"/srm/v1/sessions/{session_id(number)}",
+            token(f"live-{1 + number // 4}", f"device-{number % 4}"),
+            "",
+        )
+
+
+def setups(kind: str, count: int) -> Iterator[tuple[str, str, str, str]]:
+    """Setups, one after the other from each account of the kind."""
+    body = json.dumps({"content": {"contentID": "film", "contentType": "COD"}})
+    for number in range(1, count + 1):
+        yield "POST", "/srm/v1/sessions", token(f"{kind}-{number}", "device-0"), body
+
+
+@contextmanager
+def process(command: list[str], **variables: str) -> Iterator[None]:
+    """Run a command meanwhile."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SRM_")}
+    with LOG.open("a") as log:
+        child = subprocess.Popen(
+            command, env={**environment, "SRM_TOKEN_SECRET": SECRET, **variables}, stdout=log, stderr=log
+        )
+    try:
+        yield
+    finally:
+        child.send_signal(signal.SIGTERM)
+        child.wait()
+
+
+@contextmanager
+def gunicorn(application: str, port: int, url: str, workers: int, threads: int) -> Iterator[None]:
+    """An application under the shipped settings."""
+    command = [sys.executable, "-m", "gunicorn", "--config", "python:srm.gunicorn_conf", "--log-level", "error"]
+    command += ["--bind", f"127.0.0.1:{port}", "--workers", str(workers), "--threads", str(threads), application]
+    with process(command, SRM_DATABASE_URL=url):
+        give_up_at = time.monotonic() + 30
+        while True:
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/healthz")
+                break
+            except httpx.HTTPError:
+                if time.monotonic() > give_up_at:
+                    raise
+                time.sleep(0.1)
+        yield
+
+
+def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
+    """All the runs; the content of bench.json but for the audit."""
+    bench.write_requests("keep_alive", on_session("PUT", range(PLAYERS)))
+    bench.write_requests("keep_alive_new_token", on_session("PUT", range(PLAYERS, LIVE_SESSIONS // 2)))
+    bench.write_requests("teardown", on_session("DELETE", range(LIVE_SESSIONS // 2, LIVE_SESSIONS)))
+    bench.write_requests("setup", setups("new", 2_000))
+    bench.write_requests("setup_refused", setups("full", 2_000))
+    names = ("empty_view", "keep_alive", "keep_alive_new_token", "setup", "setup_refused", "teardown")
+    loads = {name: Load() for name in names}
+    port, empty_port = 18080, 18081
+    with (
+        gunicorn("wsgi:app", port, bench.url, workers, threads),
+        gunicorn("bench.empty:app", empty_port, bench.url, workers, threads),
+        process([sys.executable, "-m", "srm.cli", "reaper"], SRM_DATABASE_URL=bench.url),
+    ):
+        bench.wrk(port, "keep_alive", WARM_UP_SECONDS)
+        bench.query("SELECT pg_stat_reset_single_table_counters('srm.sessions'::regclass)")
+        statements = 0.0
+        rounds = 3
+        for _ in range(rounds):
+            loads["empty_view"].add(bench.wrk(empty_port, "keep_alive", bench.seconds / rounds))
+            loads["keep_alive"].add(bench.wrk(port, "keep_alive", bench.seconds / rounds))
+            statements += bench.pgbench(bench.seconds / rounds) / rounds
+        time.sleep(1)  # the counters of the server lag behind
+        hot_share = bench.query(
+            "SELECT n_tup_hot_upd::float / n_tup_upd FROM pg_stat_user_tables WHERE relid = 'srm.sessions'::regclass"
+        )
+        loads["keep_alive_new_token"].add(bench.wrk(port, "keep_alive_new_token", min(5, bench.seconds)))
+        before = bench.query("SELECT count(*) FROM srm.sessions")
+        loads["setup_refused"].add(bench.wrk(port, "setup_refused", bench.seconds))
+        if bench.query("SELECT count(*) FROM srm.sessions") != before:
+            raise SystemExit("bench: a setup beyond the limit was admitted")
+        bench.wrk(port, "setup", WARM_UP_SECONDS)
+        before = bench.query("SELECT count(*) FROM srm.sessions")
+        loads["setup"].add(bench.wrk(port, "setup", bench.seconds))
+        admitted = bench.query("SELECT count(*) FROM srm.sessions") - before
+        if abs(admitted - loads["setup"].requests) > CONNECTIONS:
+            raise SystemExit(f"bench: {loads['setup'].requests} setups answered, {admitted} admitted")
+        loads["teardown"].add(bench.wrk(port, "teardown", bench.seconds))
+    report: dict[str, Any] = {name: load.summary() for name, load in loads.items()}
+    for name in names[1:]:
+        report[name]["ratio_to_empty_view"] = round(loads[name].rps / loads["empty_view"].rps, 3)
+    report["keep_alive"]["ratio_to_pgbench"] = round(loads["keep_alive"].rps / statements, 3)
+    report["keep_alive"]["hot_share"] = round(hot_share, 4)
+    report["pgbench"] = {"rps": round(statements)}
+    report["settings"] = {
+        "worker_class": gunicorn_conf.worker_class,
+        "workers": workers,
+        "threads": threads,
+        "connections": CONNECTIONS,
+        "live_sessions": LIVE_SESSIONS,
+        "seconds": bench.seconds,
+        "cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+    }
+    return report
+
+
+def show(report: dict[str, Any]) -> None:
+    """The report as a table."""
+    table = Table("", "requests/s", "p50 ms", "p99 ms", "of empty view", "of pgbench", title=f"{report['settings']}")
+    for name, row in report.items():
+        if isinstance(row, dict) and "rps" in row:
+            keys = ("rps", "p50_ms", "p99_ms", "ratio_to_empty_view", "ratio_to_pgbench")
+            table.add_row(name, *(f"{row[key]:,}" if key in row else "" for key in keys))
+    Console().print(table)
+    print(f"HOT share of the keep-alives: {report['keep_alive']['hot_share']:.2%}; audit: {report['audit']}")
+
+
+@click.command()
+@click.option("--seconds", type=click.FloatRange(3), default=12, show_default=True, help="Length of each measurement")
+@click.option("--workers", type=click.IntRange(1), default=gunicorn_conf.workers, help="Other than shipped, to compare")
+@click.option("--threads", type=click.IntRange(1), default=gunicorn_conf.threads, help="Other than shipped, to compare")
+def main(seconds: float, workers: int, threads: int) -> None:
+    """Measure the service, print a table and write var/bench.json."""
+    if shutil.which("wrk") is None:
+        sys.exit("bench: wrk is missing; install it: apt-get install wrk (Debian, Ubuntu), brew install wrk (macOS)")
+    RESULTS.parent.mkdir(exist_ok=True)
+    LOG.unlink(missing_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=RESULTS.parent, prefix="bench-") as folder,
+        EmbeddedServer(Path(folder)) as server,
+    ):
+        print(f"bench: preparing {LIVE_SESSIONS:,} live sessions")
+        schema.upgrade(server.url)
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute(SEED)  # type: ignore[call-overload]
+            connection.execute("VACUUM ANALYZE")
+        print(f"bench: measuring, {seconds:g} s each")
+        report = measure(Bench(server.url, Path(folder), seconds), workers, threads)
+        audit = subprocess.run(
+            [sys.executable, "-m", "srm.cli", "audit"],
+            env={**os.environ, "SRM_DATABASE_URL": server.url},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        report["audit"] = audit.stdout.split(":")[0] if audit.returncode == 0 else audit.stdout + audit.stderr
+    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    show(report)
+    print(f"Written to {RESULTS}")
+    if audit.returncode != 0:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
