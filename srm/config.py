@@ -17,6 +17,8 @@ from srm.errors import StartupError
 MIN_SECRET_BYTES = 32
 """An HS256 key is at least as long as its hash (RFC 7518, section 3.2)."""
 
+MAX_PORT = 65535
+
 Name = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -75,10 +77,17 @@ class Settings(BaseSettings):
             return None
         try:
             backend = make_url(value.get_secret_value()).get_backend_name()
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # ValueError: a port that is no number
             backend = ""
         if backend not in ("postgresql", "postgres"):
             raise ValueError("must be a URL that starts with postgresql://")
+        return value
+
+    @field_validator("bind")
+    @classmethod
+    def _has_a_port(cls, value: str) -> str:
+        if not value.startswith("unix:") and int(value.rpartition(":")[2]) > MAX_PORT:
+            raise ValueError(f"a port is at most {MAX_PORT}")
         return value
 
     @field_validator("token_secret")

@@ -192,9 +192,11 @@ def conninfo(url: URL) -> str:
 def is_unavailable(error: Exception) -> bool:
     """Whether the error tells that the database cannot be used now, rather than that we misused it."""
     cause = error.orig if isinstance(error, DBAPIError) else error
-    if not isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError):
+    if not isinstance(cause, psycopg.Error):
         return False
-    return cause.sqlstate is None or cause.sqlstate.startswith(UNAVAILABLE_SQLSTATES)
+    if cause.sqlstate is None:  # said by the driver, not by the server
+        return isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
+    return cause.sqlstate.startswith(UNAVAILABLE_SQLSTATES)
 
 
 def is_dead(connection: psycopg.Connection[Any]) -> bool:

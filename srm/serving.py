@@ -127,7 +127,8 @@ class Supervisor:
             if any(child.has_died() for child in self._children):
                 raise StartupError("a process did not start; the lines above say why")
             try:
-                answer = _client(self._settings.bind).get("/readyz")
+                with _client(self._settings.bind) as client:
+                    answer = client.get("/readyz")
                 if answer.is_success:
                     return
                 problem = answer.text
@@ -204,8 +205,6 @@ def _check_is_free(bind: str) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OverflowError:
-        raise StartupError(f"cannot listen on {bind}: a port is at most 65535") from None
     except OSError as error:
         hint = ": another process listens there; set SRM_BIND" if error.errno == errno.EADDRINUSE else ""
         raise StartupError(f"cannot listen on {bind}: {error.strerror}{hint}") from None

@@ -85,7 +85,7 @@ class KeySet:
             if key_id not in self._keys and time.monotonic() >= self._next_read:
                 try:
                     self._keys = self.read()
-                except (OSError, httpx.HTTPError, ValueError, jwt.PyJWTError):
+                except (OSError, httpx.HTTPError, ValueError):
                     if not self._keys:
                         raise DependencyUnavailable from None
                 finally:
@@ -99,23 +99,30 @@ class KeySet:
     def read(self) -> dict[str, jwt.PyJWK]:
         """The usable keys of the source by their `kid`.
 
-        OSError or httpx.HTTPError when it cannot be reached, ValueError when it is not a JWKS,
-        jwt.PyJWTError when it holds no usable key.
+        OSError or httpx.HTTPError when it cannot be reached, ValueError when it is no JWKS or has no usable key.
         """
-        document = json.loads(self._fetch())
-        if not isinstance(document, dict):
-            raise ValueError("not a JSON object")
-        keys = {
-            key.key_id: key
-            for key in jwt.PyJWKSet.from_dict(document)
-            if key.key_id and key.public_key_use in (None, "sig") and key.algorithm_name in JWKS_ALGORITHMS
-        }
+        try:
+            document = json.loads(self._fetch())
+        except RecursionError:
+            raise ValueError("nested too deep") from None
+        members = document.get("keys") if isinstance(document, dict) else None
+        if not isinstance(members, list):
+            raise ValueError("not a JSON object with a list of keys")
+        keys = {}
+        for member in members:
+            try:
+                key = jwt.PyJWK(member)
+            except (jwt.PyJWTError, ValueError, TypeError, AttributeError):
+                continue  # a kind of key that we do not know is no reason to do without the others
+            is_for_us = key.public_key_use in (None, "sig") and key.algorithm_name in JWKS_ALGORITHMS
+            if isinstance(key.key_id, str) and is_for_us:
+                keys[key.key_id] = key
         if not keys:
             raise ValueError(f"no key with a kid and one of {', '.join(JWKS_ALGORITHMS)}")
         return keys
 
     def _fetch(self) -> bytes:
-        if self._source.startswith(("http://", "https://")):
+        if _is_url(self._source):
             return httpx.get(self._source, timeout=JWKS_TIMEOUT_SECONDS).raise_for_status().content
         return Path(self._source).read_bytes()
 
@@ -194,6 +201,8 @@ def shared_secret(settings: Settings, *, create: bool = False) -> SharedSecret:
         ) from None
     except OSError as error:
         raise StartupError(f"token secret {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise StartupError(f"token secret {path}: not text; remove it to get a new one") from None
     if len(secret) < MIN_SECRET_BYTES:
         raise StartupError(f"token secret {path}: less than {MIN_SECRET_BYTES} bytes; remove it to get a new one")
     return SharedSecret(secret)
@@ -203,13 +212,20 @@ def key_from(settings: Settings) -> Key:
     """What Client-Tokens are verified with. StartupError when it is missing or cannot be used."""
     if settings.token_jwks is None:
         return shared_secret(settings)
-    key_set = KeySet(settings.token_jwks)
-    if not settings.token_jwks.startswith(("http://", "https://")):
-        try:
+    source = settings.token_jwks
+    key_set = KeySet(source)
+    try:
+        if not _is_url(source):
             key_set.read()
-        except (OSError, ValueError, jwt.PyJWTError) as error:
-            raise StartupError(f"SRM_TOKEN_JWKS={settings.token_jwks!r}: {error}") from None
+        elif not httpx.URL(source).host:
+            raise ValueError("no host")
+    except (OSError, ValueError, httpx.InvalidURL) as error:
+        raise StartupError(f"SRM_TOKEN_JWKS={source!r}: {error}") from None
     return key_set
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
 
 
 def issue(settings: Settings, account_id: str, device_id: str, ttl_seconds: int) -> str:

@@ -1,5 +1,8 @@
 """What tests build on: rows, tokens, and the service as real processes."""
 
+import base64
+import hmac
+import json
 import os
 import signal
 import socket
@@ -16,6 +19,7 @@ from uuid import UUID, uuid4
 import httpx
 import jwt
 from sqlalchemy import Connection, func, insert, literal, select, text, update
+from werkzeug.test import TestResponse
 
 from srm import models
 from srm.database import Database
@@ -268,3 +272,30 @@ def assert_audit_clean(url: str) -> None:
     result = audit(url)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "clean" in result.stdout
+
+
+def sign(claims: str | dict[str, Any], header: str | dict[str, Any] | None = None, secret: str | bytes = SECRET) -> str:
+    """A JWS signed with HS256 by hand: whatever no library would write. Strings are taken as they are."""
+
+    def encoded(part: str | bytes | dict[str, Any]) -> str:
+        data = json.dumps(part) if isinstance(part, dict) else part
+        return base64.urlsafe_b64encode(data if isinstance(data, bytes) else data.encode()).rstrip(b"=").decode()
+
+    signed = f"{encoded(header or {'alg': 'HS256', 'typ': 'JWT'})}.{encoded(claims)}"
+    key = secret if isinstance(secret, bytes) else secret.encode()
+    return f"{signed}.{encoded(hmac.digest(key, signed.encode(), 'sha256'))}"
+
+
+def error_of(answer: TestResponse) -> tuple[int, str, str]:
+    """HTTP status, status and errorCode of an error envelope, once its shape is checked."""
+    ((name, error),) = answer.get_json().items()
+    assert name == "errorResponse", answer.text
+    assert list(error) == ["code", "status", "errorCode", "errorMessage"], answer.text
+    assert error["code"] == str(answer.status_code), answer.text
+    assert answer.content_type == "application/json"
+    return answer.status_code, error["status"], error["errorCode"]
+
+
+def session_count(database: Database) -> int:
+    """How many rows `sessions` has."""
+    return int(rows(database, "SELECT count(*) FROM srm.sessions")[0][0])

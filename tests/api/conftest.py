@@ -1,0 +1,28 @@
+"""Applications with other settings than those of the test application."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from srm.app import create_app
+from srm.config import Settings
+from tests import support
+
+
+@pytest.fixture
+def make_client(tmp_path: Path) -> Iterator[Callable[..., FlaskClient]]:
+    """Makes a client of an application with these settings."""
+    with ExitStack() as stack:
+
+        def make(**settings: Any) -> FlaskClient:
+            if "token_jwks" not in settings:
+                settings["token_secret"] = support.SECRET
+            app = create_app(Settings(data_dir=tmp_path, **settings))
+            stack.callback(app.extensions["srm.database"].dispose)
+            return app.test_client()
+
+        yield make

@@ -1,0 +1,95 @@
+"""The database is away: 503 with Retry-After, at once, and only where the database is needed."""
+
+from collections.abc import Callable
+from uuid import uuid4
+
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+from psycopg import sql
+from werkzeug.test import TestResponse
+
+from tests.support import SETUP, Factory, error_of, free_port, issue_token
+
+UNAVAILABLE = (503, "ERROR", "SRM-0010")
+SESSION = f"/srm/v1/sessions/{uuid4()}"
+ROUTES = {
+    "set up": ("POST", "/srm/v1/sessions"),
+    "keep alive": ("PUT", SESSION),
+    "tear down": ("DELETE", SESSION),
+    "ready": ("GET", "/readyz"),
+}
+
+
+@pytest.fixture
+def refused(make_client: Callable[..., FlaskClient]) -> FlaskClient:
+    """A client of a service whose database refuses connections."""
+    return make_client(database_url=f"postgresql://srm:database-password@127.0.0.1:{free_port()}/srm")
+
+
+def call(client: FlaskClient, method: str, path: str) -> TestResponse:
+    return client.open(
+        path,
+        method=method,
+        json=SETUP if method == "POST" else None,
+        headers={"Client-Token": issue_token("a", "tv")},
+    )
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES.values(), ids=ROUTES.keys())
+def test_it_is_unavailable(refused: FlaskClient, method: str, path: str) -> None:
+    for _ in range(2):
+        answer = call(refused, method, path)
+
+        assert error_of(answer) == UNAVAILABLE
+        assert int(answer.headers["Retry-After"]) >= 1
+        for word in ("127.0.0.1", "database-password", "psycopg", "refused"):
+            assert word not in answer.text
+
+
+def test_it_is_alive_all_the_same(refused: FlaskClient) -> None:
+    assert refused.get("/healthz").status_code == 200
+
+
+def test_it_still_tells_requests_that_are_wrong(refused: FlaskClient) -> None:
+    assert error_of(refused.post("/srm/v1/sessions", data=b"{}")) == (400, "ERROR", "SRM-0002")
+    assert error_of(refused.put(SESSION, headers={"Client-Token": "garbage"})) == (401, "ERROR", "SRM-0003")
+    assert error_of(refused.get("/nothing")) == (404, "ERROR", "SRM-0011")
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES.values(), ids=ROUTES.keys())
+def test_it_recovers_from_connections_that_were_cut(
+    client: FlaskClient, factory: Factory, server_url: str, method: str, path: str
+) -> None:
+    factory.account("a")
+    before = call(client, method, path).status_code
+    assert before < 500
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'srm-api'"
+        )
+
+    assert call(client, method, path).status_code == before
+
+
+@pytest.mark.parametrize(("method", "path"), [ROUTES["set up"], ROUTES["keep alive"], ROUTES["tear down"]])
+def test_a_standby_counts_as_away(
+    make_client: Callable[..., FlaskClient], clone: Callable[[], str], method: str, path: str
+) -> None:
+    url = clone()
+    with psycopg.connect(url, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name))
+
+    assert error_of(call(make_client(database_url=url), method, path)) == UNAVAILABLE
+
+
+def test_it_gives_up_on_an_account_that_somebody_holds(client: FlaskClient, factory: Factory, url: str) -> None:
+    factory.account("a")
+    with psycopg.connect(url) as holder:
+        holder.execute("SELECT FROM srm.accounts FOR UPDATE")
+
+        answer = call(client, *ROUTES["set up"])
+
+    assert error_of(answer) == UNAVAILABLE
+    assert "successResponse" in call(client, *ROUTES["set up"]).get_json()

@@ -1,0 +1,74 @@
+"""/healthz and /readyz."""
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+
+from srm import schema
+from tests.support import error_of
+
+UNAVAILABLE = (503, "ERROR", "SRM-0010")
+
+
+def test_it_is_alive(client: FlaskClient) -> None:
+    answer = client.get("/healthz")
+
+    assert answer.status_code == 200
+    assert answer.get_json() == {"status": "alive"}
+
+
+def test_it_is_ready_when_the_schema_is_at_head(client: FlaskClient) -> None:
+    answer = client.get("/readyz")
+
+    assert answer.status_code == 200
+    assert answer.get_json() == {"status": "ready", "schema": schema.head_revision()}
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_it_answers_head_without_a_body(client: FlaskClient, path: str) -> None:
+    answer = client.head(path)
+
+    assert (answer.status_code, answer.data) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("UPDATE srm.alembic_version SET version_num = '0001'", "0001"),
+        ("UPDATE srm.alembic_version SET version_num = '9999'", "9999"),
+        ("DELETE FROM srm.alembic_version", "nothing"),
+        ("DROP SCHEMA srm CASCADE", "nothing"),
+    ],
+    ids=["older", "newer", "no revision", "empty database"],
+)
+def test_it_is_not_ready_while_the_schema_is_not_at_head(
+    make_client: Callable[..., FlaskClient], clone: Callable[[], str], change: str, found: str
+) -> None:
+    url = clone()
+    client = make_client(database_url=url)
+    with psycopg.connect(url) as connection:
+        connection.execute(change)  # type: ignore[arg-type]
+
+    answer = client.get("/readyz")
+
+    assert error_of(answer) == UNAVAILABLE
+    assert int(answer.headers["Retry-After"]) >= 1
+    message = answer.get_json()["errorResponse"]["errorMessage"]
+    assert f"at {found}," in message
+    assert schema.head_revision() in message
+    assert "srm db upgrade" in message
+    assert client.get("/healthz").status_code == 200
+
+
+def test_it_becomes_ready_without_a_restart(make_client: Callable[..., FlaskClient], clone: Callable[[], str]) -> None:
+    url = clone()
+    client = make_client(database_url=url)
+    with psycopg.connect(url) as connection:
+        connection.execute("DROP SCHEMA srm CASCADE")
+    assert client.get("/readyz").status_code == 503
+
+    schema.upgrade(url)
+
+    assert client.get("/readyz").status_code == 200

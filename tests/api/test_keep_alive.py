@@ -1,0 +1,280 @@
+"""PUT /srm/v1/sessions/{sessionId}."""
+
+from io import BytesIO
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+from sqlalchemy import func
+from werkzeug.test import TestResponse
+
+from srm import models, playback
+from srm.database import Database, conninfo
+from tests.support import SETUP, Factory, error_of, issue_token, rows, session_row
+
+NOT_FOUND = (404, "ERROR", "SRM-0008")
+ENDED = (410, "ERROR", "SRM-0009")
+WHY = {
+    "teardown": "torn down",
+    "expired": "timed out",
+    "operator": "operator",
+    "evicted": "make room",
+    "replaced": "replaced by another device",
+    "account_disabled": "account was disabled",
+    "device_disabled": "device was disabled",
+}
+
+
+def keep_alive(
+    client: FlaskClient, session_id: UUID | str, account: str = "a", device: str = "tv", **options: Any
+) -> TestResponse:
+    headers = {"Client-Token": issue_token(account, device)}
+    return client.put(f"/srm/v1/sessions/{session_id}", headers=headers, **options)
+
+
+def reap(database: Database) -> None:
+    """What the reaper does to lapsed sessions."""
+    with database.transaction() as db:
+        playback.end_lapsed(db, playback.find_lapsed(db))
+
+
+@pytest.mark.parametrize("prefix", ["/srm/v1", "/srm"])
+def test_it_starts_the_timeout_anew(client: FlaskClient, factory: Factory, database: Database, prefix: str) -> None:
+    factory.account("a")
+    session = factory.session(silent_for=20)
+    before = session_row(database, session)
+
+    answer = client.put(f"{prefix}/sessions/{session}", headers={"Client-Token": issue_token("a", "tv")})
+
+    assert (answer.status_code, answer.data) == (200, b"")
+    assert "Content-Type" not in answer.headers
+    row = session_row(database, session)
+    (age,) = rows(database, "SELECT extract(epoch FROM statement_timestamp() - :at)", at=row.last_keep_alive_at)[0]
+    assert 0 < age < 5
+    assert (row.started_at, row.ended_at) == (before.started_at, None)
+
+
+def test_it_keeps_a_session_that_was_just_set_up(client: FlaskClient, factory: Factory) -> None:
+    factory.account("a")
+    token = {"Client-Token": issue_token("a", "tv")}
+    session_id = client.post("/srm/v1/sessions", json=SETUP, headers=token).get_json()["successResponse"]["sessionId"]
+
+    for _ in range(3):
+        assert keep_alive(client, session_id).status_code == 200
+
+
+def test_it_touches_no_other_session(client: FlaskClient, factory: Factory, database: Database) -> None:
+    factory.account("a")
+    session, other = factory.session(silent_for=20), factory.session(silent_for=20)
+    before = session_row(database, other)
+
+    keep_alive(client, session)
+
+    assert session_row(database, other) == before
+
+
+def test_it_takes_the_session_id_in_upper_case(client: FlaskClient, factory: Factory) -> None:
+    factory.account("a")
+    session = factory.session()
+
+    assert keep_alive(client, str(session).upper()).status_code == 200
+
+
+UNLIKE_A_UUID = {
+    "a word": "session",
+    "a number": "1",
+    "braces": "{%s}",
+    "URN": "urn:uuid:%s",
+    "newline at the end": "%s%%0A",
+    "space in front": "%%20%s",
+    "NUL at the end": "%s%%00",
+    "a digit too many": "%s0",
+    "wide digits": "%EF%BC%91" * 8 + "-1111-1111-1111-111111111111",
+}
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+@pytest.mark.parametrize("form", UNLIKE_A_UUID.values(), ids=UNLIKE_A_UUID.keys())
+def test_it_refuses_a_session_id_that_is_no_uuid(
+    client: FlaskClient, factory: Factory, database: Database, form: str, method: str
+) -> None:
+    factory.account("a")
+    session = factory.session(silent_for=20)
+    before = session_row(database, session)
+    path = form % session if "%s" in form else form
+
+    answer = client.open(f"/srm/v1/sessions/{path}", method=method, headers={"Client-Token": issue_token("a", "tv")})
+
+    assert error_of(answer) == (400, "ERROR", "SRM-0002")
+    assert session_row(database, session) == before
+
+
+def test_it_refuses_a_uuid_without_hyphens(client: FlaskClient, factory: Factory) -> None:
+    factory.account("a")
+
+    assert error_of(keep_alive(client, factory.session().hex)) == (400, "ERROR", "SRM-0002")
+
+
+def test_it_looks_at_the_session_id_before_the_token(client: FlaskClient) -> None:
+    answer = client.put("/srm/v1/sessions/1", headers={"Client-Token": "garbage"})
+
+    assert error_of(answer) == (400, "ERROR", "SRM-0002")
+
+
+def test_without_a_session_id_there_is_no_such_path(client: FlaskClient) -> None:
+    assert error_of(keep_alive(client, "")) == (404, "ERROR", "SRM-0011")
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+@pytest.mark.parametrize("state", ["active", "lapsed", "ended"])
+def test_it_gives_no_hint_of_the_sessions_of_others(
+    client: FlaskClient, factory: Factory, database: Database, state: str, method: str
+) -> None:
+    factory.account("a", "tv", "phone")
+    factory.account("b", "tv")
+    session = factory.session("a", "tv", silent_for=100 if state == "lapsed" else 0)
+    if state == "ended":
+        end(factory, session, "operator")
+    before = session_row(database, session)
+
+    def call(session_id: UUID, account: str, device: str) -> TestResponse:
+        token = {"Client-Token": issue_token(account, device), "X-Correlation-Id": "same"}
+        return client.open(f"/srm/v1/sessions/{session_id}", method=method, headers=token)
+
+    unknown = call(uuid4(), "a", "tv")
+    assert error_of(unknown) == NOT_FOUND
+    for account, device in (("a", "phone"), ("b", "tv"), ("unknown", "tv")):
+        answer = call(session, account, device)
+        assert (answer.status_code, answer.data) == (unknown.status_code, unknown.data)
+        assert dict(answer.headers) == dict(unknown.headers)
+    assert session_row(database, session) == before
+
+
+def test_a_lapsed_session_stays_lapsed_before_and_after_the_reaper(
+    client: FlaskClient, factory: Factory, database: Database
+) -> None:
+    factory.account("a")
+    session = factory.session(silent_for=31)
+    before = session_row(database, session)
+
+    first = keep_alive(client, session)
+    assert session_row(database, session) == before
+    reap(database)
+    second = keep_alive(client, session)
+
+    assert error_of(first) == error_of(second) == ENDED
+    assert first.get_json()["errorResponse"]["errorMessage"] == "Session has ended: it timed out"
+    assert second.data == first.data
+    assert session_row(database, session).last_keep_alive_at == before.last_keep_alive_at
+
+
+@pytest.mark.parametrize(("microseconds", "hit"), [(29_999_999, 1), (30_000_000, 0), (30_000_001, 0)])
+def test_it_comes_too_late_from_the_instant_of_the_lapse(
+    factory: Factory, database: Database, microseconds: int, hit: int
+) -> None:
+    factory.account("a")
+    session = factory.session(timeout_seconds=30)
+    names = {"of_account": "a", "of_session": session, "of_device": "tv"}
+
+    # Statements that are sent together share their statement_timestamp().
+    with psycopg.connect(conninfo(database.url)) as connection:
+        cursor = psycopg.ClientCursor(connection)
+        cursor.execute(
+            "UPDATE srm.sessions SET last_keep_alive_at = statement_timestamp() - "
+            f"interval '{microseconds} microseconds'; {cursor.mogrify(playback.KEEP_ALIVE, names)}".encode()
+        )
+        cursor.nextset()
+
+        assert cursor.rowcount == hit
+
+
+def end(factory: Factory, session: UUID, reason: str) -> None:
+    factory.change(
+        models.PlaybackSession, {"session_id": session}, ended_at=func.statement_timestamp(), end_reason=reason
+    )
+
+
+def test_every_end_has_its_words() -> None:
+    assert set(WHY) == set(models.END_REASONS)
+
+
+@pytest.mark.parametrize(("reason", "words"), WHY.items())
+def test_it_says_why_the_session_has_ended(
+    client: FlaskClient, factory: Factory, database: Database, reason: str, words: str
+) -> None:
+    factory.account("a")
+    session = factory.session()
+    end(factory, session, reason)
+    before = session_row(database, session)
+
+    answer = keep_alive(client, session)
+
+    assert error_of(answer) == ENDED
+    assert words in answer.get_json()["errorResponse"]["errorMessage"]
+    assert session_row(database, session) == before
+
+
+def test_a_session_without_timeout_never_lapses(client: FlaskClient, factory: Factory, database: Database) -> None:
+    factory.account("a")
+    session = factory.session(silent_for=365 * 86400, timeout_seconds=None)
+    reap(database)
+
+    assert keep_alive(client, session).status_code == 200
+
+
+def test_it_goes_on_while_account_and_device_are_disabled_by_the_way(client: FlaskClient, factory: Factory) -> None:
+    # Whether they are enabled is asked at setup; a session that is to stop is ended.
+    factory.account("a", enabled=False)
+    factory.change(models.Device, {"device_id": "tv"}, enabled=False)
+
+    assert keep_alive(client, factory.session()).status_code == 200
+
+
+def test_it_never_moves_the_time_back(client: FlaskClient, factory: Factory, database: Database) -> None:
+    factory.account("a")
+    session = factory.session(silent_for=-60)
+    before = session_row(database, session)
+
+    assert keep_alive(client, session).status_code == 200
+
+    assert session_row(database, session).last_keep_alive_at == before.last_keep_alive_at
+
+
+@pytest.mark.parametrize("body", [b"x", b"{}", b"\xff" * 16 * 1024])
+def test_it_ignores_a_body(client: FlaskClient, factory: Factory, body: bytes) -> None:
+    factory.account("a")
+
+    assert keep_alive(client, factory.session(), data=body, content_type="application/json").status_code == 200
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_it_refuses_a_body_over_16_kib(
+    client: FlaskClient, factory: Factory, database: Database, chunked: bool, method: str
+) -> None:
+    factory.account("a")
+    session = factory.session(silent_for=20)
+    before = session_row(database, session)
+    body = b"x" * (16 * 1024 + 1)
+    options: dict[str, Any] = {"data": body}
+    if chunked:
+        environ = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
+        options = {"input_stream": BytesIO(body), "environ_overrides": environ}
+
+    answer = client.open(
+        f"/srm/v1/sessions/{session}", method=method, headers={"Client-Token": issue_token("a", "tv")}, **options
+    )
+
+    assert error_of(answer) == (413, "ERROR", "SRM-0002")
+    assert session_row(database, session) == before
+
+
+def test_it_is_repeatable_on_the_connection_that_a_refusal_has_used(client: FlaskClient, factory: Factory) -> None:
+    factory.account("a")
+    session = factory.session()
+
+    for _ in range(2):
+        assert error_of(keep_alive(client, uuid4())) == NOT_FOUND
+        assert keep_alive(client, session).status_code == 200

@@ -1,0 +1,183 @@
+"""The OpenAPI document, and the page that shows it."""
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from flask.testing import FlaskClient
+from schemathesis.specs.openapi.definitions import OPENAPI_31
+
+from tests.support import SETUP, Factory, issue_token
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+@pytest.fixture
+def document(client: FlaskClient) -> Any:
+    return client.get("/srm/v1/openapi.json").get_json()
+
+
+def answers(document: Any, method: str, path: str) -> jsonschema_rs.Validator:
+    """Checks a body against the schema that the document has for this status 200."""
+    content = document["paths"][path][method]["responses"]["200"]["content"]["application/json"]
+    return jsonschema_rs.validator_for({"$schema": DIALECT, **content["schema"], "components": document["components"]})
+
+
+def test_it_is_under_both_prefixes(client: FlaskClient) -> None:
+    pinned, newest = client.get("/srm/v1/openapi.json"), client.get("/srm/openapi.json")
+
+    assert pinned.status_code == newest.status_code == 200
+    assert pinned.content_type == "application/json"
+    assert pinned.data == newest.data
+
+
+def test_it_is_valid_openapi_3_1(document: Any) -> None:
+    assert re.fullmatch(r"3\.1\.\d+", document["openapi"])
+    assert [error.message for error in jsonschema_rs.validator_for(OPENAPI_31).iter_errors(document)] == []
+    for schema in document["components"]["schemas"].values():
+        jsonschema_rs.meta.validate({"$schema": DIALECT, **schema})
+
+
+def test_all_its_references_lead_somewhere(document: Any) -> None:
+    def references(node: Any) -> set[str]:
+        if isinstance(node, list):
+            return set().union(*map(references, node))
+        if not isinstance(node, dict):
+            return set()
+        own = {node["$ref"]} if "$ref" in node else set()
+        return own.union(*map(references, node.values()))
+
+    found = references(document)
+    assert found
+    for reference in found:
+        node = document
+        for step in reference.removeprefix("#/").split("/"):
+            node = node[step]
+
+
+def test_it_has_every_call_and_no_other(client: FlaskClient, document: Any) -> None:
+    described = {
+        (method.upper(), path)
+        for path, calls in document["paths"].items()
+        for method in calls
+        if method != "parameters"
+    }
+    served = {
+        (method, re.sub(r"<(\w+)>", "{sessionId}", rule.rule.removeprefix("/srm/v1")))
+        for rule in client.application.url_map.iter_rules()
+        if rule.rule.startswith("/srm/v1/sessions")
+        for method in rule.methods or ()
+    }
+
+    assert (
+        described
+        == served
+        == {
+            ("POST", "/sessions"),
+            ("PUT", "/sessions/{sessionId}"),
+            ("DELETE", "/sessions/{sessionId}"),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "codes"),
+    [
+        ("post", "/sessions", {1, 2, 3, 4, 5, 6, 7, 10}),
+        ("put", "/sessions/{sessionId}", {1, 2, 3, 8, 9, 10}),
+        ("delete", "/sessions/{sessionId}", {1, 2, 3, 8, 9, 10}),
+    ],
+)
+def test_it_has_every_code_that_a_call_can_answer(document: Any, method: str, path: str, codes: set[int]) -> None:
+    responses = document["paths"][path][method]["responses"]
+
+    assert {int(code) for code in re.findall(r"SRM-(\d{4})", str(responses))} == codes
+    statuses = {"200", "400", "401", "413", "500", "503"}
+    assert set(responses) == (statuses if path == "/sessions" else statuses | {"404", "410"})
+    assert "Retry-After" in responses["503"]["headers"]
+    for response in responses.values():
+        assert {"X-Correlation-Id", "Cache-Control"} <= set(response["headers"])
+
+
+def test_every_call_wants_a_token(document: Any) -> None:
+    for calls in document["paths"].values():
+        for call in calls.values():
+            (token,) = (parameter for parameter in call["parameters"] if parameter["name"] == "Client-Token")
+            assert (token["in"], token["required"]) == ("header", True)
+
+
+def test_it_describes_the_answers_that_are_given(client: FlaskClient, factory: Factory, document: Any) -> None:
+    factory.account("a", max_sessions=1)
+    factory.account("b", timeout_seconds=None)
+    validator = answers(document, "post", "/sessions")
+
+    for account in ("a", "a", "b", "unknown"):
+        answer = client.post("/srm/v1/sessions", json=SETUP, headers={"Client-Token": issue_token(account, "tv")})
+        validator.validate(answer.get_json())
+
+
+@pytest.mark.parametrize(
+    ("body", "valid"),
+    [
+        (SETUP, True),
+        ({**SETUP, "more": 1}, True),
+        ({"content": {"contentID": "", "contentType": "COD"}}, False),
+        ({"content": {"contentID": "x" * 256, "contentType": "COD"}}, False),
+        ({"content": {"contentID": "x\n", "contentType": "COD"}}, False),
+        ({"content": {"contentID": "x", "contentType": "VOD"}}, False),
+        ({"content": {"contentID": "x"}}, False),
+        ({}, False),
+    ],
+)
+def test_it_describes_the_requests_that_are_taken(document: Any, body: Any, valid: bool) -> None:
+    content = document["paths"]["/sessions"]["post"]["requestBody"]["content"]["application/json"]
+    schema = {"$schema": DIALECT, **content["schema"], "components": document["components"]}
+
+    assert jsonschema_rs.validator_for(schema).is_valid(body) is valid
+
+
+class References(HTMLParser):
+    """The addresses of all that a page loads or links to."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("href", "src", "action", "srcset", "data")]
+
+
+@pytest.mark.parametrize("path", ["/srm/docs/", "/srm/docs/index.html"])
+def test_the_docs_page_comes_from_the_service_alone(client: FlaskClient, path: str) -> None:
+    page = client.get(path, base_url="http://srm.example")
+
+    assert page.status_code == 200
+    assert page.mimetype == "text/html"
+    references = References(page.text).found
+    assert len(references) >= 4
+    for reference in references:
+        assert reference.startswith("/srm/docs/"), reference
+        with client.get(reference) as answer:
+            assert answer.status_code == 200, reference
+            if answer.mimetype == "text/css":
+                assert re.findall(r"@import|url\(\s*['\"]?(?:https?:)?//", answer.text) == []
+    assert set(re.findall(r"https?://([^/\"']*)", page.text)) <= {"srm.example"}
+    assert re.findall(r"[\"'(]//", page.text) == []
+
+
+def test_the_docs_page_shows_the_document_and_asks_no_validator(client: FlaskClient) -> None:
+    page = client.get("/srm/docs/").text
+
+    assert '"url": "/srm/v1/openapi.json"' in page
+    assert '"validatorUrl": null' in page
+
+
+@pytest.mark.parametrize(
+    "path", ["../flask_swagger_ui.py", "%2e%2e/flask_swagger_ui.py", "/etc/passwd", "%2fetc/passwd"]
+)
+def test_the_docs_serve_no_other_files(client: FlaskClient, path: str) -> None:
+    assert client.get(f"/srm/docs/{path}").status_code == 404

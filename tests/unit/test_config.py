@@ -1,0 +1,204 @@
+"""Settings: defaults, and messages about wrong values."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srm import config
+from srm.config import Settings
+from srm.errors import StartupError
+
+SECRET = "0123456789abcdef0123456789abcdef"
+DEFAULTS = {
+    "database_url": None,
+    "data_dir": Path("var"),
+    "bind": "127.0.0.1:8080",
+    "token_secret": None,
+    "token_jwks": None,
+    "token_issuer": None,
+    "token_audience": None,
+    "token_account_claim": "accountId",
+    "token_device_claim": "deviceId",
+    "reaper_interval_seconds": 5,
+    "ended_retention_seconds": 300,
+    "history_retention_days": 90,
+    "log_format": "console",
+}
+
+
+def message(monkeypatch: pytest.MonkeyPatch, **variables: str) -> str:
+    """What an operator is told about these variables."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StartupError) as caught:
+        config.load()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("option", "default"), DEFAULTS.items())
+def test_it_has_a_default(option: str, default: Any) -> None:
+    assert getattr(config.load(), option) == default
+
+
+@pytest.mark.parametrize("option", DEFAULTS)
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    monkeypatch.setenv(f"SRM_{option.upper()}", "")
+
+    assert getattr(config.load(), option) == DEFAULTS[option]
+
+
+@pytest.mark.parametrize("option", Settings.model_fields)
+def test_every_option_says_what_it_means(option: str) -> None:
+    assert Settings.model_fields[option].description
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "read"),
+    [
+        ("SRM_DATA_DIR", "/srv/srm", Path("/srv/srm")),
+        ("SRM_BIND", "0.0.0.0:80", "0.0.0.0:80"),
+        ("SRM_BIND", "[::1]:8080", "[::1]:8080"),
+        ("SRM_BIND", "unix:/run/srm.sock", "unix:/run/srm.sock"),
+        ("SRM_TOKEN_JWKS", "https://idp.example/jwks.json", "https://idp.example/jwks.json"),
+        ("SRM_TOKEN_ISSUER", "https://idp.example", "https://idp.example"),
+        ("SRM_TOKEN_AUDIENCE", "srm", "srm"),
+        ("SRM_TOKEN_ACCOUNT_CLAIM", "sub", "sub"),
+        ("SRM_TOKEN_DEVICE_CLAIM", "dev", "dev"),
+        ("SRM_REAPER_INTERVAL_SECONDS", "0.5", 0.5),
+        ("SRM_ENDED_RETENTION_SECONDS", "0", 0),
+        ("SRM_HISTORY_RETENTION_DAYS", "365", 365),
+        ("SRM_LOG_FORMAT", "json", "json"),
+    ],
+)
+def test_it_is_read_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, read: object
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    assert getattr(config.load(), variable.removeprefix("SRM_").lower()) == read
+
+
+def test_secrets_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRM_TOKEN_SECRET", SECRET)
+    monkeypatch.setenv("SRM_DATABASE_URL", "postgresql://srm:pass@host/srm")
+
+    settings = config.load()
+
+    assert settings.token_secret is not None
+    assert settings.token_secret.get_secret_value() == SECRET
+    assert settings.require_database_url() == "postgresql://srm:pass@host/srm"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("SRM_BIND", "8080", "pattern"),
+        ("SRM_BIND", "host:port", "pattern"),
+        ("SRM_BIND", "127.0.0.1:8080\n", "pattern"),
+        ("SRM_BIND", "127.0.0.1:65536", "65535"),
+        ("SRM_BIND", "two words:80", "pattern"),
+        ("SRM_REAPER_INTERVAL_SECONDS", "soon", "number"),
+        ("SRM_REAPER_INTERVAL_SECONDS", "0", "0.1"),
+        ("SRM_REAPER_INTERVAL_SECONDS", "nan", ""),
+        ("SRM_REAPER_INTERVAL_SECONDS", "inf", "3600"),
+        ("SRM_ENDED_RETENTION_SECONDS", "-1", "0"),
+        ("SRM_ENDED_RETENTION_SECONDS", "1.5", "integer"),
+        ("SRM_ENDED_RETENTION_SECONDS", "86401", "86400"),
+        ("SRM_HISTORY_RETENTION_DAYS", "0", "1"),
+        ("SRM_HISTORY_RETENTION_DAYS", "3651", "3650"),
+        ("SRM_LOG_FORMAT", "xml", "'console' or 'json'"),
+        ("SRM_LOG_FORMAT", "JSON", "'console' or 'json'"),
+    ],
+)
+def test_a_wrong_value_stops_the_start_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, allowed: str
+) -> None:
+    said = message(monkeypatch, **{variable: value})
+
+    assert said.startswith(f"{variable}={value!r}: ")
+    assert allowed in said.partition(": ")[2]
+    assert "\n" not in said
+
+
+def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = message(monkeypatch, SRM_LOG_FORMAT="xml", SRM_HISTORY_RETENTION_DAYS="0")
+
+    assert "SRM_LOG_FORMAT='xml'" in said
+    assert "SRM_HISTORY_RETENTION_DAYS='0'" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "hunter2",
+        "mysql://srm:hunter2@host/srm",
+        "://srm:hunter2@host/srm",
+        "postgresql:srm:hunter2@host/srm",
+        "postgresql://srm:hunter2@host:port/srm",
+        "postgresql://srm:p@ss:hunter2@host/srm",
+        "postgresql://srm@host:hunter2",
+    ],
+)
+def test_a_wrong_database_url_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    said = message(monkeypatch, SRM_DATABASE_URL=url)
+
+    assert said.startswith("SRM_DATABASE_URL: ")
+    assert "postgresql://" in said
+    assert "hunter2" not in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("secret", ["hunter2", "x" * 31])
+def test_a_short_secret_is_told_without_it(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    said = message(monkeypatch, SRM_TOKEN_SECRET=secret)
+
+    assert said == "SRM_TOKEN_SECRET: must have at least 32 bytes"
+
+
+def test_the_length_of_a_secret_is_counted_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRM_TOKEN_SECRET", "é" * 16)
+
+    assert config.load().token_secret is not None
+
+
+def test_there_is_one_kind_of_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = message(monkeypatch, SRM_TOKEN_SECRET=SECRET, SRM_TOKEN_JWKS="jwks.json")
+
+    assert "SRM_TOKEN_SECRET and SRM_TOKEN_JWKS" in said
+    assert SECRET not in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("show", [repr, str, lambda settings: str(settings.model_dump())])
+def test_secrets_are_masked_wherever_settings_are_printed(show: Any) -> None:
+    settings = Settings(token_secret=SECRET, database_url="postgresql://srm:hunter2@host/srm")
+
+    shown = show(settings)
+
+    assert "token_secret" in shown
+    assert SECRET not in shown
+    assert "hunter2" not in shown
+
+
+def test_overrides_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRM_BIND", "127.0.0.1:1")
+
+    assert config.load(bind="127.0.0.1:2").bind == "127.0.0.1:2"
+
+
+def test_it_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        config.load().bind = "127.0.0.1:1"  # type: ignore[misc]
+
+
+def test_unknown_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRM_UNKNOWN", "1")
+
+    assert config.load() == Settings()
+
+
+def test_without_a_database_it_says_how_to_get_one() -> None:
+    with pytest.raises(StartupError, match=r"SRM_DATABASE_URL.*srm serve"):
+        Settings().require_database_url()
