@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
-from rich.console import Console
-from rich.table import Table
+from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
 from srm import audit as audits
 from srm import config, demo, embedded, logs, schema, serving, tokens
 from srm.config import Settings
-from srm.database import Database, is_unavailable
+from srm.database import Database
 from srm.errors import DependencyUnavailable, StartupError
 from srm.reaper import STATEMENT_TIMEOUT_SECONDS, Reaper, run_forever
 
@@ -121,10 +120,10 @@ def audit() -> None:
     if not found:
         click.echo(f"clean: {checked} sessions checked, no limit was ever exceeded")
         return
-    table = Table("account", "at", "active", "max_sessions", title=f"limits exceeded in {checked} sessions")
+    click.echo(f"exceeded {len(found)} times in {checked} sessions")
     for excess in found:
-        table.add_row(excess.account_id, excess.at.isoformat(), str(excess.active), str(excess.max_sessions))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        counts = f"{excess.active} active, limit {excess.max_sessions}"
+        click.echo(f"account {excess.account_id} at {excess.at.isoformat()}: {counts}")
     sys.exit(1)
 
 
@@ -145,14 +144,12 @@ def main() -> None:
     """The command; what an operator can mend is one line on standard error, exit code 1."""
     try:
         cli()
-    except StartupError as error:
+    except (StartupError, CommandError) as error:
         sys.exit(f"srm: {error}")
     except DependencyUnavailable as error:
         sys.exit(f"srm: database unavailable: {_first_line(error.__cause__)}")
     except DBAPIError as error:
-        if not is_unavailable(error):
-            raise
-        sys.exit(f"srm: database unavailable: {_first_line(error)}")
+        sys.exit(f"srm: database: {_first_line(error)}")
 
 
 def _first_line(error: BaseException | None) -> str:

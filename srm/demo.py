@@ -1,5 +1,7 @@
 """Demo data: something to try every answer of the client API with."""
 
+from datetime import UTC, datetime
+
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
@@ -7,6 +9,7 @@ from srm.models import Account, AccountProfile, Base, Content, Device, Entitleme
 
 ACCOUNT, DEVICE = "demo-1", "demo-1-tv"
 CONTENT_ID, CONTENT_TYPE = "BTV_CH1_V", "LIVE"
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 DEVICE_GROUPS = {"tv": "tv", "phone": "mobile", "tablet": "mobile", "laptop": "computer"}
 PRODUCTS = {
     "demo-package": [
@@ -66,9 +69,9 @@ def _rows_in_order_of_references() -> list[list[Base]]:
             )
         ],
         [
-            Content(content_id="100001V3D", title="A film"),
-            Content(content_id="BTV_CH1_V", title="Channel 1"),
-            Content(content_id="BTV_CH2_V", title="Channel 2, entitled to nobody"),
+            Content(content_id="100001V3D", channel_id=None, title="A film"),
+            Content(content_id="BTV_CH1_V", channel_id=None, title="Channel 1"),
+            Content(content_id="BTV_CH2_V", channel_id=None, title="Channel 2, entitled to nobody"),
         ],
         [Content(content_id="BTV_CH1_E1", channel_id="BTV_CH1_V", title="A broadcast on channel 1")],
         [Product(product_id=product, name=product) for product in PRODUCTS],
@@ -77,5 +80,9 @@ def _rows_in_order_of_references() -> list[list[Base]]:
             for product, contents in PRODUCTS.items()
             for content_type, content_id in contents
         ],
-        [Entitlement(account_id=account, product_id=product) for account in accounts for product in PRODUCTS],
+        [
+            Entitlement(account_id=account, product_id=product, valid_from=LONG_AGO, valid_until=None)
+            for account in accounts
+            for product in PRODUCTS
+        ],
     ]

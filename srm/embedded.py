@@ -6,6 +6,7 @@ Any number of processes may use it at once: the first to come starts it, the las
 
 import fcntl
 import os
+import shlex
 import stat
 import subprocess
 import tempfile
@@ -97,7 +98,7 @@ class EmbeddedServer:
                 return
             if not (self._cluster / "PG_VERSION").exists():
                 self._create()
-            self._pg_ctl("start", "-l", str(self._log), "-o", f"-k '{self._socket_dir()}'")
+            self._pg_ctl("start", "-l", str(self._log), "-o", f"-k {shlex.quote(str(self._socket_dir()))}")
             if not (self._cluster / "srm.created").exists():
                 self._run("createdb", "-h", str(self._socket_dir()), "-U", "srm", "srm", check=True)
                 (self._cluster / "srm.created").touch()
@@ -119,8 +120,9 @@ class EmbeddedServer:
             file.write(CONFIGURATION)
 
     def _socket_dir(self) -> Path:
-        """The cluster's own folder, closed to others, unless its path is too long for a socket."""
-        if len(os.fsencode(self._cluster / ".s.PGSQL.5432")) <= MAX_SOCKET_PATH:
+        """The cluster's own folder, closed to others, unless its path is too long for a socket or looks like two."""
+        path = os.fsencode(self._cluster / ".s.PGSQL.5432")
+        if len(path) <= MAX_SOCKET_PATH and b"," not in path:
             return self._cluster
         digest = sha256(os.fsencode(self._cluster)).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"srm-{digest}"

@@ -32,6 +32,10 @@ class Busy(Exception):
     """Another reaper is at work."""
 
 
+class Stopping(Exception):
+    """Nothing new is begun."""
+
+
 class Reaper:
     """The work, piece by piece. `stop()` lets the piece in hand finish and begins no other."""
 
@@ -52,8 +56,8 @@ class Reaper:
             self.make_partitions()
             archived = self.archive()
             dropped = self.drop_partitions()
-        except Busy:
-            log.debug("another reaper is at work")
+        except (Busy, Stopping) as reason:
+            log.debug("nothing to do", reason=reason.__doc__)
         except DependencyUnavailable as error:
             log.warning("database unavailable", cause=str(error.__cause__).split("\n")[0])
         except Exception:
@@ -112,7 +116,9 @@ class Reaper:
 
     @contextmanager
     def _alone(self) -> Iterator[Connection]:
-        """A transaction during which no other reaper works. Busy when one does already."""
+        """A transaction during which no other reaper works. Busy when one does already; Stopping after `stop()`."""
+        if self._stopped:
+            raise Stopping
         with self._database.transaction() as db:
             if not db.execute(select(func.pg_try_advisory_xact_lock(ADVISORY_LOCK))).scalar_one():
                 raise Busy

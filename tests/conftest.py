@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import psycopg
@@ -29,12 +30,13 @@ for name in [name for name in os.environ if name.startswith("SRM_") and not name
 
 
 @pytest.fixture(scope="session")
-def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server_url() -> Iterator[str]:
     """A superuser's URL of the server of this test run."""
     if given := os.environ.get("SRM_TEST_DATABASE_URL"):
         yield given
         return
-    with EmbeddedServer(tmp_path_factory.mktemp("server")) as server:
+    # Not below pytest's own folder: each run of pytest closes that to the user that the server runs as.
+    with TemporaryDirectory(prefix="srm-tests-") as folder, EmbeddedServer(Path(folder)) as server:
         yield server.url
 
 

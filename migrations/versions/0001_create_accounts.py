@@ -17,6 +17,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    op.execute("COMMENT ON TABLE srm.alembic_version IS 'Which migrations have been run; Alembic keeps it'")
+    op.execute("COMMENT ON COLUMN srm.alembic_version.version_num IS 'Revision that the schema is at'")
     op.create_table(
         "account_profiles",
         sa.Column("profile_id", sa.Text(), nullable=False, comment="Name of the profile"),
