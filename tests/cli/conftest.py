@@ -1,0 +1,27 @@
+"""The `srm` command within the process of the tests."""
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from srm.cli import main
+from tests.cli.command import Result
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """`srm …` within this process: the same, and ten times as quick."""
+
+    def call(*arguments: str, **variables: str) -> Result:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["srm", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        code = exit_.value.code
+        if isinstance(code, str):  # the interpreter prints it, and makes it a one
+            print(code, file=sys.stderr)
+        return Result(arguments, code if isinstance(code, int) else int(code is not None), *capsys.readouterr())
+
+    return call

@@ -1,0 +1,396 @@
+"""The `srm` command: tokens, the database, the demo data, and one clear line for whatever an operator can mend."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jwt
+import psycopg
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import Connection
+from sqlalchemy.engine import make_url
+
+from srm import demo, schema
+from srm.cli import cli
+from srm.config import Settings
+from srm.database import Database
+from srm.tokens import Principal, SharedSecret, TokenVerifier
+from tests.cli.command import Result, assert_one_line, assert_refused, srm
+from tests.support import SECRET, free_port, rows
+
+ISSUE = ("token", "issue", "--account", "a", "--device", "tv")
+PASSWORD = "hunter2hunter2"
+
+
+def commands(group: Any = cli, *path: str) -> Iterator[tuple[str, ...]]:
+    """Every command and every group."""
+    yield path
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *path, name)
+
+
+@pytest.fixture
+def unreachable() -> str:
+    """The URL of a database where nobody listens."""
+    return f"postgresql://srm:{PASSWORD}@127.0.0.1:{free_port()}/srm"
+
+
+class TestHelp:
+    def test_it_lists_the_commands(self) -> None:
+        result = srm("--help")
+
+        assert (result.returncode, result.stderr) == (0, "")
+        for name in ("audit", "db", "demo", "reaper", "serve", "token"):
+            assert f"  {name} " in result.stdout
+
+    @pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+    def test_it_explains_each_command(self, path: tuple[str, ...]) -> None:
+        result = CliRunner().invoke(cli, [*path, "--help"])
+
+        assert result.exit_code == 0
+        said = result.output.split("\n\n")
+        assert said[0].startswith("Usage: ")
+        assert said[1].strip(), "it does not say what it is for"
+
+    def test_it_tells_its_version(self) -> None:
+        assert "0." in CliRunner().invoke(cli, ["--version"]).output
+
+    @pytest.mark.parametrize("arguments", [["nonsense"], ["token", "issue"], ["db", "upgrade", "--nonsense"]])
+    def test_it_refuses_what_is_no_command(self, arguments: list[str]) -> None:
+        result = CliRunner().invoke(cli, arguments)
+
+        assert result.exit_code == 2
+        assert "Error: " in result.output
+
+
+class TestTokenIssue:
+    def test_it_issues_a_token_that_the_service_accepts(self, call: Callable[..., Result]) -> None:
+        result = call(*ISSUE, SRM_TOKEN_SECRET=SECRET)
+
+        (token,) = result.stdout.splitlines()
+        assert (result.returncode, result.stderr) == (0, "")
+        settings = Settings(token_secret=SECRET)
+        assert TokenVerifier(SharedSecret(SECRET), settings).verify(token) == Principal("a", "tv")
+        assert SECRET not in result.stdout
+
+    @pytest.mark.parametrize(("arguments", "seconds"), [([], 3600), (["--ttl", "7"], 7), (["--ttl", "86400"], 86400)])
+    def test_it_expires_after_the_ttl(self, call: Callable[..., Result], arguments: list[str], seconds: int) -> None:
+        before = int(time.time())
+
+        token = call(*ISSUE, *arguments, SRM_TOKEN_SECRET=SECRET).stdout.strip()
+
+        claims = jwt.decode(token, SECRET, algorithms=["HS256"])
+        assert before + seconds <= claims["exp"] <= time.time() + seconds
+
+    def test_it_writes_the_claims_that_are_configured(self, call: Callable[..., Result]) -> None:
+        configured = {
+            "SRM_TOKEN_SECRET": SECRET,
+            "SRM_TOKEN_ISSUER": "https://issuer.example",
+            "SRM_TOKEN_AUDIENCE": "srm",
+            "SRM_TOKEN_ACCOUNT_CLAIM": "sub",
+            "SRM_TOKEN_DEVICE_CLAIM": "dev",
+        }
+
+        token = call(*ISSUE, **configured).stdout.strip()
+
+        claims = jwt.decode(token, SECRET, algorithms=["HS256"], audience="srm")
+        assert {**claims, "exp": 0} == {
+            "iss": "https://issuer.example",
+            "aud": "srm",
+            "sub": "a",
+            "dev": "tv",
+            "exp": 0,
+        }
+
+    @pytest.mark.parametrize("ttl", ["0", "-5", "soon", "1.5", ""])
+    def test_it_refuses_a_ttl_that_is_none(self, call: Callable[..., Result], ttl: str) -> None:
+        result = call(*ISSUE, "--ttl", ttl, SRM_TOKEN_SECRET=SECRET)
+
+        assert result.returncode == 2
+        assert result.stdout == ""
+        assert "--ttl" in result.stderr
+        assert "Traceback" not in result.stderr
+
+    def test_it_has_nothing_to_sign_with(self, tmp_path: Path) -> None:
+        result = srm(*ISSUE, cwd=tmp_path)
+
+        assert_refused(result, "SRM_TOKEN_SECRET", "SRM_TOKEN_JWKS", "token_secret")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_it_takes_the_secret_of_the_data_directory(self, call: Callable[..., Result], tmp_path: Path) -> None:
+        (tmp_path / "token_secret").write_text(SECRET + "\n")
+
+        token = call(*ISSUE, SRM_DATA_DIR=str(tmp_path)).stdout.strip()
+
+        assert jwt.decode(token, SECRET, algorithms=["HS256"])["accountId"] == "a"
+
+    def test_it_refuses_a_short_secret_in_the_data_directory(self, call: Callable[..., Result], tmp_path: Path) -> None:
+        (tmp_path / "token_secret").write_text("hunter2")
+
+        result = call(*ISSUE, SRM_DATA_DIR=str(tmp_path))
+
+        assert_refused(result, "token_secret", "32 bytes")
+        assert "hunter2" not in result.stderr
+
+    def test_it_cannot_sign_with_public_keys(self, call: Callable[..., Result], tmp_path: Path) -> None:
+        (tmp_path / "jwks.json").write_text(json.dumps({"keys": []}))
+
+        assert_refused(call(*ISSUE, SRM_TOKEN_JWKS=str(tmp_path / "jwks.json")), "SRM_TOKEN_JWKS")
+
+
+class TestDbUrl:
+    @pytest.mark.parametrize(
+        "url", ["postgresql://srm:p%40ss@db.example:5433/srm?sslmode=require", "postgresql:///srm"]
+    )
+    def test_it_prints_what_is_configured_as_it_is(self, call: Callable[..., Result], url: str) -> None:
+        result = call("db", "url", SRM_DATABASE_URL=url)
+
+        assert (result.returncode, result.stdout, result.stderr) == (0, f"{url}\n", "")
+
+    def test_it_prints_what_libpq_can_use(self, call: Callable[..., Result], url: str) -> None:
+        printed = call("db", "url", SRM_DATABASE_URL=url).stdout.strip()
+
+        with psycopg.connect(printed) as connection:
+            assert connection.execute("SELECT 1 FROM srm.contents").fetchall() == [(1,)]
+
+    def test_it_does_not_start_the_embedded_one(self, tmp_path: Path) -> None:
+        assert_refused(srm("db", "url", cwd=tmp_path), "embedded", "srm serve")
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestDbUpgrade:
+    def test_it_upgrades_and_may_be_repeated(self, clone: Callable[[], str]) -> None:
+        url = clone()
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA srm CASCADE")
+
+            for _ in range(2):
+                result = srm("db", "upgrade", SRM_DATABASE_URL=url)
+                assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+            assert connection.execute("SELECT * FROM srm.alembic_version").fetchall() == [(schema.head_revision(),)]
+
+
+DEMO_TABLES = (
+    "account_profiles",
+    "accounts",
+    "devices",
+    "contents",
+    "products",
+    "product_contents",
+    "entitlements",
+)
+
+
+@pytest.fixture(scope="module")
+def demo_url(clone: Callable[[], str]) -> str:
+    """A database with the demo data."""
+    url = clone()
+    result = srm("demo", "load", SRM_DATABASE_URL=url)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "demo data loaded\n", "")
+    return url
+
+
+class Undo(Exception):
+    """Rolls a transaction back."""
+
+
+class TestDemoLoad:
+    @pytest.fixture
+    def url(self, demo_url: str) -> str:
+        return demo_url
+
+    @staticmethod
+    def all_rows(database: Database | Connection) -> dict[str, list[Any]]:
+        return {table: rows(database, f"SELECT * FROM srm.{table} ORDER BY 1, 2") for table in DEMO_TABLES}
+
+    def test_it_loads_the_accounts_of_the_design(self, database: Database) -> None:
+        accounts = rows(
+            database,
+            "SELECT account_id, enabled, profile_id, max_sessions, timeout_seconds "
+            "FROM srm.accounts JOIN srm.account_profiles USING (profile_id) ORDER BY account_id",
+        )
+
+        assert [tuple(account)[:3] for account in accounts] == [
+            ("demo-1", True, "default"),
+            ("demo-2", False, "default"),
+            ("demo-3", True, "no-keep-alive"),
+        ]
+        assert [(account.max_sessions, account.timeout_seconds) for account in accounts[:2]] == [(3, 30)] * 2
+        assert accounts[2].timeout_seconds is None
+
+    def test_it_loads_the_devices_of_the_design(self, database: Database) -> None:
+        devices = rows(database, "SELECT account_id, device_id, enabled FROM srm.devices")
+
+        assert {tuple(device) for device in devices} == {
+            *(
+                (f"demo-{number}", f"demo-{number}-{kind}", True)
+                for number in (1, 2, 3)
+                for kind in ("tv", "phone", "tablet", "laptop")
+            ),
+            ("demo-1", "demo-1-old", False),
+        }
+
+    def test_it_loads_the_contents_of_the_design(self, database: Database) -> None:
+        contents = rows(database, "SELECT content_id, channel_id FROM srm.contents WHERE content_id <> 'film'")
+
+        assert {tuple(content) for content in contents} == {
+            ("100001V3D", None),
+            ("BTV_CH1_V", None),
+            ("BTV_CH1_E1", "BTV_CH1_V"),
+            ("BTV_CH2_V", None),
+        }
+
+    @pytest.mark.parametrize("account", ["demo-1", "demo-2", "demo-3"])
+    def test_it_entitles_the_accounts_to_what_the_design_says(self, database: Database, account: str) -> None:
+        granted = rows(
+            database,
+            "SELECT content_type, content_id FROM srm.entitlements JOIN srm.product_contents USING (product_id) "
+            "WHERE account_id = :account AND valid_from <= statement_timestamp() AND valid_until IS NULL",
+            account=account,
+        )
+
+        assert {tuple(grant) for grant in granted} == {
+            ("COD", "100001V3D"),
+            ("LIVE", "BTV_CH1_V"),
+            ("TS", "BTV_CH1_V"),
+            ("CU", "BTV_CH1_V"),
+            ("NPVR", "BTV_CH1_V"),
+        }
+
+    def test_it_may_be_repeated(self, url: str, database: Database) -> None:
+        before = self.all_rows(database)
+
+        result = srm("demo", "load", SRM_DATABASE_URL=url)
+
+        assert result.returncode == 0
+        assert self.all_rows(database) == before
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "UPDATE srm.account_profiles SET max_sessions = 99, timeout_seconds = 1 WHERE profile_id = 'default'",
+            "UPDATE srm.account_profiles SET timeout_seconds = 1 WHERE profile_id = 'no-keep-alive'",
+            "UPDATE srm.accounts SET enabled = NOT enabled, profile_id = 'default'",
+            "UPDATE srm.devices SET enabled = NOT enabled, device_group = 'x', name = 'x'",
+            "UPDATE srm.contents SET channel_id = 'BTV_CH2_V', title = 'x' WHERE content_id = 'BTV_CH1_E1'",
+            "UPDATE srm.contents SET channel_id = 'BTV_CH2_V', title = 'x' WHERE content_id = 'BTV_CH1_V'",
+            "UPDATE srm.products SET name = 'x'",
+            "UPDATE srm.entitlements SET valid_until = statement_timestamp()",
+            "DELETE FROM srm.devices WHERE account_id = 'demo-1'",
+            "DELETE FROM srm.entitlements",
+            "DELETE FROM srm.product_contents WHERE product_id = 'demo-package'",
+        ],
+    )
+    def test_it_sets_back_what_was_changed(self, database: Database, change: str) -> None:
+        def demo_rows() -> dict[str, Any]:
+            found = self.all_rows(db)
+            found["products"] = [row for row in found["products"] if row.product_id != "basic"]
+            found["entitlements"] = [(row.account_id, row.product_id, row.valid_until) for row in found["entitlements"]]
+            return found
+
+        with suppress(Undo), database.transaction() as db:
+            before = demo_rows()
+            db.exec_driver_sql(change)
+            changed = demo_rows()
+
+            demo.load(db)
+
+            after = demo_rows()
+            raise Undo
+        assert changed != before
+        assert after == before
+
+    def test_it_leaves_other_data_alone(self, database: Database) -> None:
+        assert rows(database, "SELECT 1 FROM srm.product_contents WHERE product_id = 'basic'") == [(1,)]
+
+
+class TestConfiguration:
+    @pytest.mark.parametrize(
+        ("name", "value", "allowed"),
+        [
+            ("SRM_BIND", "nonsense", "match"),
+            ("SRM_BIND", "127.0.0.1:port", "match"),
+            ("SRM_REAPER_INTERVAL_SECONDS", "often", "number"),
+            ("SRM_REAPER_INTERVAL_SECONDS", "0", "0.1"),
+            ("SRM_ENDED_RETENTION_SECONDS", "-1", "0"),
+            ("SRM_ENDED_RETENTION_SECONDS", "1.5", "integer"),
+            ("SRM_HISTORY_RETENTION_DAYS", "0", "1"),
+            ("SRM_LOG_FORMAT", "xml", "json"),
+        ],
+    )
+    def test_it_names_the_variable_the_value_and_what_is_allowed(
+        self, call: Callable[..., Result], name: str, value: str, allowed: str
+    ) -> None:
+        assert_refused(call("db", "url", **{name: value}), name, repr(value), allowed)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "allowed"),
+        [
+            ("SRM_TOKEN_SECRET", "hunter2", "32 bytes"),
+            ("SRM_DATABASE_URL", "mysql://srm:hunter2@db/srm", "postgresql://"),
+            ("SRM_DATABASE_URL", "hunter2", "postgresql://"),
+            ("SRM_DATABASE_URL", "postgresql://srm:hunter2/srm", "postgresql://"),  # @host is missing
+            ("SRM_DATABASE_URL", "postgresql://srm@db:hunter2/srm", "postgresql://"),
+        ],
+    )
+    def test_it_does_not_show_the_value_of_a_secret(
+        self, call: Callable[..., Result], name: str, value: str, allowed: str
+    ) -> None:
+        result = call("db", "url", **{name: value})
+
+        assert "hunter2" not in result.stdout + result.stderr
+        assert_refused(result, name, allowed)
+
+    def test_it_names_every_variable_that_is_wrong(self) -> None:
+        assert_refused(
+            srm("reaper", SRM_LOG_FORMAT="xml", SRM_HISTORY_RETENTION_DAYS="0"),
+            "SRM_LOG_FORMAT",
+            "SRM_HISTORY_RETENTION_DAYS",
+        )
+
+    def test_it_takes_one_kind_of_key(self, call: Callable[..., Result]) -> None:
+        result = call(*ISSUE, SRM_TOKEN_SECRET=SECRET, SRM_TOKEN_JWKS="keys.json")
+
+        assert_refused(result, "SRM_TOKEN_SECRET", "SRM_TOKEN_JWKS")
+        assert SECRET not in result.stderr
+
+    @pytest.mark.parametrize("arguments", [["serve"], ["serve", "--bind", "nonsense"], ["reaper"], ["audit"]])
+    def test_it_stops_every_command(self, tmp_path: Path, arguments: list[str]) -> None:
+        assert_refused(srm(*arguments, cwd=tmp_path, SRM_BIND="nonsense"), "SRM_BIND", "nonsense")
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestUnreachable:
+    @pytest.mark.parametrize("arguments", [["audit"], ["demo", "load"], ["db", "upgrade"], ["serve"]], ids=" ".join)
+    def test_it_says_so_in_one_line(self, tmp_path: Path, unreachable: str, arguments: list[str]) -> None:
+        result = srm(*arguments, cwd=tmp_path, SRM_DATABASE_URL=unreachable, SRM_BIND=f"127.0.0.1:{free_port()}")
+
+        assert_refused(result, "database unavailable")
+        assert PASSWORD not in result.stderr
+
+    def test_it_says_that_the_database_does_not_exist(self, url: str) -> None:
+        missing = url.replace("/srm_test_", "/srm_missing_")
+
+        result = srm("audit", SRM_DATABASE_URL=missing)
+
+        assert_refused(result, "does not exist")
+
+    def test_it_says_that_the_role_may_not(self, url: str) -> None:
+        """An error that stays is no reason for a trace either."""
+        role = f"stranger_{free_port()}"
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")  # type: ignore[arg-type]
+            try:
+                as_stranger = make_url(url).set(username=role, password=PASSWORD)
+                result = srm("audit", SRM_DATABASE_URL=as_stranger.render_as_string(hide_password=False))
+            finally:
+                connection.execute(f"DROP ROLE {role}")  # type: ignore[arg-type]
+
+        assert result.returncode == 1
+        assert_one_line(result.stderr, "permission denied")
+        assert PASSWORD not in result.stderr

@@ -1,0 +1,256 @@
+"""Players that keep their sessions alive at the instant of expiry, while others want the slots.
+
+In processes of their own, so that the interpreter lock of one does not spoil the aim of all. The clock of
+this machine is the clock of the database: the server of the tests runs here.
+"""
+
+import multiprocessing
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+import psycopg
+
+from srm import playback
+from srm.database import Database
+from srm.errors import SessionEnded
+from srm.tokens import Principal
+from tests.concurrency.players import Player, connections, set_up
+
+Result = TypeVar("Result")
+
+TIMEOUT_SECONDS = 1
+
+START_SECONDS = 2
+"""That a new process needs to load its modules; not counted."""
+
+
+class Service(Protocol):
+    """The three calls. None = not known: the service was overloaded."""
+
+    def set_up(self) -> str | None: ...
+
+    def keep_alive(self, session_id: str) -> bool | None: ...
+
+    def tear_down(self, session_id: str) -> bool | None: ...
+
+
+class OverHttp:
+    """The calls over HTTP; asserts that no answer is one that cannot be."""
+
+    def __init__(self, player: Player) -> None:
+        self._player = player
+
+    def set_up(self) -> str | None:
+        answer = self._player.set_up()
+        assert answer.status == 503 or answer.session_id or answer.error_code == "SRM-0006", answer
+        return None if answer.status == 503 else answer.session_id
+
+    def keep_alive(self, session_id: str) -> bool | None:
+        answer = self._player.keep_alive(session_id)
+        return {200: True, 410: False, 503: None}[answer.status]
+
+    def tear_down(self, session_id: str) -> bool | None:
+        answer = self._player.tear_down(session_id)
+        return {200: True, 410: False, 503: None}[answer.status]
+
+
+class Direct:
+    """The calls past HTTP, on connections of this player alone."""
+
+    def __init__(self, database: Database, account: str, device: str) -> None:
+        self._database = database
+        self._principal = Principal(account, device)
+
+    def set_up(self) -> str | None:
+        session_id = set_up(self._database, self._principal.account_id, self._principal.device_id)
+        return None if session_id is None else str(session_id)
+
+    def keep_alive(self, session_id: str) -> bool:
+        with self._database.hot() as db, db.connection.transaction():
+            is_active = playback.keep_alive(db, self._principal, UUID(session_id))
+            time.sleep(random.uniform(0, 0.005))  # starved between statement and commit, as processes are
+        return is_active
+
+    def tear_down(self, session_id: str) -> bool:
+        try:
+            with self._database.request() as db:
+                playback.tear_down(db, self._principal, UUID(session_id))
+        except SessionEnded:
+            return False
+        return True
+
+
+@dataclass
+class Tally:
+    """What happened. The lists are of sessions, and must stay empty."""
+
+    admitted: int = 0
+    refused: int = 0
+    kept: int = 0
+    kept_at_the_edge: int = 0
+    lapsed_at_the_edge: int = 0
+    late: int = 0
+    came_back: list[str] = field(default_factory=list)
+    ended_early: list[str] = field(default_factory=list)
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """When the database was asked about a session: at some instant between these two."""
+
+    sent_at: float
+    answered_at: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to play: over HTTP at `base`, or else on the database itself."""
+
+    base: str | None
+    url: str
+
+    @contextmanager
+    def player(self, account: str, device: str) -> Iterator[Service]:
+        if self.base is not None:
+            with Player(self.base, account, device) as player:
+                yield OverHttp(player)
+        else:
+            with connections(self.url) as database:
+                yield Direct(database, account, device)
+
+
+class EdgePlayer:
+    """Learns from hits and misses how long before the expiry a keep-alive has to be sent to be just in time."""
+
+    def __init__(self, service: Service, jitter_seconds: float) -> None:
+        self._service = service
+        self._jitter_seconds = jitter_seconds
+        self._lead_seconds = jitter_seconds
+        self._tally = Tally()
+
+    def play(self, until: float) -> Tally:
+        while time.time() < until:
+            session_id, contact = _timed(self._service.set_up)
+            if session_id is None:
+                self._tally.refused += 1
+            else:
+                self._tally.admitted += 1
+                self._hold(session_id, contact, until)
+        return self._tally
+
+    def _hold(self, session_id: str, last: Contact, until: float) -> None:
+        """Keep it alive at the edge until it lapses, or until tired of it."""
+        for _ in range(random.randint(1, 6)):
+            if last.answered_at + TIMEOUT_SECONDS > until:
+                return
+            kind = random.choices(("edge", "late", "soon"), (8, 1, 1))[0]
+            time.sleep(max(0, self._next_at(kind, last) - time.time()))
+            is_active, contact = _timed(partial(self._service.keep_alive, session_id))
+            if is_active is None:
+                return
+            self._judge(session_id, last, is_active, contact)
+            if kind == "edge":
+                self._learn(is_active)
+            if not is_active:
+                return
+            last = contact
+        if random.random() < 0.3:
+            self._service.tear_down(session_id)
+
+    def _next_at(self, kind: str, last: Contact) -> float:
+        if kind == "late":
+            return last.answered_at + TIMEOUT_SECONDS + random.uniform(0.001, 0.03)
+        if kind == "soon":
+            return last.answered_at + random.uniform(0, 0.02)
+        jitter = random.uniform(-self._jitter_seconds, self._jitter_seconds)
+        return last.sent_at + TIMEOUT_SECONDS - self._lead_seconds + jitter
+
+    def _judge(self, session_id: str, last: Contact, is_active: bool, contact: Contact) -> None:
+        """The database has heard of the session between request and answer, so much is certain."""
+        self._tally.kept += is_active
+        if contact.sent_at >= last.answered_at + TIMEOUT_SECONDS:
+            self._tally.late += 1
+            if is_active:
+                self._tally.came_back.append(session_id)
+        if not is_active and contact.answered_at < last.sent_at + TIMEOUT_SECONDS:
+            self._tally.ended_early.append(session_id)
+
+    def _learn(self, is_active: bool) -> None:
+        self._tally.kept_at_the_edge += is_active
+        self._tally.lapsed_at_the_edge += not is_active
+        self._lead_seconds += (-1 if is_active else 1) * self._jitter_seconds / 4
+
+
+def _timed(call: Callable[[], Result]) -> tuple[Result, Contact]:
+    sent_at = time.time()
+    result = call()
+    return result, Contact(sent_at, time.time())
+
+
+def _play(place: Place, players: list[tuple[str, str]], until: float, jitter_seconds: float) -> Tally:
+    """The players of one process, each in a thread."""
+
+    def play(account: str, device: str) -> Tally:
+        with place.player(account, device) as service:
+            return EdgePlayer(service, jitter_seconds).play(until)
+
+    with ThreadPoolExecutor(len(players)) as threads:
+        return sum(threads.map(play, *zip(*players, strict=True)), Tally())
+
+
+HOLD_EXPIRING = """
+    SELECT FROM srm.sessions
+    WHERE ended_at IS NULL
+      AND make_interval(secs => timeout_seconds) - (clock_timestamp() - last_keep_alive_at)
+          BETWEEN interval '0' AND interval '10 milliseconds'
+    LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+"""
+
+
+@contextmanager
+def rows_held_up(url: str) -> Iterator[None]:
+    """Meanwhile, hold the row of a session that is about to expire for some ms, again and again.
+
+    So keep-alives that began in time are committed late, as they are when their process is starved; the
+    window in which a setup can overlook them opens often enough to be hit within seconds.
+    """
+    done = threading.Event()
+
+    def hold() -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            while not done.is_set():
+                with connection.transaction():
+                    if connection.execute(HOLD_EXPIRING).rowcount:
+                        time.sleep(0.015)
+                time.sleep(0.002)
+
+    with ThreadPoolExecutor(1) as thread:
+        holding = thread.submit(hold)
+        try:
+            yield
+        finally:
+            done.set()
+        holding.result()
+
+
+def play_on_the_edge(
+    place: Place, players: list[tuple[str, str]], *, seconds: float, processes: int, jitter_seconds: float
+) -> Tally:
+    """Let (account, device)s play for that long, spread over so many processes; all that happened."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+        until = time.time() + START_SECONDS + seconds
+        shares = [players[start::processes] for start in range(processes)]
+        played = [pool.submit(_play, place, share, until, jitter_seconds) for share in shares]
+        return sum((share.result() for share in played), Tally())

@@ -1,0 +1,143 @@
+"""Players that ask the service over HTTP, each on a connection of its own that it keeps open."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPMessage
+from typing import Any, TypeVar
+from uuid import UUID
+
+from srm import playback
+from srm.database import Database
+from srm.errors import SessionLimitReached
+from srm.playback import ContentRef
+from srm.tokens import Principal
+from tests.support import SETUP, issue_token
+
+Result = TypeVar("Result")
+
+FILM = ContentRef("COD", "film")
+
+PATIENCE_SECONDS = 30
+"""Nothing is waited for longer than that; then the test fails instead of hanging."""
+
+LOST = (OSError, HTTPException)
+"""The connection broke: whether the request was carried out is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back, and when, by the clock that the database on this machine goes by as well."""
+
+    status: int
+    headers: HTTPMessage
+    body: bytes
+    sent_at: float
+    answered_at: float
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def session_id(self) -> str | None:
+        """The session of a setup that was admitted."""
+        id_: str | None = self.json.get("successResponse", {}).get("sessionId")
+        return id_
+
+    @property
+    def error_code(self) -> str | None:
+        """The SRM-… of a refusal or error."""
+        if not self.body:
+            return None
+        code: str | None = self.json.get("errorResponse", {}).get("errorCode")
+        return code
+
+
+class Player:
+    """A device of an account. Every call sends one request; LOST when the connection breaks meanwhile."""
+
+    def __init__(self, base: str, account: str, device: str) -> None:
+        self._connection = HTTPConnection(base.removeprefix("http://"), timeout=PATIENCE_SECONDS)
+        self._headers = {"Client-Token": issue_token(account, device)}
+
+    def request(self, method: str, path: str, body: str | None = None) -> Answer:
+        sent_at = time.time()
+        try:
+            self._connection.request(method, path, body, self._headers)
+            response = self._connection.getresponse()
+            content = response.read()
+        except LOST:
+            self.close()  # the next request opens another one
+            raise
+        return Answer(response.status, response.headers, content, sent_at, time.time())
+
+    def set_up(self) -> Answer:
+        return self.request("POST", "/srm/v1/sessions", json.dumps(SETUP))
+
+    def keep_alive(self, session_id: str) -> Answer:
+        return self.request("PUT", f"/srm/v1/sessions/{session_id}")
+
+    def tear_down(self, session_id: str) -> Answer:
+        return self.request("DELETE", f"/srm/v1/sessions/{session_id}")
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> "Player":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextmanager
+def connections(url: str) -> Iterator[Database]:
+    """Connections of one thread alone, to do past HTTP what a request does; closed at the end."""
+    database = Database(url, application_name="srm-tests", statement_timeout_seconds=PATIENCE_SECONDS)
+    try:
+        yield database
+    finally:
+        database.dispose()
+
+
+def set_up(database: Database, account: str, device: str) -> UUID | None:
+    """The session that was admitted, or None when the limit is reached."""
+    try:
+        with database.request() as db:
+            return playback.set_up(db, Principal(account, device), FILM).session_id
+    except SessionLimitReached:
+        return None
+
+
+def patiently(ask: Callable[[], Answer]) -> Answer:
+    """Ask again, as a client does, as long as the answer is 503: the service is overloaded."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        answer = ask()
+        if answer.status != 503 or time.monotonic() > give_up_at:
+            return answer
+        time.sleep(0.2)
+
+
+def at_once(count: int, work: Callable[[int, threading.Barrier], Result]) -> list[Result]:
+    """What `work(index, barrier)` returns in each of so many threads; the barrier is for all of them."""
+    barrier = threading.Barrier(count, timeout=PATIENCE_SECONDS)
+
+    def guarded(index: int) -> Result:
+        try:
+            return work(index, barrier)
+        except BaseException:
+            barrier.abort()  # nobody waits for one that does not come
+            raise
+
+    with ThreadPoolExecutor(count) as threads:
+        futures = [threads.submit(guarded, index) for index in range(count)]
+    causes = [error for future in futures if (error := future.exception()) is not None]
+    for error in sorted(causes, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
+    return [future.result() for future in futures]

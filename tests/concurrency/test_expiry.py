@@ -1,0 +1,108 @@
+"""Keep-alives at the instant of expiry, while others set up: the limit holds and no lapsed session comes back.
+
+Invariants 1, 2 and 3, with and without reapers, over HTTP and past it. Red when the account is locked and
+its unexpired sessions are merely counted: a keep-alive that began before the expiry and is committed after
+the count saves a session whose slot is given away by then.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from srm import playback
+from srm.database import Database
+from srm.tokens import Principal
+from tests import support
+from tests.concurrency.edge import TIMEOUT_SECONDS, Place, Tally, play_on_the_edge, rows_held_up
+from tests.concurrency.players import connections, set_up
+from tests.support import Factory, wait_until
+
+
+def make_players(database: Database, *, accounts: int, devices: int, limit: int) -> list[tuple[str, str]]:
+    """(account, device)s; more of each account than it may have sessions."""
+    factory = Factory(database)
+    names = [f"device-{index}" for index in range(devices)]
+    for index in range(accounts):
+        factory.account(f"account-{index}", *names, max_sessions=limit, timeout_seconds=TIMEOUT_SECONDS)
+    return [(f"account-{index}", name) for name in names for index in range(accounts)]
+
+
+def test_it_counts_a_session_saved_at_the_last_moment(own_url: str, own_database: Database) -> None:
+    factory = Factory(own_database)
+    factory.account("a", max_sessions=1, timeout_seconds=30)
+    session_id = factory.session("a", silent_for=29, max_sessions=1)
+
+    def keep_alive() -> bool:
+        with psycopg.connect(own_url) as connection, connection.cursor() as cursor:
+            return playback.keep_alive(cursor, Principal("a", "tv"), session_id)
+
+    def set_up_too() -> UUID | None:
+        with connections(own_url) as database:
+            return set_up(database, "a", "tv")
+
+    def waits(count: int) -> bool:
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return bool(support.rows(own_database, waiting)[0][0] == count)
+
+    def has_lapsed() -> bool:
+        return not support.rows(own_database, "SELECT FROM srm.active_sessions")
+
+    with ThreadPoolExecutor(2) as threads:
+        with psycopg.connect(own_url) as holder:
+            holder.execute("SELECT FROM srm.sessions FOR UPDATE")
+            kept = threads.submit(keep_alive)
+            wait_until(lambda: waits(1))  # it has begun in time, and is held up
+            assert not has_lapsed()
+            wait_until(has_lapsed)
+            admitted = threads.submit(set_up_too)
+            wait_until(lambda: waits(2) or admitted.done())
+        assert kept.result()
+        assert admitted.result() is None
+    support.assert_audit_clean(own_url)
+
+
+def assert_exact(tally: Tally, url: str, database: Database) -> None:
+    """The limit held, no session came back, none was ended before its time; and there was an occasion for it."""
+    support.assert_audit_clean(url)
+    assert tally.came_back == []
+    assert tally.ended_early == []
+    ended = "SELECT session_id FROM srm.sessions WHERE ended_at < last_keep_alive_at"
+    assert support.rows(database, ended) == []
+    wrong = (
+        "SELECT session_id FROM srm.sessions WHERE end_reason = 'expired' "
+        "AND ended_at <> last_keep_alive_at + make_interval(secs => timeout_seconds)"
+    )
+    assert support.rows(database, wrong) == []
+    print(tally)
+    assert min(tally.kept_at_the_edge, tally.lapsed_at_the_edge, tally.admitted, tally.refused) > 50
+    assert tally.late > 10
+
+
+@pytest.mark.parametrize("reapers", [0, 1, 2])
+def test_it_is_exact_at_the_instant_of_expiry(
+    own_url: str, own_database: Database, tmp_path: Path, reapers: int
+) -> None:
+    players = make_players(own_database, accounts=2, devices=24, limit=20)
+
+    with support.api(own_url, tmp_path / "api.log", workers=4) as (base, _), ExitStack() as stack:
+        for index in range(reapers):
+            stack.enter_context(support.reaper(own_url, tmp_path / f"reaper-{index}.log", interval=0.1))
+        place = Place(base, own_url)
+        stack.enter_context(rows_held_up(own_url))
+        tally = play_on_the_edge(place, players, seconds=20, processes=2, jitter_seconds=0.004)
+
+    assert_exact(tally, own_url, own_database)
+
+
+def test_it_is_exact_at_the_instant_of_expiry_on_direct_connections(own_url: str, own_database: Database) -> None:
+    players = make_players(own_database, accounts=2, devices=24, limit=20)
+
+    tally = play_on_the_edge(Place(None, own_url), players, seconds=8, processes=2, jitter_seconds=0.004)
+
+    assert_exact(tally, own_url, own_database)

@@ -1,0 +1,82 @@
+"""Many devices of an account ask for its last slots at the same instant: as many get one as there are slots.
+
+Invariant 1, exact limit: over HTTP against several processes, and against `playback` itself on many
+connections. Red when the account is not locked.
+"""
+
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from srm import playback
+from srm.database import Database
+from srm.tokens import Principal
+from tests import support
+from tests.concurrency.players import Answer, Player, at_once, connections, patiently, set_up
+from tests.support import Factory
+
+CLIENTS = 32
+DEVICES = [f"device-{index}" for index in range(CLIENTS)]
+
+
+def make_account(database: Database, *, free: int, taken: int) -> None:
+    """The account `a`, with so many slots."""
+    factory = Factory(database)
+    factory.account("a", *DEVICES, max_sessions=free + taken)
+    for _ in range(taken):
+        factory.session("a", DEVICES[0], timeout_seconds=None, max_sessions=free + taken)
+
+
+def race(base: str, device: str, barrier: threading.Barrier, rounds: int) -> list[Answer]:
+    """Set up at the same instant as all others, tear down what was won, and again."""
+    answers = []
+    with Player(base, "a", device) as player:
+        for _ in range(rounds):
+            barrier.wait()
+            answer = patiently(player.set_up)
+            answers.append(answer)
+            barrier.wait()
+            if (session_id := answer.session_id) is not None:
+                assert patiently(partial(player.tear_down, session_id)).status == 200
+    return answers
+
+
+@pytest.mark.parametrize(("free", "taken", "rounds"), [(1, 2, 200), (5, 0, 20)])
+def test_it_admits_as_many_as_there_are_slots(
+    own_url: str, own_database: Database, tmp_path: Path, free: int, taken: int, rounds: int
+) -> None:
+    make_account(own_database, free=free, taken=taken)
+
+    with support.api(own_url, tmp_path / "api.log", workers=4) as (base, _):
+        by_client = at_once(CLIENTS, lambda i, barrier: race(base, DEVICES[i], barrier, rounds))
+
+    for answers in zip(*by_client, strict=True):
+        assert len([answer for answer in answers if answer.session_id]) == free
+        assert [answer.error_code for answer in answers if not answer.session_id] == ["SRM-0006"] * (CLIENTS - free)
+    support.assert_audit_clean(own_url)
+    assert support.rows(own_database, "SELECT count(*) FROM srm.sessions")[0][0] == taken + free * rounds
+
+
+def race_directly(url: str, device: str, barrier: threading.Barrier, rounds: int) -> list[bool]:
+    admitted = []
+    with connections(url) as database:
+        for _ in range(rounds):
+            barrier.wait()
+            session_id = set_up(database, "a", device)
+            admitted.append(session_id is not None)
+            barrier.wait()
+            if session_id is not None:
+                with database.request() as db:
+                    playback.tear_down(db, Principal("a", device), session_id)
+    return admitted
+
+
+def test_it_admits_as_many_as_there_are_slots_on_direct_connections(own_url: str, own_database: Database) -> None:
+    make_account(own_database, free=1, taken=2)
+
+    by_client = at_once(CLIENTS, lambda i, barrier: race_directly(own_url, DEVICES[i], barrier, rounds=50))
+
+    assert [sum(admitted) for admitted in zip(*by_client, strict=True)] == [1] * 50
+    support.assert_audit_clean(own_url)

@@ -1,0 +1,416 @@
+"""Migrations: up, down and up again, written or run, alone or together; and what the schema promises a DBA."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import make_url
+
+from srm import schema
+from srm.models import Base
+from tests.cli.command import assert_refused, run, srm
+from tests.support import ROOT, environment, python_m, wait_until
+
+CATALOGUE = {
+    "relations": """
+        SELECT c.relname, c.relkind, c.relpersistence, c.reloptions, pg_get_partkeydef(c.oid),
+               obj_description(c.oid, 'pg_class')
+        FROM pg_class c WHERE c.relnamespace = 'srm'::regnamespace ORDER BY 1
+    """,
+    "columns": """
+        SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
+               a.attgenerated, a.attcollation, pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum)
+        FROM pg_attribute a
+        JOIN pg_class c ON c.oid = a.attrelid
+        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE c.relnamespace = 'srm'::regnamespace AND a.attnum > 0 AND NOT a.attisdropped
+        ORDER BY c.relname, a.attnum
+    """,
+    "constraints": """
+        SELECT conrelid::regclass::text, conname, contype, convalidated, pg_get_constraintdef(oid)
+        FROM pg_constraint WHERE connamespace = 'srm'::regnamespace ORDER BY 1, 2
+    """,
+    "indexes": """
+        SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'srm' ORDER BY 1, 2
+    """,
+    "views": "SELECT viewname, definition FROM pg_views WHERE schemaname = 'srm' ORDER BY 1",
+    "triggers": "SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1, 2",
+    "routines": "SELECT proname FROM pg_proc WHERE pronamespace = 'srm'::regnamespace ORDER BY 1",
+    "types": "SELECT typname FROM pg_type WHERE typnamespace = 'srm'::regnamespace ORDER BY 1",
+    "version": "SELECT version_num FROM srm.alembic_version",
+}
+
+WAITING = """
+    SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+    WHERE d.datname = current_database() AND l.locktype = 'advisory' AND NOT l.granted
+"""
+
+OURS = "c.relnamespace = 'srm'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition"
+
+KEYS = {
+    "account_profiles": ["profile_id"],
+    "accounts": ["account_id"],
+    "devices": ["account_id", "device_id"],
+    "contents": ["content_id"],
+    "products": ["product_id"],
+    "product_contents": ["product_id", "content_type", "content_id"],
+    "entitlements": ["account_id", "product_id"],
+    "sessions": ["account_id", "session_id"],
+    "session_history": ["account_id", "session_id", "ended_at"],
+}
+CATALOGUE_TABLES = {"account_profiles", "contents", "products", "product_contents"}
+
+
+def config(url: str) -> Config:
+    return Config(str(ROOT / "alembic.ini"), attributes={"url": url})
+
+
+def revisions() -> list[str]:
+    """All of them, the first one first."""
+    return [script.revision for script in ScriptDirectory.from_config(config("")).walk_revisions()][::-1]
+
+
+def query(url: str, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        return connection.execute(sql, parameters or None).fetchall()  # type: ignore[arg-type]
+
+
+def execute(url: str, sql: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql)  # type: ignore[arg-type]
+
+
+def catalogue(url: str) -> dict[str, list[tuple[Any, ...]]]:
+    """All that can be seen of the schema, with nothing in it that depends on when it was made."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        return {name: connection.execute(sql).fetchall() for name, sql in CATALOGUE.items()}  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def module_url(clone: Callable[[], str]) -> str:
+    return clone()
+
+
+@pytest.fixture
+def blank(module_url: str) -> str:
+    """A database in which nothing was ever migrated."""
+    execute(module_url, "DROP SCHEMA IF EXISTS srm CASCADE")
+    return module_url
+
+
+@pytest.fixture(scope="module")
+def head(clone: Callable[[], str]) -> str:
+    """A database at head, without partitions; for tests that only look."""
+    url = clone()
+    execute(url, "DROP SCHEMA srm CASCADE")
+    schema.upgrade(url)
+    return url
+
+
+@pytest.fixture(params=["srm", "somebody"])
+def url_of_role(request: pytest.FixtureRequest, server_url: str, clone: Callable[[], str]) -> Iterator[str]:
+    """A database that belongs to a role, as that role; for `srm` the schema srm is the first to be searched."""
+    url = clone()
+    execute(url, "DROP SCHEMA srm CASCADE")
+    if make_url(url).username == request.param:
+        yield url
+        return
+    role = request.param if request.param == "srm" else f"{request.param}_{uuid4().hex[:8]}"
+    name = make_url(url).database
+    execute(url, f"CREATE ROLE {role} LOGIN PASSWORD 'password'")
+    execute(url, f'ALTER DATABASE "{name}" OWNER TO {role}')
+    yield make_url(url).set(username=role, password="password").render_as_string(hide_password=False)
+    execute(url, f"REASSIGN OWNED BY {role} TO CURRENT_USER")
+    execute(url, f"DROP ROLE {role}")
+
+
+def test_it_goes_up_and_down_to_nothing_and_up_again(blank: str) -> None:
+
+    schema.upgrade(blank)
+    at_head = catalogue(blank)
+    command.downgrade(config(blank), "base")
+    left = catalogue(blank)
+    schema.upgrade(blank)
+
+    assert at_head["version"] == [(schema.head_revision(),)]
+    assert [relation[0] for relation in left["relations"]] == ["alembic_version", "alembic_version_pkc"]
+    assert (left["version"], left["routines"], left["views"]) == ([], [], [])
+    assert catalogue(blank) == at_head
+
+
+def test_it_goes_down_from_a_database_in_use(clone: Callable[[], str]) -> None:
+    url = clone()  # with partitions and a catalogue
+
+    command.downgrade(config(url), "base")
+
+    assert query(url, "SELECT relname FROM pg_class WHERE relnamespace = 'srm'::regnamespace AND relkind <> 'i'") == [
+        ("alembic_version",)
+    ]
+
+
+def test_it_goes_each_step_up_and_down(blank: str) -> None:
+    execute(blank, "CREATE SCHEMA srm")
+    command.stamp(config(blank), "base")
+
+    for revision in revisions():
+        before = catalogue(blank)
+        command.upgrade(config(blank), revision)
+        after = catalogue(blank)
+        command.downgrade(config(blank), "-1")
+        assert catalogue(blank) == before, revision
+        command.upgrade(config(blank), revision)
+        assert catalogue(blank) == after != before, revision
+
+
+def test_it_finds_no_difference_with_the_models(url_of_role: str) -> None:
+    schema.upgrade(url_of_role)
+
+    command.check(config(url_of_role))  # raises when there is one
+
+
+def test_it_finds_no_difference_when_there_are_partitions(clone: Callable[[], str]) -> None:
+    url = clone()
+    assert query(url, "SELECT 1 FROM pg_inherits WHERE inhparent = 'srm.session_history'::regclass")
+
+    command.check(config(url))
+
+
+@pytest.mark.parametrize(
+    "upgrade",
+    [python_m("alembic", "upgrade", "head"), python_m("srm.cli", "db", "upgrade")],
+    ids=["alembic upgrade head", "srm db upgrade"],
+)
+def test_it_runs_from_the_command_line(head: str, blank: str, upgrade: list[str]) -> None:
+
+    result = run(upgrade, SRM_DATABASE_URL=blank)
+
+    assert result.returncode == 0, result.stderr
+    assert catalogue(blank) == catalogue(head)
+
+
+def test_it_writes_sql_that_makes_the_same_schema(head: str, blank: str, tmp_path: Path) -> None:
+
+    result = srm("db", "upgrade", "--sql", cwd=tmp_path)
+    execute(blank, result.stdout)
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert catalogue(blank) == catalogue(head)
+    assert list(tmp_path.iterdir()) == []  # it needs no database, and starts none
+
+
+def test_it_writes_the_sql_of_a_range(head: str, blank: str) -> None:
+    first, last = revisions()[0], revisions()[-1]
+
+    for range_ in (first, f"{first}:{last}"):
+        execute(blank, srm("db", "upgrade", range_, "--sql").stdout)
+
+    assert catalogue(blank) == catalogue(head)
+
+
+def test_it_writes_the_sql_of_the_way_back(clone: Callable[[], str]) -> None:
+    url = clone()
+
+    result = run(python_m("alembic", "downgrade", f"{schema.head_revision()}:base", "--sql"))
+    execute(url, result.stdout)
+
+    assert result.returncode == 0, result.stderr
+    assert query(url, "SELECT relname FROM pg_class WHERE relnamespace = 'srm'::regnamespace AND relkind <> 'i'") in (
+        [],
+        [("alembic_version",)],
+    )
+
+
+def test_it_takes_several_runners_at_once(head: str, blank: str) -> None:
+    with psycopg.connect(blank) as gate:
+        gate.execute("SELECT pg_advisory_xact_lock(%s)", [0x53524D])  # so that all of them wait at the same door
+        runners = [
+            subprocess.Popen(
+                python_m("srm.cli", "db", "upgrade"),
+                env=environment(SRM_DATABASE_URL=blank),
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for _ in range(3)
+        ]
+        wait_until(lambda: query(blank, WAITING) == [(len(runners),)])
+
+    said = [runner.communicate(timeout=60)[0] for runner in runners]
+
+    assert [runner.returncode for runner in runners] == [0, 0, 0], said
+    assert catalogue(blank) == catalogue(head)
+
+
+def test_it_gives_up_when_a_table_is_locked_for_long(blank: str) -> None:
+    """All of the run is undone, so it can simply be repeated."""
+    schema.upgrade(blank, revisions()[0])
+    before = catalogue(blank)
+    with psycopg.connect(blank) as somebody:
+        somebody.execute("LOCK TABLE srm.accounts IN ACCESS EXCLUSIVE MODE")
+
+        result = srm("db", "upgrade", SRM_DATABASE_URL=blank)
+
+    assert_refused(result, "lock timeout")
+    assert catalogue(blank) == before
+    schema.upgrade(blank)
+
+
+def test_it_refuses_a_revision_that_is_not_there(head: str) -> None:
+    assert_refused(srm("db", "upgrade", "9999", SRM_DATABASE_URL=head), "9999")
+
+
+def test_it_refuses_a_database_of_a_newer_release(blank: str) -> None:
+    schema.upgrade(blank)
+    execute(blank, "UPDATE srm.alembic_version SET version_num = '9999'")
+
+    assert_refused(srm("db", "upgrade", SRM_DATABASE_URL=blank), "9999")
+
+
+def test_it_has_one_head_and_files_named_for_what_they_do() -> None:
+    scripts = ScriptDirectory.from_config(config(""))
+
+    assert len(scripts.get_heads()) == 1
+    for number, revision in enumerate(revisions(), start=1):
+        path = Path(scripts.get_revision(revision).path)
+        assert revision == f"{number:04}"
+        assert re.fullmatch(rf"{revision}_[a-z]+(_[a-z0-9]+)+\.py", path.name)
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        why = docstring.split("Revision ID:")[0].strip().split("\n", 1)
+        assert len(why) == 2, f"{path.name} does not say why"
+
+
+def test_it_comments_every_table_and_view(head: str) -> None:
+    """Alembic's own table too: a DBA meets it in the schema."""
+    without = query(
+        head, f"SELECT c.relname FROM pg_class c WHERE {OURS} AND obj_description(c.oid, 'pg_class') IS NULL"
+    )
+
+    assert without == []
+
+
+def test_it_comments_every_column(head: str) -> None:
+    without = query(
+        head,
+        f"""
+        SELECT c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+        WHERE {OURS} AND a.attnum > 0 AND NOT a.attisdropped AND col_description(c.oid, a.attnum) IS NULL
+        """,
+    )
+
+    assert without == []
+
+
+def test_it_names_every_constraint_and_index_by_the_convention(head: str) -> None:
+    """NOT NULL aside, which is nameless before PostgreSQL 18."""
+    constraints = query(
+        head,
+        """
+        SELECT t.relname, c.conname FROM pg_constraint c JOIN pg_class t ON t.oid = c.conrelid
+        WHERE c.connamespace = 'srm'::regnamespace AND c.contype <> 'n' AND t.relname <> 'alembic_version'
+        """,
+    )
+    indexes = query(
+        head,
+        """
+        SELECT tablename, indexname FROM pg_indexes
+        WHERE schemaname = 'srm' AND tablename <> 'alembic_version'
+          AND indexname NOT IN (SELECT conname FROM pg_constraint)
+        """,
+    )
+
+    tables = Base.metadata.tables.values()
+    assert set(constraints) == {(table.name, str(c.name)) for table in tables for c in table.constraints}
+    assert set(indexes) == {(table.name, str(index.name)) for table in tables for index in table.indexes}
+    for table, name in (*constraints, *indexes):
+        assert re.fullmatch(rf"{table}_(pkey|\w+_(fkey|key|check|idx))", name)
+
+
+@pytest.mark.parametrize("table", KEYS)
+def test_it_has_the_key_that_the_design_says(head: str, table: str) -> None:
+    columns = query(
+        head,
+        """
+        SELECT a.attname FROM pg_constraint c, unnest(c.conkey) WITH ORDINALITY AS k(number, position)
+        JOIN pg_attribute a ON a.attnum = k.number
+        WHERE c.contype = 'p' AND c.conrelid = %s::regclass AND a.attrelid = c.conrelid ORDER BY k.position
+        """,
+        f"srm.{table}",
+    )
+
+    assert [column for (column,) in columns] == KEYS[table]
+
+
+def test_it_can_be_distributed_by_account(head: str) -> None:
+    """account_id is first in every key of, and between, the tables that grow with the accounts."""
+    keys = query(
+        head,
+        """
+        SELECT t.relname, f.relname, c.conname, a.attname
+        FROM pg_constraint c
+        JOIN pg_class t ON t.oid = c.conrelid
+        LEFT JOIN pg_class f ON f.oid = c.confrelid
+        JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = c.conkey[1]
+        WHERE c.connamespace = 'srm'::regnamespace AND c.contype IN ('p', 'u', 'f')
+        """,
+    )
+    unique_indexes = query(
+        head,
+        """
+        SELECT t.relname, NULL, i.indexrelid::regclass::text, a.attname
+        FROM pg_index i
+        JOIN pg_class t ON t.oid = i.indrelid
+        JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = i.indkey[0]
+        WHERE i.indisunique AND t.relnamespace = 'srm'::regnamespace
+        """,
+    )
+
+    growing = KEYS.keys() - CATALOGUE_TABLES
+    relevant = [key for key in (*keys, *unique_indexes) if key[0] in growing and key[1] in growing | {None}]
+    assert len(relevant) >= 12
+    assert {column for *_, column in relevant} == {"account_id"}
+
+
+def test_it_has_no_triggers_and_no_routines(head: str) -> None:
+    found = catalogue(head)
+
+    assert (found["triggers"], found["routines"]) == ([], [])
+
+
+def test_it_leaves_keep_alives_to_be_heap_only_updates(head: str) -> None:
+    """Nothing indexes last_keep_alive_at, and the pages keep room."""
+    indexes = query(head, "SELECT indexdef FROM pg_indexes WHERE schemaname = 'srm' AND tablename = 'sessions'")
+    (options,) = query(head, "SELECT reloptions FROM pg_class WHERE oid = 'srm.sessions'::regclass")
+
+    assert indexes
+    assert not any("last_keep_alive_at" in definition for (definition,) in indexes)
+    assert "fillfactor=70" in options[0]
+
+
+def test_it_takes_all_times_from_the_one_clock(head: str) -> None:
+    defaults = query(
+        head,
+        """
+        SELECT table_name, column_name, column_default, data_type FROM information_schema.columns
+        WHERE table_schema = 'srm' AND data_type LIKE '%timestamp%'
+        """,
+    )
+
+    clocks = {(table, column): default for table, column, default, _ in defaults if default is not None}
+    assert clocks == {
+        ("sessions", "started_at"): "statement_timestamp()",
+        ("sessions", "last_keep_alive_at"): "statement_timestamp()",
+        ("session_history", "started_at"): "statement_timestamp()",
+        ("session_history", "last_keep_alive_at"): "statement_timestamp()",
+        ("entitlements", "valid_from"): "statement_timestamp()",
+    }
+    assert {kind for *_, kind in defaults} == {"timestamp with time zone"}

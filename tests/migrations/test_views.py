@@ -1,0 +1,83 @@
+"""The views for people with psql: they judge by the clock, as the service does."""
+
+from datetime import timedelta
+
+import pytest
+
+from srm.database import Database
+from tests.support import Factory, rows
+
+
+def end(database: Database, session_id: object) -> None:
+    with database.transaction() as db:
+        db.exec_driver_sql(
+            "UPDATE srm.sessions SET ended_at = statement_timestamp(), end_reason = 'teardown' WHERE session_id = %s",
+            (session_id,),
+        )
+
+
+def test_it_shows_an_active_session_with_its_device(factory: Factory, database: Database) -> None:
+    factory.account("a", "tv")
+    session = factory.session("a", "tv", silent_for=10, timeout_seconds=30)
+
+    (shown,) = rows(database, "SELECT * FROM srm.active_sessions")
+
+    assert (shown.account_id, shown.session_id, shown.device_id) == ("a", session, "tv")
+    assert (shown.device_name, shown.device_group) == ("tv of a", "tv")
+    assert (shown.content_type, shown.content_id) == ("COD", "film")
+    assert shown.lapses_at == shown.last_keep_alive_at + timedelta(seconds=30)
+
+
+def test_it_shows_a_session_whose_device_is_gone(factory: Factory, database: Database) -> None:
+    factory.session("a", "sold")
+
+    (shown,) = rows(database, "SELECT * FROM srm.active_sessions")
+
+    assert (shown.device_id, shown.device_name, shown.device_group) == ("sold", None, None)
+
+
+def test_it_shows_a_session_that_never_lapses(factory: Factory, database: Database) -> None:
+    session = factory.session(silent_for=1_000_000, timeout_seconds=None)
+
+    (shown,) = rows(database, "SELECT session_id, lapses_at FROM srm.active_sessions")
+
+    assert shown == (session, None)
+
+
+@pytest.mark.parametrize("silent_for", [30, 31, 100_000])
+def test_it_does_not_show_a_lapsed_session(factory: Factory, database: Database, silent_for: float) -> None:
+    factory.session(silent_for=silent_for, timeout_seconds=30)
+
+    assert rows(database, "SELECT * FROM srm.active_sessions") == []
+
+
+@pytest.mark.parametrize("timeout_seconds", [30, None])
+def test_it_does_not_show_an_ended_session(factory: Factory, database: Database, timeout_seconds: int | None) -> None:
+    end(database, factory.session(timeout_seconds=timeout_seconds))
+
+    assert rows(database, "SELECT * FROM srm.active_sessions") == []
+
+
+def test_it_counts_what_each_account_uses(factory: Factory, database: Database) -> None:
+    factory.account("a", max_sessions=3)
+    factory.account("b", max_sessions=None, enabled=False)
+    factory.account("c", max_sessions=0)
+    factory.session("a")
+    factory.session("a", timeout_seconds=None, silent_for=1000)
+    factory.session("a", silent_for=31)
+    end(database, factory.session("a"))
+    factory.session("b")
+    factory.session("nobody")
+
+    usage = rows(database, "SELECT * FROM srm.account_usage ORDER BY account_id")
+
+    assert [row._asdict() for row in usage] == [
+        {
+            "account_id": account,
+            "enabled": enabled,
+            "profile_id": f"profile of {account}",
+            "max_sessions": limit,
+            "active_sessions": active,
+        }
+        for account, enabled, limit, active in [("a", True, 3, 2), ("b", False, None, 1), ("c", True, 0, 0)]
+    ]

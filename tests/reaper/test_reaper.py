@@ -1,0 +1,635 @@
+"""The reaper: ends what has lapsed, moves what has ended, looks after the partitions; alone, repeatable, patient."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+import structlog
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from structlog.testing import capture_logs
+
+from srm import playback
+from srm import reaper as reaper_module
+from srm.database import Database
+from srm.reaper import ADVISORY_LOCK, Busy, Reaper, _months_after
+from srm.tokens import Principal
+from tests import support
+from tests.cli.command import assert_refused, srm
+from tests.support import Factory, free_port, rows, running, session_row, wait_until
+
+RETENTION_SECONDS = 300
+RETENTION_DAYS = 90
+
+
+def reaper_of(database: Database, history_retention_days: int = RETENTION_DAYS) -> Reaper:
+    return Reaper(database, ended_retention_seconds=RETENTION_SECONDS, history_retention_days=history_retention_days)
+
+
+@pytest.fixture
+def reaper(database: Database) -> Reaper:
+    """With the partitions that it needs today."""
+    reaper = reaper_of(database)
+    reaper.make_partitions()
+    return reaper
+
+
+@pytest.fixture(scope="module")
+def module_url(clone: Callable[[], str]) -> str:
+    return clone()
+
+
+@pytest.fixture
+def own_url(module_url: str) -> Iterator[str]:
+    """A database for tests that make and drop partitions; as new after each of them."""
+    yield module_url
+    database = Database(module_url, application_name="srm-tests")
+    drop_all_partitions(database)
+    with database.transaction() as db:
+        db.exec_driver_sql("DROP TABLE IF EXISTS srm.session_history_2011_01")
+        db.exec_driver_sql("TRUNCATE srm.sessions")
+        db.exec_driver_sql(f'ALTER DATABASE "{make_url(module_url).database}" RESET ALL')
+    reaper_of(database).make_partitions()
+    database.dispose()
+
+
+@pytest.fixture
+def own(own_url: str) -> Iterator[Database]:
+    database = Database(own_url, application_name="srm-tests")
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What the reaper logs."""
+    monkeypatch.setattr(reaper_module, "log", structlog.get_logger("srm.reaper"))  # not yet bound by another test
+    with capture_logs() as lines:
+        yield lines
+
+
+def end(database: Database, session_id: UUID, *, seconds_ago: float) -> UUID:
+    rows(
+        database,
+        "UPDATE srm.sessions SET ended_at = statement_timestamp() - make_interval(secs => :s), "
+        "end_reason = 'teardown' WHERE session_id = :id RETURNING 1",
+        s=seconds_ago,
+        id=session_id,
+    )
+    return session_id
+
+
+def end_at(factory: Factory, instant: str | datetime) -> UUID:
+    """A session that ended then."""
+    moment = datetime.fromisoformat(instant) if isinstance(instant, str) else instant
+    return factory.session(ended_at=moment, end_reason="teardown")
+
+
+def add(database: Database, count: int, *, silent_for: float = 100, ended_ago: float | None = None) -> None:
+    """Many sessions at once, lapsed or ended, some of each account."""
+    rows(
+        database,
+        """
+        INSERT INTO srm.sessions (account_id, session_id, device_id, content_type, content_id, timeout_seconds,
+                                  started_at, last_keep_alive_at, ended_at, end_reason)
+        SELECT 'account ' || n % 100, gen_random_uuid(), 'tv', 'COD', 'film', 30, heard_at, heard_at,
+               statement_timestamp() - make_interval(secs => :ended_ago),
+               CASE WHEN CAST(:ended_ago AS float) IS NOT NULL THEN 'teardown' END
+        FROM generate_series(1, :count) AS n,
+             (SELECT statement_timestamp() - make_interval(secs => :silent_for) AS heard_at) AS once
+        RETURNING 1
+        """,
+        count=count,
+        silent_for=silent_for,
+        ended_ago=ended_ago,
+    )
+
+
+def count(database: Database, what: str) -> int:
+    return int(rows(database, f"SELECT count(*) FROM srm.{what}")[0][0])
+
+
+def partitions(database: Database) -> list[str]:
+    found = rows(
+        database,
+        """
+        SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'srm.session_history'::regclass ORDER BY 1
+        """,
+    )
+    return [name for (name,) in found]
+
+
+def partition_of_each(database: Database) -> dict[UUID, str]:
+    found = rows(
+        database,
+        "SELECT h.session_id, c.relname FROM srm.session_history h JOIN pg_class c ON c.oid = h.tableoid",
+    )
+    return dict(map(tuple, found))
+
+
+def drop_all_partitions(database: Database) -> None:
+    for name in partitions(database):
+        with database.transaction() as db:
+            db.exec_driver_sql(f"DROP TABLE srm.{name}")
+
+
+def name_of(month: datetime) -> str:
+    return f"session_history_{month:%Y_%m}"
+
+
+def this_month(database: Database) -> datetime:
+    month: datetime = rows(database, "SELECT date_trunc('month', statement_timestamp(), 'UTC')")[0][0]
+    return month
+
+
+class TestExpire:
+    def test_it_ends_a_lapsed_session_as_of_its_lapse(
+        self, reaper: Reaper, factory: Factory, database: Database
+    ) -> None:
+        session = factory.session(silent_for=4711, timeout_seconds=30)
+
+        assert reaper.expire() == 1
+
+        row = session_row(database, session)
+        assert row.end_reason == "expired"
+        assert row.ended_at == row.last_keep_alive_at + timedelta(seconds=30)
+
+    def test_it_ends_a_session_as_soon_as_its_timeout_has_passed(
+        self, reaper: Reaper, factory: Factory, database: Database
+    ) -> None:
+        just_lapsed = factory.session(silent_for=30, timeout_seconds=30)
+        about_to_lapse = factory.session(silent_for=25, timeout_seconds=30)
+
+        assert reaper.expire() == 1
+
+        assert session_row(database, just_lapsed).ended_at is not None
+        assert session_row(database, about_to_lapse).ended_at is None
+
+    def test_it_leaves_all_others_alone(self, reaper: Reaper, factory: Factory, database: Database) -> None:
+        factory.session("active")
+        factory.session("never lapses", silent_for=1_000_000, timeout_seconds=None)
+        end(database, factory.session("ended", silent_for=50), seconds_ago=45)
+        end(database, factory.session("ended, never lapses", silent_for=50, timeout_seconds=None), seconds_ago=45)
+        before = rows(database, "SELECT * FROM srm.sessions ORDER BY account_id")
+
+        assert reaper.expire() == 0
+
+        assert rows(database, "SELECT * FROM srm.sessions ORDER BY account_id") == before
+
+    def test_it_ends_more_than_one_look_finds(self, reaper: Reaper, database: Database) -> None:
+        lapsed = playback.LAPSED_AT_ONCE + 1
+        add(database, lapsed)
+        add(database, 10, silent_for=0)
+
+        assert reaper.expire() == lapsed
+
+        assert count(database, "sessions WHERE ended_at IS NULL") == 10
+
+    def test_it_can_be_repeated(self, reaper: Reaper, factory: Factory, database: Database) -> None:
+        session = factory.session(silent_for=31)
+        reaper.expire()
+        before = session_row(database, session)
+
+        assert reaper.expire() == 0
+
+        assert session_row(database, session) == before
+
+    def test_it_spares_a_session_that_was_heard_of_meanwhile(self, factory: Factory, database: Database) -> None:
+        saved, lost = (factory.session(silent_for=31) for _ in range(2))
+        with database.transaction() as db:
+            found = playback.find_lapsed(db)
+        assert len(found) == 2
+        factory.age(saved, -31, "last_keep_alive_at")
+
+        with database.transaction() as db:
+            assert playback.end_lapsed(db, found) == 1
+
+        assert session_row(database, saved).ended_at is None
+        assert session_row(database, lost).end_reason == "expired"
+
+    def test_it_spares_a_session_that_was_torn_down_meanwhile(self, factory: Factory, database: Database) -> None:
+        session = factory.session(silent_for=31)
+        with database.transaction() as db:
+            found = playback.find_lapsed(db)
+        end(database, session, seconds_ago=3)
+
+        with database.transaction() as db:
+            assert playback.end_lapsed(db, found) == 0
+
+        assert session_row(database, session).end_reason == "teardown"
+
+    def test_it_waits_for_a_keep_alive_in_hand_and_looks_again(
+        self, reaper: Reaper, factory: Factory, database: Database, url: str
+    ) -> None:
+        """The keep-alive came in time, and is committed after the lapse."""
+        session = factory.session(silent_for=29.5, timeout_seconds=30)
+        ended: list[int] = []
+        with psycopg.connect(url) as keep_alive:
+            assert playback.keep_alive(keep_alive.cursor(), Principal("a", "tv"), session)
+            wait_until(lambda: self.seen_from_outside_is_lapsed(database, session))
+            reaping = threading.Thread(target=lambda: ended.append(reaper.expire()))
+            reaping.start()
+            wait_until(lambda: rows(database, "SELECT 1 FROM pg_locks WHERE NOT granted"))
+            keep_alive.commit()
+        reaping.join()
+
+        assert ended == [0]
+        assert session_row(database, session).ended_at is None
+
+    @staticmethod
+    def seen_from_outside_is_lapsed(database: Database, session: UUID) -> bool:
+        with database.transaction() as db:
+            return session in [lapsed["of_session"] for lapsed in playback.find_lapsed(db)]
+
+
+class TestArchive:
+    def test_it_keeps_a_session_until_its_retention_is_over(
+        self, reaper: Reaper, factory: Factory, database: Database
+    ) -> None:
+        kept = end(database, factory.session(), seconds_ago=RETENTION_SECONDS - 10)
+        moved = end(database, factory.session(), seconds_ago=RETENTION_SECONDS)
+        active = factory.session(silent_for=1_000_000)
+        reaper.make_partitions()
+
+        assert reaper.archive() == 1
+
+        assert {row.session_id for row in rows(database, "SELECT * FROM srm.sessions")} == {kept, active}
+        assert [row.session_id for row in rows(database, "SELECT * FROM srm.session_history")] == [moved]
+
+    def test_it_keeps_every_value(self, reaper: Reaper, factory: Factory, database: Database) -> None:
+        long_ago = datetime.now(UTC) - timedelta(hours=1)
+        for columns in (
+            {"timeout_seconds": 17, "max_sessions": 5, "end_reason": "expired", "content_type": "NPVR"},
+            {"timeout_seconds": None, "max_sessions": None, "end_reason": "device_disabled", "content_id": "ä'%"},
+        ):
+            factory.session("account", "device", silent_for=7200, ended_at=long_ago, session_id=uuid4(), **columns)
+        before = [row._asdict() for row in rows(database, "SELECT * FROM srm.sessions ORDER BY session_id")]
+        reaper.make_partitions()
+
+        assert reaper.archive() == 2
+
+        after = [row._asdict() for row in rows(database, "SELECT * FROM srm.session_history ORDER BY session_id")]
+        assert after == before
+        assert count(database, "sessions") == 0
+
+    def test_it_moves_more_than_one_transaction_takes(self, reaper: Reaper, database: Database) -> None:
+        ended = 2 * playback.ENDED_AT_ONCE + 1
+        add(database, ended, silent_for=2000, ended_ago=1000)
+        reaper.make_partitions()
+
+        assert reaper.archive() == ended
+
+        assert (count(database, "sessions"), count(database, "session_history")) == (0, ended)
+
+    def test_it_moves_all_or_nothing(self, own: Database) -> None:
+        """One of the sessions cannot be moved: its month has no partition."""
+        factory = Factory(own)
+        reaper = reaper_of(own)
+        reaper.make_partitions()
+        end_at(factory, "2021-05-05 12:00+00:00")
+        end_at(factory, datetime.now(UTC) - timedelta(seconds=RETENTION_SECONDS + 1))
+
+        with pytest.raises(DBAPIError):
+            reaper.archive()
+
+        assert (count(own, "sessions"), count(own, "session_history")) == (2, 0)
+
+    def test_it_makes_the_partitions_of_what_ended_long_ago(self, own: Database) -> None:
+        factory = Factory(own)
+        reaper = reaper_of(own)
+        two_months_ago = _months_after(this_month(own), -2)
+        instants = [two_months_ago, "2021-05-05 12:00+00:00", "2020-12-31 12:00+00:00"]
+        ended = [end_at(factory, instant) for instant in instants]
+        expected = [name_of(two_months_ago), "session_history_2021_05", "session_history_2020_12"]
+
+        reaper.make_partitions()
+        assert reaper.archive() == 3
+
+        assert partition_of_each(own) == dict(zip(ended, expected, strict=True))
+
+
+class TestMakePartitions:
+    def test_it_makes_this_month_and_two_ahead(self, own: Database) -> None:
+        drop_all_partitions(own)
+
+        reaper_of(own).make_partitions()
+
+        month = this_month(own)
+        assert partitions(own) == [name_of(_months_after(month, ahead)) for ahead in (0, 1, 2)]
+
+    def test_it_can_be_repeated(self, own: Database) -> None:
+        drop_all_partitions(own)
+        reaper_of(own).make_partitions()
+        made = partitions(own)
+
+        reaper_of(own).make_partitions()
+
+        assert partitions(own) == made
+
+    def test_it_fills_a_gap(self, own: Database) -> None:
+        made = partitions(own)
+        with own.transaction() as db:
+            db.exec_driver_sql(f"DROP TABLE srm.{made[1]}")
+
+        reaper_of(own).make_partitions()
+
+        assert partitions(own) == made
+
+    @pytest.mark.parametrize(
+        ("month", "count_", "expected"),
+        [
+            ((2026, 1), 0, (2026, 1)),
+            ((2026, 1), 1, (2026, 2)),
+            ((2026, 10), 2, (2026, 12)),
+            ((2026, 11), 1, (2026, 12)),
+            ((2026, 11), 2, (2027, 1)),
+            ((2026, 12), 1, (2027, 1)),
+            ((2026, 12), 2, (2027, 2)),
+            ((2026, 12), 13, (2028, 1)),
+            ((2027, 1), -1, (2026, 12)),
+            ((2027, 1), -13, (2025, 12)),
+        ],
+    )
+    def test_it_counts_months_across_the_end_of_a_year(
+        self, month: tuple[int, int], count_: int, expected: tuple[int, int]
+    ) -> None:
+        assert _months_after(datetime(*month, 1, tzinfo=UTC), count_) == datetime(*expected, 1, tzinfo=UTC)
+
+    @pytest.mark.parametrize("timezone", ["UTC", "Pacific/Kiritimati", "America/Los_Angeles"])
+    def test_it_cuts_months_in_utc_wherever_the_database_is(self, own_url: str, server_url: str, timezone: str) -> None:
+        name = make_url(own_url).database
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            connection.execute(f"""ALTER DATABASE "{name}" SET timezone = '{timezone}'""")  # type: ignore[arg-type]
+        own = Database(own_url, application_name="srm-tests")
+        factory = Factory(own)
+        expected = {
+            end_at(factory, instant): f"session_history_{month}"
+            for instant, month in [
+                ("2024-02-01 00:00:00+00:00", "2024_02"),
+                ("2024-02-29 23:59:59.999999+00:00", "2024_02"),
+                ("2024-03-01 00:00:00+00:00", "2024_03"),
+                ("2023-12-31 23:59:59.999999+00:00", "2023_12"),
+                ("2024-01-01 00:00:00+00:00", "2024_01"),
+            ]
+        }
+
+        reaper_of(own).make_partitions()
+        reaper_of(own).archive()
+
+        found = partition_of_each(own)
+        own.dispose()
+        assert found == expected
+
+
+class TestDropPartitions:
+    @pytest.fixture
+    def old(self, own: Database) -> datetime:
+        """The first instant after a partition that ended more than a month ago."""
+        month = _months_after(this_month(own), -3)
+        end_at(Factory(own), month)
+        reaper_of(own).make_partitions()
+        assert name_of(month) in partitions(own)
+        return _months_after(month, 1)
+
+    def test_it_drops_what_is_wholly_older_than_the_retention(self, own: Database, old: datetime) -> None:
+        days = (datetime.now(UTC) - old).days
+        before = partitions(own)
+
+        dropped = reaper_of(own, days).drop_partitions()
+
+        month = name_of(_months_after(old, -1))
+        assert dropped == [month]
+        assert partitions(own) == [name for name in before if name != month]
+
+    def test_it_keeps_what_is_partly_younger(self, own: Database, old: datetime) -> None:
+        days = (datetime.now(UTC) - old).days + 1
+        before = partitions(own)
+
+        assert reaper_of(own, days).drop_partitions() == []
+
+        assert partitions(own) == before
+
+    def test_it_keeps_this_month_whatever_the_retention(self, own: Database) -> None:
+        before = partitions(own)
+
+        assert reaper_of(own, 1).drop_partitions() == []
+
+        assert partitions(own) == before
+
+    def test_it_leaves_tables_alone_that_are_not_its_own(self, own: Database) -> None:
+        with own.transaction() as db:
+            db.exec_driver_sql(
+                "CREATE TABLE srm.kept_for_the_court PARTITION OF srm.session_history "
+                "FOR VALUES FROM ('2010-01-01 00:00+00') TO ('2010-02-01 00:00+00')"
+            )
+            db.exec_driver_sql("CREATE TABLE srm.session_history_2011_01 (account_id text)")
+
+        assert reaper_of(own).drop_partitions() == []
+
+        assert "kept_for_the_court" in partitions(own)
+        assert count(own, "session_history_2011_01") == 0
+
+
+class TestRun:
+    def test_it_does_all_that_is_due(self, own: Database, log: list[Any]) -> None:
+        """A session goes all the way: lapsed long ago, it ends, moves, and is dropped with its month."""
+        factory = Factory(own)
+        drop_all_partitions(own)
+        a_minute, an_hour, years = (factory.session(silent_for=seconds) for seconds in (60, 3600, 3 * 366 * 86400))
+
+        reaper_of(own).run()
+
+        assert session_row(own, a_minute).end_reason == "expired"
+        assert [row.session_id for row in rows(own, "SELECT * FROM srm.session_history")] == [an_hour]
+        assert count(own, f"sessions WHERE session_id = '{years}'") == 0
+        assert len(partitions(own)) in (3, 4)  # an hour ago may have been last month
+        (line,) = [line for line in log if line["event"] == "reaped"]
+        assert (line["expired"], line["archived"], len(line["dropped"])) == (3, 2, 1)
+
+    def test_it_says_nothing_when_nothing_was_due(self, reaper: Reaper, factory: Factory, log: list[Any]) -> None:
+        factory.session()
+
+        reaper.run()
+
+        assert [line for line in log if line["log_level"] != "debug"] == []
+
+    def test_it_goes_on_when_the_database_is_back(
+        self, own: Database, own_url: str, server_url: str, log: list[Any]
+    ) -> None:
+        factory = Factory(own)
+        reaper = reaper_of(own)
+        session = factory.session(silent_for=31)
+        name = make_url(own_url).database
+        with psycopg.connect(server_url, autocommit=True) as server:
+            server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')  # type: ignore[arg-type]
+            server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            reaper.run()
+            reaper.run()
+            server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')  # type: ignore[arg-type]
+
+        assert [(line["log_level"], line["event"]) for line in log] == [("warning", "database unavailable")] * 2
+        assert all(line["cause"] not in ("", "None") for line in log)
+        reaper.run()
+        assert session_row(own, session).end_reason == "expired"
+
+    def test_it_logs_what_it_did_not_expect(self, own: Database, log: list[Any]) -> None:
+        with own.transaction() as db:
+            db.exec_driver_sql("ALTER SCHEMA srm RENAME TO gone")
+
+        reaper_of(own).run()
+
+        with own.transaction() as db:
+            db.exec_driver_sql("ALTER SCHEMA gone RENAME TO srm")
+
+        assert [(line["log_level"], line["event"]) for line in log] == [("error", "reaper failed")]
+
+
+class TestOneAtATime:
+    @pytest.fixture
+    def another(self, url: str) -> Iterator[None]:
+        """A reaper that is at work."""
+        with psycopg.connect(url) as connection:
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
+            yield
+
+    @pytest.mark.usefixtures("another")
+    @pytest.mark.parametrize("piece", ["expire", "archive", "make_partitions", "drop_partitions"])
+    def test_it_is_busy_when_another_is_at_work(self, database: Database, piece: str) -> None:
+        with pytest.raises(Busy):
+            getattr(reaper_of(database), piece)()
+
+    @pytest.mark.usefixtures("another")
+    def test_it_leaves_the_work_to_the_other(self, factory: Factory, database: Database, log: list[Any]) -> None:
+        session = factory.session(silent_for=31)
+
+        reaper_of(database).run()
+
+        assert session_row(database, session).ended_at is None
+        assert [line for line in log if line["log_level"] != "debug"] == []
+
+    def test_it_takes_over_when_the_other_is_gone(self, factory: Factory, database: Database, url: str) -> None:
+        session = factory.session(silent_for=31)
+        other = psycopg.connect(url)
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
+        other.close()
+
+        wait_until(lambda: reaper_of(database).run() or session_row(database, session).ended_at is not None)
+
+    def test_it_does_each_thing_once_when_many_run(self, own: Database, own_url: str) -> None:
+        add(own, 2000)
+        databases = [Database(own_url, application_name="srm-tests") for _ in range(3)]
+        ended: list[int] = []
+
+        def work(reaper: Reaper) -> None:
+            while count(own, "sessions WHERE ended_at IS NULL"):
+                try:
+                    ended.append(reaper.expire())
+                except Busy:
+                    continue
+
+        threads = [threading.Thread(target=work, args=[reaper_of(database)]) for database in databases]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for database in databases:
+            database.dispose()
+
+        # Busy in the middle of its work, a reaper does not get to say how much it did.
+        assert sum(ended) <= 2000
+        assert count(own, "sessions WHERE end_reason = 'expired'") == 2000
+
+
+class TestStop:
+    def test_it_ends_the_work_between_two_transactions(
+        self, reaper: Reaper, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add(database, playback.ENDED_AT_ONCE + 100)
+        stop_after(reaper, "end_lapsed", monkeypatch)
+
+        assert reaper.expire() == playback.ENDED_AT_ONCE
+
+        assert count(database, "sessions WHERE ended_at IS NULL") == 100
+
+    def test_it_ends_the_move_between_two_transactions(
+        self, reaper: Reaper, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add(database, playback.ENDED_AT_ONCE + 100, silent_for=2000, ended_ago=1000)
+        reaper.make_partitions()
+        stop_after(reaper, "archive", monkeypatch)
+
+        assert reaper.archive() == playback.ENDED_AT_ONCE
+
+        assert (count(database, "sessions"), count(database, "session_history")) == (100, playback.ENDED_AT_ONCE)
+
+    def test_it_begins_nothing_more(self, own: Database) -> None:
+        factory = Factory(own)
+        drop_all_partitions(own)
+        factory.session(silent_for=31)
+        reaper = reaper_of(own)
+
+        reaper.stop()
+        reaper.run()
+
+        assert count(own, "sessions WHERE ended_at IS NULL") == 1
+        assert partitions(own) == []
+
+
+def stop_after(reaper: Reaper, piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop the reaper while it is at that piece of work."""
+    work = getattr(playback, piece)
+
+    def work_and_stop(*arguments: Any) -> int:
+        reaper.stop()
+        return int(work(*arguments))
+
+    monkeypatch.setattr(playback, piece, work_and_stop)
+
+
+class TestProcess:
+    def test_it_refuses_to_run_without_a_database(self) -> None:
+        assert_refused(srm("reaper"), "SRM_DATABASE_URL")
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_it_works_until_it_is_stopped(
+        self, factory: Factory, database: Database, url: str, tmp_path: Path, number: int
+    ) -> None:
+        with support.reaper(url, tmp_path / "output", interval=0.1) as process:
+            for _ in range(2):  # at once, and again later
+                session = factory.session(silent_for=31)
+                wait_until(lambda session=session: session_row(database, session).ended_at is not None)
+
+            assert process.stop(number, timeout=5) == 0
+
+        assert "reaper stopped" in process.text()
+        assert "Traceback" not in process.text()
+
+    def test_it_waits_for_a_database_that_is_away(self, tmp_path: Path) -> None:
+        url = f"postgresql://srm:a-very-secret-password@127.0.0.1:{free_port()}/srm"
+        with support.reaper(url, tmp_path / "output", interval=0.1) as process:
+            wait_until(lambda: process.text().count("database unavailable") >= 2)
+
+            assert process.stop(timeout=5) == 0
+
+        assert "Traceback" not in process.text()
+        assert "a-very-secret-password" not in process.text()
+
+    def test_it_writes_json_lines_when_told_to(self, url: str, tmp_path: Path) -> None:
+        import json
+
+        command = support.python_m("srm.cli", "reaper")
+        with running(command, tmp_path / "output", SRM_DATABASE_URL=url, SRM_LOG_FORMAT="json") as process:
+            wait_until(lambda: "reaper starts" in process.text())
+            process.stop()
+
+        assert [json.loads(line)["event"] for line in process.text().splitlines()] == [
+            "reaper starts",
+            "reaper stopped",
+        ]

@@ -1,0 +1,333 @@
+"""kill -9 of everything, under load: what was answered holds, and the service goes on by itself.
+
+Invariant 4: every setup that was answered with a session, and every teardown that was answered, is in the
+tables afterwards. Invariant 6: any process may die at any time.
+"""
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import httpx
+import psutil
+import psycopg
+import pytest
+
+from srm import demo, schema
+from srm.config import load
+from srm.database import Database
+from srm.embedded import EmbeddedServer
+from srm.errors import StartupError
+from srm.reaper import Reaper
+from srm.tokens import issue
+from tests import support
+from tests.concurrency.players import LOST, PATIENCE_SECONDS, Answer, Player
+from tests.support import Factory, wait_until
+
+ACCOUNTS = [f"account-{index}" for index in range(4)]
+DEVICES = ["tv", "phone", "tablet"]
+TIMEOUT_SECONDS = 1
+GRACE_SECONDS = 1
+"""After that much time with the database, no request fails any more."""
+
+BACK_SECONDS = 8
+"""In which a process that was killed is back: a second or two, and slack for a busy machine."""
+
+
+class Load:
+    """Players at work, more than there are slots; notes what they were told."""
+
+    def __init__(self, base: str) -> None:
+        self._base = base
+        self._done = threading.Event()
+        self.answers: list[Answer] = []
+        self.admitted: list[str] = []
+        self.torn_down: list[str] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Meanwhile they play."""
+        with ThreadPoolExecutor(len(ACCOUNTS) * len(DEVICES)) as threads:
+            players = [threads.submit(self._play, account, device) for account in ACCOUNTS for device in DEVICES]
+            try:
+                yield
+            finally:
+                self._done.set()
+        for player in players:
+            player.result()
+
+    def wait_for_more(self, count: int = 10) -> None:
+        """Until so many more setups and teardowns have been answered."""
+        admitted, torn_down = len(self.admitted), len(self.torn_down)
+        wait_until(lambda: min(len(self.admitted) - admitted, len(self.torn_down) - torn_down) >= count)
+
+    def _play(self, account: str, device: str) -> None:
+        with Player(self._base, account, device) as player:
+            while not self._done.is_set():
+                answer = self._ask(player.set_up)
+                if answer is None or answer.status != 200 or answer.session_id is None:
+                    continue
+                self.admitted.append(answer.session_id)
+                if random.random() < 0.1:
+                    continue  # goes away without a word
+                for _ in range(random.randint(0, 3)):
+                    self._ask(partial(player.keep_alive, answer.session_id))
+                self._tear_down(player, answer.session_id)
+
+    def _tear_down(self, player: Player, session_id: str) -> None:
+        """Again and again until there is an answer, as clients do."""
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < give_up_at:
+            answer = self._ask(partial(player.tear_down, session_id))
+            if answer is not None and answer.status == 200:
+                self.torn_down.append(session_id)
+            if answer is not None and answer.status != 503:
+                assert answer.status in (200, 410), answer
+                return
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer | None:
+        """The answer, which is noted, or None when the connection was lost."""
+        try:
+            answer = question()
+        except LOST:
+            time.sleep(0.02)
+            return None
+        self.answers.append(answer)
+        if answer.status == 503:
+            time.sleep(0.02)
+        return answer
+
+    def failed_between(self, start: float, end: float) -> list[Answer]:
+        """The 5xx to requests that were sent after the one instant and answered before the other."""
+        return [
+            answer
+            for answer in self.answers
+            if answer.status >= 500 and start < answer.sent_at and answer.answered_at < end
+        ]
+
+
+def make_accounts(database: Database) -> None:
+    factory = Factory(database)
+    for account in ACCOUNTS:
+        factory.account(account, *DEVICES, max_sessions=2, timeout_seconds=TIMEOUT_SECONDS)
+
+
+def assert_kept_its_word(load: Load, url: str) -> None:
+    """All that was answered is in the tables, and no limit was exceeded on the way."""
+    database = Database(url, application_name="srm-tests")
+    found = support.rows(
+        database,
+        "SELECT session_id::text, end_reason FROM srm.sessions UNION ALL "
+        "SELECT session_id::text, end_reason FROM srm.session_history",
+    )
+    database.dispose()
+    reasons = dict(found)
+    assert len(reasons) == len(found)
+    assert set(load.admitted) <= reasons.keys()
+    assert {reasons[session_id] for session_id in load.torn_down} == {"teardown"}
+    assert {answer.status for answer in load.answers} <= {200, 410, 503}
+    support.assert_audit_clean(url)
+
+
+def test_the_death_of_workers_and_reapers_loses_nothing(clone: Callable[[], str], tmp_path: Path) -> None:
+    url = clone()
+    database = Database(url, application_name="srm-tests")
+    make_accounts(database)
+
+    def start_reaper() -> AbstractContextManager[support.Process]:
+        return support.reaper(url, tmp_path / "reaper.log", interval=0.1, SRM_ENDED_RETENTION_SECONDS="1")
+
+    with support.api(url, tmp_path / "api.log", workers=3) as (base, gunicorn):
+        load = Load(base)
+        master = psutil.Process(gunicorn.popen.pid)
+        with load.running():
+            for _ in range(4):
+                with start_reaper() as reaper:
+                    load.wait_for_more()
+                    worker = random.choice(master.children())
+                    worker.kill()
+                    load.wait_for_more()
+                    reaper.stop(signal.SIGKILL)
+            wait_until(lambda: len(master.children()) == 3)
+            load.wait_for_more()
+        assert gunicorn.popen.poll() is None
+    with start_reaper():
+        wait_until(lambda: not support.rows(database, "SELECT FROM srm.sessions"))  # all over, all in the history
+    database.dispose()
+
+    assert_kept_its_word(load, url)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """A database server of this test alone, migrated."""
+    with EmbeddedServer(tmp_path) as server:
+        schema.upgrade(server.url)
+        database = Database(server.url, application_name="srm-tests")
+        Reaper(database, ended_retention_seconds=300, history_retention_days=90).make_partitions()
+        factory = Factory(database)
+        factory.content("film")
+        factory.product("basic", ("COD", "film"))
+        make_accounts(database)
+        database.dispose()
+        yield server
+
+
+def postmaster_of(data_dir: Path) -> psutil.Process:
+    return psutil.Process(int((data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0]))
+
+
+def start_again(server: EmbeddedServer) -> None:
+    """As `srm serve` does: what is left of the old one may still be going down."""
+
+    def has_started() -> bool:
+        try:
+            server.ensure_running()
+        except StartupError:
+            return False
+        return True
+
+    wait_until(has_started)
+
+
+def wait_until_connectable(url: str) -> float:
+    """Wait until the database accepts connections; the time at which it did."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            with psycopg.connect(url, connect_timeout=2) as connection:
+                connection.execute("SELECT 1")
+            return time.time()
+        except psycopg.OperationalError:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.01)
+
+
+def test_a_crash_of_the_database_loses_nothing(server: EmbeddedServer, tmp_path: Path) -> None:
+    failures: dict[str, list[Answer]] = {}
+    with support.api(server.url, tmp_path / "api.log", workers=3) as (base, _):
+        load = Load(base)
+        with load.running(), support.reaper(server.url, tmp_path / "reaper.log", interval=0.1):
+            for victim in ("backend", "postmaster"):
+                load.wait_for_more()
+                if victim == "postmaster":
+                    kill_postmaster(tmp_path)
+                    start_again(server)
+                else:
+                    kill_backend(server.url)
+                back_at = wait_until_connectable(server.url)
+                wait_until(lambda at=back_at: time.time() > at + 2 * GRACE_SECONDS)
+                load.wait_for_more()
+                failures[victim] = load.failed_between(back_at + GRACE_SECONDS, time.time())
+
+    assert_kept_its_word(load, server.url)
+    assert failures == {"backend": [], "postmaster": []}
+
+
+def kill_postmaster(data_dir: Path) -> None:
+    postmaster = postmaster_of(data_dir)
+    postmaster.kill()
+    wait_until(lambda: not postmaster.is_running() or postmaster.status() == psutil.STATUS_ZOMBIE)
+
+
+def kill_backend(url: str) -> None:
+    """The postmaster then ends all others too, and recovers."""
+    database = Database(url, application_name="srm-tests")
+    backends = "SELECT pid FROM pg_stat_activity WHERE application_name = 'srm-api'"
+    backend = psutil.Process(support.rows(database, backends)[0].pid)
+    database.dispose()
+    backend.kill()
+    wait_until(lambda: not backend.is_running())
+
+
+def of_data_dir(data_dir: Path) -> list[psutil.Process]:
+    """The processes that were started for a data directory: by their environment, or the folder they stand in."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and (
+                process.environ().get("SRM_DATA_DIR") == str(data_dir) or Path(process.cwd()).is_relative_to(data_dir)
+            ):
+                found.append(process)
+    return found
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, support.Process, Path]]:
+    """`srm serve` with everything of its own: where, the supervisor, and the data directory."""
+    bind, data_dir = f"127.0.0.1:{support.free_port()}", tmp_path / "data"
+    command = support.python_m("srm.cli", "serve", "--demo", "--bind", bind, "--workers", "2")
+    try:
+        with support.running(
+            command, tmp_path / "serve.log", SRM_DATA_DIR=str(data_dir), SRM_REAPER_INTERVAL_SECONDS="0.2"
+        ) as process:
+            wait_until(lambda: "SRM is ready" in process.text() or process.popen.poll() is not None, timeout=60)
+            assert process.popen.poll() is None, process.text()
+            yield f"http://{bind}", process, data_dir
+    finally:
+        for left in of_data_dir(data_dir):
+            with suppress(psutil.Error):
+                left.kill()
+
+
+def test_the_supervisor_starts_again_what_dies_and_stops_all(served: tuple[str, support.Process, Path]) -> None:
+    base, supervisor, data_dir = served
+    headers = {"Client-Token": issue(load(data_dir=data_dir), demo.ACCOUNT, demo.DEVICE, 3600)}
+    body = {"content": {"contentID": demo.CONTENT_ID, "contentType": demo.CONTENT_TYPE}}
+
+    def child(word: str) -> psutil.Process | None:
+        for process in psutil.Process(supervisor.popen.pid).children():
+            with suppress(psutil.Error):
+                if word in process.cmdline():
+                    return process
+        return None
+
+    def plays() -> bool:
+        """Several requests, each on a connection of its own: more than one worker answers."""
+        try:
+            for _ in range(6):
+                answer = httpx.post(f"{base}/srm/v1/sessions", json=body, headers=headers, timeout=3)
+                session_id = answer.json()["successResponse"]["sessionId"]
+                assert httpx.delete(f"{base}/srm/v1/sessions/{session_id}", headers=headers).status_code == 200
+        except (httpx.HTTPError, KeyError, AssertionError):
+            return False
+        return True
+
+    assert plays()
+    before = {"postmaster": postmaster_of(data_dir), "reaper": child("reaper"), "gunicorn": child("gunicorn")}
+    for name, victim in before.items():
+        assert victim is not None
+        victim.kill()
+        if name == "postmaster":
+            wait_until(lambda: is_other(before["postmaster"], data_dir))
+        else:
+            wait_until(lambda name=name, victim=victim: child(name) not in (None, victim))
+        wait_until(plays, timeout=BACK_SECONDS)
+    assert supervisor.stop(signal.SIGTERM) == 0, supervisor.text()
+    assert of_data_dir(data_dir) == []
+
+
+def test_it_stops_soon_though_clients_keep_their_connections(clone: Callable[[], str], tmp_path: Path) -> None:
+    """As nginx does: an idle connection is no request in hand."""
+    url = clone()
+    with support.api(url, tmp_path / "api.log", workers=2) as (base, gunicorn), Player(base, "a", "tv") as idle:
+        assert idle.request("GET", "/readyz").status == 200
+        told_at = time.monotonic()
+
+        assert gunicorn.stop(signal.SIGTERM) == 0
+        assert time.monotonic() - told_at < BACK_SECONDS
+
+
+def is_other(victim: psutil.Process | None, data_dir: Path) -> bool:
+    """Whether a new database server has taken the place of the old one."""
+    try:
+        return bool(postmaster_of(data_dir) != victim)
+    except (psutil.Error, OSError, ValueError):
+        return False

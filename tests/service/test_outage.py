@@ -1,0 +1,206 @@
+"""The database is stopped, restarted, frozen or silent: 503 in time, never a hang, and well again by itself.
+
+Each request is bounded in time though the server is not: a frozen server keeps its connections open and
+answers nothing, as does a network that swallows packets.
+"""
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+import psycopg
+import pytest
+
+from srm import schema
+from srm.app import create_app
+from srm.config import Settings
+from srm.database import Database
+from srm.embedded import EmbeddedServer
+from tests import support
+from tests.concurrency.players import Answer, Player, at_once
+from tests.support import SETUP, Factory, wait_until
+
+WORKERS, THREADS = 2, 4
+PROMISED_SECONDS = 3
+SLACK_SECONDS = 1
+"""For a machine that is busy with other things."""
+
+RECOVERY_SECONDS = 1 + 2 * SLACK_SECONDS
+
+SESSION = f"/srm/v1/sessions/{uuid4()}"
+ROUTES = {
+    "set up": ("POST", "/srm/v1/sessions"),
+    "keep alive": ("PUT", SESSION),
+    "tear down": ("DELETE", SESSION),
+    "ready": ("GET", "/readyz"),
+}
+AS_USUAL = {"set up": 200, "keep alive": 404, "tear down": 404, "ready": 200}
+
+
+@dataclass(frozen=True)
+class Service:
+    """The API on a database server of its own, which can be taken away."""
+
+    base: str
+    server: EmbeddedServer
+    data_dir: Path
+
+    def ask(self, route: str) -> Answer:
+        """On a connection of its own, so that any worker may take it."""
+        with Player(self.base, "a", "tv") as player:
+            return player.set_up() if route == "set up" else player.request(*ROUTES[route])
+
+    def ask_all(self) -> dict[str, Answer]:
+        """Every route, all at once; there are as many threads in each worker."""
+        names = list(ROUTES)
+        return dict(zip(names, at_once(len(names), lambda index, _: self.ask(names[index])), strict=True))
+
+    def ask_everywhere(self) -> list[tuple[str, int]]:
+        """(route, HTTP status) of many requests at once: every thread of every worker has some."""
+        routes = [route for route in ROUTES for _ in range(6 * WORKERS)]
+
+        def work(index: int, barrier: threading.Barrier) -> tuple[str, int]:
+            barrier.wait()
+            return routes[index], self.ask(routes[index]).status
+
+        return at_once(len(routes), work)
+
+    def is_well(self) -> bool:
+        return all(status == AS_USUAL[route] for route, status in self.ask_everywhere())
+
+    def postmaster(self) -> psutil.Process:
+        return psutil.Process(int((self.data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0]))
+
+    def stop_database(self) -> None:
+        self.postmaster().send_signal(signal.SIGINT)  # "fast": PostgreSQL manual, "Shutting Down the Server"
+        wait_until(lambda: not self.server.is_running())
+
+    @contextmanager
+    def frozen_database(self) -> Iterator[None]:
+        """Meanwhile, no process of the server runs."""
+        postmaster = self.postmaster()
+        postmaster.suspend()  # first, so that it starts no others
+        processes = [postmaster, *postmaster.children()]
+        try:
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            yield
+        finally:
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outage")
+
+
+@pytest.fixture(scope="module")
+def service(data_dir: Path) -> Iterator[Service]:
+    """One for all tests here: each leaves it well."""
+    with EmbeddedServer(data_dir) as server:
+        schema.upgrade(server.url)
+        database = Database(server.url, application_name="srm-tests")
+        factory = Factory(database)
+        factory.content("film")
+        factory.product("basic", ("COD", "film"))
+        factory.account("a", max_sessions=None)
+        database.dispose()
+        with support.api(server.url, data_dir / "api.log", workers=WORKERS, threads=THREADS) as (base, _):
+            service = Service(base, server, data_dir)
+            wait_until(service.is_well)  # every thread has its connections
+            yield service
+
+
+def assert_unavailable(answers: dict[str, Answer]) -> None:
+    """Every route says 503 as the wire contract has it, in time."""
+    for route, answer in answers.items():
+        assert (answer.status, answer.error_code) == (503, "SRM-0010"), route
+        assert int(answer.headers["Retry-After"]) >= 1, route
+        assert answer.answered_at - answer.sent_at < PROMISED_SECONDS + SLACK_SECONDS, route
+
+
+def test_it_is_unavailable_while_the_database_is_stopped_and_then_well(service: Service) -> None:
+    service.stop_database()
+    for _ in range(5):
+        assert_unavailable(service.ask_all())
+
+    service.server.ensure_running()
+
+    assert service.is_well()
+
+
+def test_it_notices_nothing_when_the_database_is_restarted_while_nobody_asks(service: Service) -> None:
+    for _ in range(3):
+        service.stop_database()
+        service.server.ensure_running()
+
+        assert [(route, status) for route, status in service.ask_everywhere() if status != AS_USUAL[route]] == []
+
+
+def test_it_is_unavailable_while_the_database_is_frozen_and_then_well(service: Service) -> None:
+    with service.frozen_database():
+        first = service.ask_all()
+        second = service.ask_all()  # some on connections that were given up, some on new ones
+
+    wait_until(service.is_well, timeout=RECOVERY_SECONDS)
+    assert_unavailable(first)
+    assert_unavailable(second)
+
+
+def test_it_is_unavailable_in_time_when_many_ask_a_frozen_database(service: Service) -> None:
+    """More than there are threads: those that wait for a thread must not wait for all before them to give up."""
+    with service.frozen_database():
+        answers = at_once(4 * WORKERS * THREADS, lambda _, __: service.ask("keep alive"))
+
+    wait_until(service.is_well, timeout=RECOVERY_SECONDS)
+    assert {answer.status for answer in answers} == {503}
+    assert max(answer.answered_at - answer.sent_at for answer in answers) < PROMISED_SECONDS + SLACK_SECONDS
+
+
+def test_a_setup_that_waited_for_a_frozen_database_too_long_takes_no_slot(service: Service) -> None:
+    """The client was told 503; what its request began must not be finished behind its back."""
+    sessions = "SELECT count(*) FROM srm.sessions"
+    before = count(service, sessions)
+    with service.frozen_database():
+        assert service.ask("set up").status == 503
+
+    wait_until(lambda: service.ask("ready").status == 200)
+    wait_until(lambda: count(service, "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%'") == 0)
+    assert count(service, sessions) == before
+
+
+def count(service: Service, query: str) -> int:
+    with psycopg.connect(service.server.url) as connection:
+        (number,) = connection.execute(query).fetchone() or (0,)
+    return int(number)
+
+
+def test_it_does_not_wait_for_an_address_that_says_nothing(tmp_path: Path) -> None:
+    """The connection is made, by the kernel, and nobody ever answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://srm@127.0.0.1:{silent.getsockname()[1]}/srm"
+        app = create_app(Settings(database_url=url, token_secret=support.SECRET, data_dir=tmp_path))
+        names = list(ROUTES)
+        headers = {"Client-Token": support.issue_token("a", "tv")}
+
+        def work(index: int, _: threading.Barrier) -> tuple[int, float]:
+            method, path = ROUTES[names[index]]
+            began_at = time.monotonic()
+            answer = app.test_client().open(path, method=method, json=SETUP, headers=headers)
+            return answer.status_code, time.monotonic() - began_at
+
+        answers = at_once(len(names), work)
+    app.extensions["srm.database"].dispose()
+
+    assert [status for status, _ in answers] == [503] * len(names)
+    assert max(seconds for _, seconds in answers) < PROMISED_SECONDS + SLACK_SECONDS
