@@ -242,8 +242,10 @@ def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
         if bench.query("SELECT count(*) FROM srm.sessions") != before:
             raise SystemExit("bench: a setup beyond the limit was admitted")
         bench.wrk(port, "setup", WARM_UP_SECONDS)
+        time.sleep(1)  # what was under way when it stopped
         before = bench.query("SELECT count(*) FROM srm.sessions")
         loads["setup"].add(bench.wrk(port, "setup", bench.seconds))
+        time.sleep(1)
         admitted = bench.query("SELECT count(*) FROM srm.sessions") - before
         if abs(admitted - loads["setup"].requests) > CONNECTIONS:
             raise SystemExit(f"bench: {loads['setup'].requests} setups answered, {admitted} admitted")

@@ -45,10 +45,12 @@ log_line_prefix = '%m [%p] %a '
 class EmbeddedServer:
     """A PostgreSQL server in `data_dir/postgres`, its log beside it in `postgres.log`.
 
-    A context manager: inside, the server runs. `with` may be nested and used by many processes.
+    A context manager: inside, the server runs. Any number of processes may use it at the same time.
+    StartupError when it is not installed.
     """
 
     def __init__(self, data_dir: Path) -> None:
+        self._programs = programs()
         self._data_dir = data_dir.absolute()
         self._cluster = self._data_dir / "postgres"
         self._log = self._data_dir / "postgres.log"
@@ -141,7 +143,7 @@ class EmbeddedServer:
         # pg_ctl leaves the server behind, which would hold on to a pipe: its words go to a file.
         with tempfile.TemporaryFile("w+") as output:
             process = subprocess.run(  # noqa: S603 our own words
-                [programs() / program, *arguments],
+                [self._programs / program, *arguments],
                 env={
                     "PATH": os.environ.get("PATH", ""),
                     "LC_ALL": "C.UTF-8",
