@@ -6,12 +6,13 @@ from contextlib import contextmanager
 
 import click
 from alembic.util import CommandError
+from psycopg.errors import InsufficientPrivilege
 from sqlalchemy.exc import DBAPIError
 
 from srm import audit as audits
 from srm import config, demo, embedded, logs, schema, serving, tokens
 from srm.config import Settings
-from srm.database import Database
+from srm.database import Database, is_unavailable
 from srm.errors import DependencyUnavailable, StartupError
 from srm.reaper import STATEMENT_TIMEOUT_SECONDS, Reaper, run_forever
 
@@ -149,6 +150,10 @@ def main() -> None:
     except DependencyUnavailable as error:
         sys.exit(f"srm: database unavailable: {_first_line(error.__cause__)}")
     except DBAPIError as error:
+        if is_unavailable(error):
+            sys.exit(f"srm: database unavailable: {_first_line(error)}")
+        if not isinstance(error.orig, InsufficientPrivilege):
+            raise
         sys.exit(f"srm: database: {_first_line(error)}")
 
 

@@ -4,6 +4,7 @@ A variable that is set but empty counts as not set. A wrong value stops the star
 names the variable, the value and what is allowed; values of secrets are never shown.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,7 @@ MIN_SECRET_BYTES = 32
 """An HS256 key is at least as long as its hash (RFC 7518, section 3.2)."""
 
 MAX_PORT = 65535
+ADDRESS = re.compile(r"([^\s:/]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}|unix:\S+")
 
 Name = Annotated[str, StringConstraints(min_length=1)]
 
@@ -37,7 +39,6 @@ class Settings(BaseSettings):
     )
     bind: str = Field(
         default="127.0.0.1:8080",
-        pattern=r"^([^\s:/]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$|^unix:\S+$",
         description="Where `srm serve` listens: `host:port`, `[ipv6]:port` or `unix:/path`",
     )
     token_secret: SecretStr | None = Field(
@@ -85,7 +86,9 @@ class Settings(BaseSettings):
 
     @field_validator("bind")
     @classmethod
-    def _has_a_port(cls, value: str) -> str:
+    def _is_an_address(cls, value: str) -> str:
+        if not ADDRESS.fullmatch(value):
+            raise ValueError("must be host:port, [ipv6]:port or unix:/path")
         if not value.startswith("unix:") and int(value.rpartition(":")[2]) > MAX_PORT:
             raise ValueError(f"a port is at most {MAX_PORT}")
         return value

@@ -129,8 +129,12 @@ class EmbeddedServer:
         digest = sha256(os.fsencode(self._cluster)).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"srm-{digest}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        if os.geteuid() == 0:
-            os.chown(folder, *_system_user())
+        owner = _system_user()[0] if os.geteuid() == 0 else os.geteuid()
+        if os.geteuid() == folder.lstat().st_uid != owner:
+            os.chown(folder, *_system_user(), follow_symlinks=False)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != owner or status.st_mode & 0o077:
+            raise StartupError(f"folder {folder} of the database's socket belongs to somebody else")
         return folder
 
     def _pg_ctl(self, action: str, *arguments: str) -> None:

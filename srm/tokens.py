@@ -172,10 +172,14 @@ class TokenVerifier:
 
     @staticmethod
     def _identifier(value: object) -> str:
-        """An id that the database can hold; TokenNotValid for anything else."""
-        if isinstance(value, str) and 1 <= len(value) <= MAX_CLAIM_LENGTH and value.isprintable():
+        if isinstance(value, str) and _is_identifier(value):
             return value
         raise TokenNotValid
+
+
+def _is_identifier(value: str) -> bool:
+    """Whether it can be the id of an account or a device, and the database can hold it."""
+    return 1 <= len(value) <= MAX_CLAIM_LENGTH and value.isprintable()
 
 
 def shared_secret(settings: Settings, *, create: bool = False) -> SharedSecret:
@@ -232,6 +236,9 @@ def issue(settings: Settings, account_id: str, device_id: str, ttl_seconds: int)
     """A Client-Token signed with the configured secret. StartupError when there is none to sign with."""
     if settings.token_jwks is not None:
         raise StartupError("SRM_TOKEN_JWKS holds public keys: tokens are issued where the private ones are")
+    for name in (account_id, device_id):
+        if not _is_identifier(name):
+            raise StartupError(f"{name!r} is no id: 1 to {MAX_CLAIM_LENGTH} printable characters")
     claims: dict[str, object] = {
         settings.token_account_claim: account_id,
         settings.token_device_claim: device_id,

@@ -88,6 +88,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.execute("COMMENT ON COLUMN srm.alembic_version.version_num IS NULL")
+    op.execute("COMMENT ON TABLE srm.alembic_version IS NULL")
     op.drop_table("devices", schema="srm")
     op.drop_table("accounts", schema="srm")
     op.drop_table("account_profiles", schema="srm")

@@ -313,8 +313,8 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("name", "value", "allowed"),
         [
-            ("SRM_BIND", "nonsense", "match"),
-            ("SRM_BIND", "127.0.0.1:port", "match"),
+            ("SRM_BIND", "nonsense", "host:port"),
+            ("SRM_BIND", "127.0.0.1:port", "host:port"),
             ("SRM_REAPER_INTERVAL_SECONDS", "often", "number"),
             ("SRM_REAPER_INTERVAL_SECONDS", "0", "0.1"),
             ("SRM_ENDED_RETENTION_SECONDS", "-1", "0"),
@@ -370,7 +370,7 @@ class TestUnreachable:
     def test_it_says_so_in_one_line(self, tmp_path: Path, unreachable: str, arguments: list[str]) -> None:
         result = srm(*arguments, cwd=tmp_path, SRM_DATABASE_URL=unreachable, SRM_BIND=f"127.0.0.1:{free_port()}")
 
-        assert_refused(result, "database unavailable")
+        assert_refused(result, "database", "Connection refused")
         assert PASSWORD not in result.stderr
 
     def test_it_says_that_the_database_does_not_exist(self, url: str) -> None:

@@ -57,6 +57,7 @@ class Service:
 
     def paste(self) -> dict[str, Any]:
         """Paste the line that it printed into a shell; the answer."""
+        wait_until(self.curl_lines)
         (line,) = self.curl_lines()
         answer: dict[str, Any] = json.loads(run(["bash", "-c", line]).stdout)
         return answer

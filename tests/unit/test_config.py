@@ -93,11 +93,11 @@ def test_secrets_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("variable", "value", "allowed"),
     [
-        ("SRM_BIND", "8080", "pattern"),
-        ("SRM_BIND", "host:port", "pattern"),
-        ("SRM_BIND", "127.0.0.1:8080\n", "pattern"),
+        ("SRM_BIND", "8080", "host:port"),
+        ("SRM_BIND", "host:port", "host:port"),
+        ("SRM_BIND", "127.0.0.1:8080\n", "host:port"),
         ("SRM_BIND", "127.0.0.1:65536", "65535"),
-        ("SRM_BIND", "two words:80", "pattern"),
+        ("SRM_BIND", "two words:80", "host:port"),
         ("SRM_REAPER_INTERVAL_SECONDS", "soon", "number"),
         ("SRM_REAPER_INTERVAL_SECONDS", "0", "0.1"),
         ("SRM_REAPER_INTERVAL_SECONDS", "nan", ""),
