@@ -28,7 +28,7 @@ format: $(VENV)/dev ## Put the code into the style that lint checks
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: $(VENV)/run ## Measure keep-alive, setup and teardown; needs wrk
+bench: $(VENV)/dev ## Measure keep-alive, setup and teardown; needs wrk
 	$(BIN)/python -m bench
 
 .PHONY: clean

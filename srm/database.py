@@ -10,6 +10,7 @@ the thread keeps: SQLAlchemy's own way to execute costs several times what the s
 
 import select
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar
@@ -17,6 +18,7 @@ from weakref import WeakSet
 
 import psycopg
 from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
 from sqlalchemy import ClauseElement, ColumnElement, Connection, Text, create_engine, event, literal_column
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL, make_url
@@ -38,6 +40,7 @@ SILENCE_SECONDS = 1
 
 UNAVAILABLE_SQLSTATES = (
     "08",  # connection exceptions
+    "25P03",  # idle in transaction for too long: we were frozen
     "25006",  # read-only: a standby that was the primary a moment ago
     "40",  # rolled back by the server: deadlock, serialisation
     "53",  # out of connections, memory or disk
@@ -56,14 +59,50 @@ class BoundedConnection(psycopg.Connection[Any]):
     """
 
     answer_timeout_seconds: float
+    answer_by = float("inf")
+    """The end, by `time.monotonic()`, of the patience of the request that uses the connection."""
 
     def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
         """Wait for the server. OperationalError, and the connection is closed, when the time is over."""
         try:
-            return super().wait(gen, interval, self.answer_timeout_seconds if timeout is None else timeout)
+            if timeout is None:
+                timeout = max(0.0, min(self.answer_timeout_seconds, self.answer_by - time.monotonic()))
+            return super().wait(gen, interval, timeout)
         except psycopg.errors._WaitTimeout:
             self.close()
             raise
+
+
+class Silence:
+    """Remembers that the server has gone silent, so that requests do not queue up to find it out one by one.
+
+    While it is silent one request at a time is let through to ask; the others are unavailable at once.
+    """
+
+    def __init__(self) -> None:
+        self._is_silent = False
+        self._asking = threading.Lock()
+
+    @contextmanager
+    def noticed(self) -> Iterator[None]:
+        """Run what talks to the server. DependencyUnavailable without trying, while another finds out."""
+        if not self._is_silent:
+            yield from self._watched()
+        elif self._asking.acquire(blocking=False):
+            try:
+                yield from self._watched()
+            finally:
+                self._asking.release()
+        else:
+            raise DependencyUnavailable
+
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except (psycopg.errors._WaitTimeout, psycopg.errors.ConnectionTimeout):
+            self._is_silent = True
+            raise
+        self._is_silent = False
 
 
 class Database:
@@ -79,8 +118,16 @@ class Database:
         self.url = sqlalchemy_url(url)
         self._application_name = application_name
         milliseconds = int(statement_timeout_seconds * 1000)
-        self._settings = {"statement_timeout": milliseconds, "lock_timeout": milliseconds, "timezone": "UTC"}
+        self._settings = {
+            "statement_timeout": milliseconds,
+            "lock_timeout": milliseconds,
+            # A host that dies in the middle of a transaction must not keep its locks.
+            "idle_in_transaction_session_timeout": milliseconds,
+            "default_transaction_isolation": r"read\ committed",
+            "timezone": "UTC",
+        }
         self._answer_timeout_seconds = statement_timeout_seconds + SILENCE_SECONDS
+        self._silence = Silence()
         self._thread = threading.local()
         self._kept_by_threads: WeakSet[BoundedConnection] = WeakSet()
         self._engine = create_engine(
@@ -98,6 +145,9 @@ class Database:
             conninfo(self.url),
             application_name=self._application_name,
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
             options=" ".join(f"-c {name}={value}" for name, value in settings.items()),
         )
         connection.answer_timeout_seconds = self._answer_timeout_seconds
@@ -120,7 +170,7 @@ class Database:
         lapsed sessions, stays found. It does not wait for the disk, since nothing was promised. (A rollback
         would also make psycopg forget all prepared statements.) Any other exception rolls back.
         """
-        with _unavailable_when_away():
+        with _unavailable_when_away(), self._silence.noticed():
             cursor = self._own_cursor("durable", autocommit=False)
             try:
                 yield cursor
@@ -141,21 +191,22 @@ class Database:
         A crash of the database may lose the last fraction of a second of it: only for what is repeated
         anyway. DependencyUnavailable when the database is away.
         """
-        with _unavailable_when_away():
+        with _unavailable_when_away(), self._silence.noticed():
             yield self._own_cursor("hot", autocommit=True, synchronous_commit="off")
 
     def _own_cursor(self, name: str, *, autocommit: bool, **settings: str) -> Cursor:
         """The thread's cursor of that name, on a connection of its own; a dead one is replaced."""
+        answer_by = time.monotonic() + self._answer_timeout_seconds
         cursor: Cursor | None = getattr(self._thread, name, None)
         if cursor is None or cursor.connection.closed or is_dead(cursor.connection):
             if cursor is not None:
                 cursor.connection.close()
             connection = self._connect(**settings)
             connection.autocommit = autocommit
-            connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             self._kept_by_threads.add(connection)
             cursor = connection.cursor()
             setattr(self._thread, name, cursor)
+        cursor.connection.answer_by = answer_by  # type: ignore[attr-defined]
         return cursor
 
     def dispose(self) -> None:
@@ -199,12 +250,20 @@ def is_unavailable(error: Exception) -> bool:
     return cause.sqlstate.startswith(UNAVAILABLE_SQLSTATES)
 
 
+def is_timeout(error: DependencyUnavailable) -> bool:
+    """Whether the database is there, and only the statement or a lock took too long."""
+    cause = getattr(error.__cause__, "orig", error.__cause__)
+    return isinstance(cause, psycopg.errors.QueryCanceled | psycopg.errors.LockNotAvailable)
+
+
 def is_dead(connection: psycopg.Connection[Any]) -> bool:
-    """Whether the server has closed the connection while it was idle.
+    """Whether the server has closed the connection while it was idle, or a request has left it unfinished.
 
     A server that goes down closes its sockets, so a closed one is readable. To look costs a
     microsecond; to ask the server (`pool_pre_ping`) would cost a round trip on every request.
     """
+    if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+        return True
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))

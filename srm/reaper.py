@@ -7,7 +7,7 @@ lock, so one at a time works, and when it dies, however it dies, the next one si
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -16,14 +16,15 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import Connection, func, select, text
 
 from srm import playback
-from srm.database import Database
+from srm.database import Database, is_timeout
 from srm.errors import DependencyUnavailable
 from srm.models import SCHEMA
 
 log = structlog.get_logger("srm.reaper")
 
 ADVISORY_LOCK = 0x53524D5245  # "SRMRE"
-STATEMENT_TIMEOUT_SECONDS = 30
+STATEMENT_TIMEOUT_SECONDS = 10
+"""Shorter than `srm serve` waits for the reaper to stop."""
 MONTHS_AHEAD = 2
 PARTITION = re.compile(r"session_history_(\d{4})_(\d{2})")
 
@@ -50,21 +51,30 @@ class Reaper:
         self._stopped = True
 
     def run(self) -> None:
-        """All that is to be done now. Logs what goes wrong instead of raising: the next run comes anyway."""
-        try:
-            expired = self.expire()
-            self.make_partitions()
-            archived = self.archive()
-            dropped = self.drop_partitions()
-        except (Busy, Stopping) as reason:
-            log.debug("nothing to do", reason=reason.__doc__)
-        except DependencyUnavailable as error:
-            log.warning("database unavailable", cause=str(error.__cause__).split("\n")[0])
-        except Exception:
-            log.exception("reaper failed")
-        else:
-            if expired or archived or dropped:
-                log.info("reaped", expired=expired, archived=archived, dropped=dropped)
+        """All that is to be done now. Logs what goes wrong instead of raising: the next run comes anyway.
+
+        A piece that fails does not keep the others from being done.
+        """
+        pieces: dict[str, Callable[[], object]] = {
+            "expired": self.expire,
+            "partitions_made": self.make_partitions,
+            "archived": self.archive,
+            "dropped": self.drop_partitions,
+        }
+        done = {}
+        for name, piece in pieces.items():
+            try:
+                done[name] = piece()
+            except (Busy, Stopping):
+                break
+            except DependencyUnavailable as error:
+                log.warning("database unavailable", piece=name, cause=str(error.__cause__).split("\n")[0])
+                if not is_timeout(error):
+                    break  # it is away for the other pieces too
+            except Exception:
+                log.exception("reaper failed", piece=name)
+        if any(done.values()):
+            log.info("reaped", **done)
 
     def expire(self) -> int:
         """End all lapsed sessions; how many. Busy when another reaper is at work."""
@@ -92,15 +102,16 @@ class Reaper:
                 break
         return total
 
-    def make_partitions(self) -> None:
-        """Have a partition for this month, those ahead, and all that the archive needs now."""
+    def make_partitions(self) -> list[str]:
+        """Have a partition for this month, those ahead, and all that the archive needs now; the names of the new."""
         with self._alone() as db:
             this_month = db.execute(select(func.date_trunc("month", func.statement_timestamp(), "UTC"))).scalar_one()
             wanted = {_months_after(this_month, ahead) for ahead in range(MONTHS_AHEAD + 1)}
             wanted.update(playback.months_to_archive(db, self._ended_retention_seconds))
-            for month in sorted(wanted - set(_partitions(db))):
+            missing = sorted(wanted - set(_partitions(db)))
+            for month in missing:
                 _make_partition(db, month)
-                log.info("partition made", partition=_partition_name(month))
+        return [_partition_name(month) for month in missing]
 
     def drop_partitions(self) -> list[str]:
         """Drop the partitions that hold nothing younger than the history retention; their names."""

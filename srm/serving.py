@@ -58,9 +58,12 @@ class Child:
             log.error("process died, starting it again", process=self._name, exit_code=self._process.returncode)
             self._start()
 
-    def stop(self) -> None:
-        """SIGTERM, and SIGKILL to all that is left of it when it does not end in time."""
+    def terminate(self) -> None:
+        """Ask it to stop."""
         self._process.terminate()
+
+    def stop(self) -> None:
+        """Wait for its end, once it was asked; SIGKILL to all that is left of it when it does not end in time."""
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -80,7 +83,7 @@ class Supervisor:
 
     def serve(self, *, workers: int | None, threads: int | None, with_demo: bool) -> None:
         """See `serve`."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
         settings = self._settings
         with ExitStack() as stack:
@@ -115,10 +118,15 @@ class Supervisor:
             "reaper": [sys.executable, "-m", "srm.cli", "reaper"],
         }
         environment = {**os.environ, "SRM_DATABASE_URL": url}
+        stack.callback(self._stop_children)
         for name, command in commands.items():
-            child = Child(name, command, environment)
-            stack.callback(child.stop)
-            self._children.append(child)
+            self._children.append(Child(name, command, environment))
+
+    def _stop_children(self) -> None:
+        for child in self._children:
+            child.terminate()
+        for child in self._children:
+            child.stop()
 
     def _wait_until_ready(self) -> None:
         give_up_at = time.monotonic() + READY_SECONDS
@@ -153,7 +161,7 @@ class Supervisor:
 
 
 def serve(settings: Settings, *, workers: int | None, threads: int | None, with_demo: bool) -> None:
-    """Run until SIGTERM or SIGINT, then stop everything that was started, the database last.
+    """Run until SIGTERM, SIGINT or SIGHUP, then stop everything that was started, the database last.
 
     The embedded database is migrated, another one must be at head. A process that dies is started
     again. StartupError, or DependencyUnavailable, when something does not come up in the first place.
@@ -183,7 +191,7 @@ def _prepare(url: str, *, load_demo: bool) -> bool:
     try:
         with database.transaction() as db:
             schema.check_at_head(db)
-            if load_demo:
+            if load_demo and not demo.is_loaded(db):
                 demo.load(db)
             return demo.is_loaded(db)
     finally:
@@ -233,6 +241,8 @@ def _greet(settings: Settings, *, with_example: bool) -> None:
         token = tokens.issue(settings, demo.ACCOUNT, demo.DEVICE, DEMO_TOKEN_SECONDS)
         body = {"content": {"contentID": demo.CONTENT_ID, "contentType": demo.CONTENT_TYPE}}
         command = ["curl", "-s", "-X", "POST", f"{base_url}/srm/v1/sessions"]
+        if settings.bind.startswith("unix:"):
+            command += ["--unix-socket", settings.bind.removeprefix("unix:")]
         command += ["-H", f"Client-Token: {token}", "-d", json.dumps(body)]
         click.echo(f"Try it:\n\n{shlex.join(command)}\n")
     sys.stdout.flush()

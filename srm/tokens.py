@@ -110,6 +110,8 @@ class KeySet:
             raise ValueError("not a JSON object with a list of keys")
         keys = {}
         for member in members:
+            if isinstance(member, dict) and "d" in member:
+                continue  # a private key has no business here
             try:
                 key = jwt.PyJWK(member)
             except (jwt.PyJWTError, ValueError, TypeError, AttributeError):

@@ -1,5 +1,7 @@
 """PUT /srm/v1/sessions/{sessionId}."""
 
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,7 +14,8 @@ from werkzeug.test import TestResponse
 
 from srm import models, playback
 from srm.database import Database, conninfo
-from tests.support import SETUP, Factory, error_of, issue_token, rows, session_row
+from srm.tokens import Principal
+from tests.support import SETUP, Factory, error_of, issue_token, rows, session_row, wait_until
 
 NOT_FOUND = (404, "ERROR", "SRM-0008")
 ENDED = (410, "ERROR", "SRM-0009")
@@ -156,18 +159,43 @@ def test_a_lapsed_session_stays_lapsed_before_and_after_the_reaper(
     client: FlaskClient, factory: Factory, database: Database
 ) -> None:
     factory.account("a")
-    session = factory.session(silent_for=31)
-    before = session_row(database, session)
+    before, after = factory.session(silent_for=31), factory.session(silent_for=31)
 
-    first = keep_alive(client, session)
-    assert session_row(database, session) == before
+    first = keep_alive(client, before)
     reap(database)
-    second = keep_alive(client, session)
+    second = keep_alive(client, after)
 
     assert error_of(first) == error_of(second) == ENDED
     assert first.get_json()["errorResponse"]["errorMessage"] == "Session has ended: it timed out"
     assert second.data == first.data
-    assert session_row(database, session).last_keep_alive_at == before.last_keep_alive_at
+    for session in (before, after):
+        row = session_row(database, session)
+        assert row.end_reason == "expired"
+        assert row.ended_at == row.last_keep_alive_at + timedelta(seconds=30)
+        assert row.last_keep_alive_at < datetime.now(UTC) - timedelta(seconds=31)
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_it_waits_for_a_keep_alive_that_began_in_time(
+    client: FlaskClient, factory: Factory, database: Database, method: str
+) -> None:
+    factory.account("a")
+    session = factory.session(silent_for=29.5)
+
+    def somebody_waits() -> bool:
+        return bool(rows(database, "SELECT FROM pg_locks WHERE NOT granted"))
+
+    with ThreadPoolExecutor(1) as thread, psycopg.connect(conninfo(database.url)) as saving:
+        assert playback.keep_alive(saving.cursor(), Principal("a", "tv"), session)
+        wait_until(lambda: not rows(database, "SELECT FROM srm.active_sessions"))  # for all that others see
+        saved = thread.submit(lambda: (wait_until(somebody_waits), saving.commit()))
+        answer = client.open(
+            f"/srm/v1/sessions/{session}", method=method, headers={"Client-Token": issue_token("a", "tv")}
+        )
+        saved.result()
+
+    assert answer.status_code == 200
+    assert session_row(database, session).end_reason == {"PUT": None, "DELETE": "teardown"}[method]
 
 
 @pytest.mark.parametrize(("microseconds", "hit"), [(29_999_999, 1), (30_000_000, 0), (30_000_001, 0)])

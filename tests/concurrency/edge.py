@@ -154,7 +154,7 @@ class EdgePlayer:
         for _ in range(random.randint(1, 6)):
             if last.answered_at + TIMEOUT_SECONDS > until:
                 return
-            kind = random.choices(("edge", "late", "soon"), (8, 1, 1))[0]
+            kind = random.choices(("edge", "late", "soon"), (7, 2, 1))[0]
             time.sleep(max(0, self._next_at(kind, last) - time.time()))
             is_active, contact = _timed(partial(self._service.keep_alive, session_id))
             if is_active is None:
@@ -170,7 +170,7 @@ class EdgePlayer:
 
     def _next_at(self, kind: str, last: Contact) -> float:
         if kind == "late":
-            return last.answered_at + TIMEOUT_SECONDS + random.uniform(0.001, 0.03)
+            return last.answered_at + TIMEOUT_SECONDS + random.uniform(0, 0.006)
         if kind == "soon":
             return last.answered_at + random.uniform(0, 0.02)
         jitter = random.uniform(-self._jitter_seconds, self._jitter_seconds)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -300,29 +300,38 @@ def test_the_supervisor_starts_again_what_dies_and_stops_all(served: tuple[str, 
             return False
         return True
 
-    assert plays()
+    wait_until(plays, timeout=BACK_SECONDS)
     before = {"postmaster": postmaster_of(data_dir), "reaper": child("reaper"), "gunicorn": child("gunicorn")}
     for name, victim in before.items():
         assert victim is not None
-        victim.kill()
-        if name == "postmaster":
-            wait_until(lambda: is_other(before["postmaster"], data_dir))
-        else:
-            wait_until(lambda name=name, victim=victim: child(name) not in (None, victim))
-        wait_until(plays, timeout=BACK_SECONDS)
+        with idle_connections(base):
+            victim.kill()
+            if name == "postmaster":
+                wait_until(lambda: is_other(before["postmaster"], data_dir))
+            else:
+                wait_until(lambda name=name, victim=victim: child(name) not in (None, victim))
+            wait_until(plays, timeout=BACK_SECONDS)
     assert supervisor.stop(signal.SIGTERM) == 0, supervisor.text()
     assert of_data_dir(data_dir) == []
 
 
 def test_it_stops_soon_though_clients_keep_their_connections(clone: Callable[[], str], tmp_path: Path) -> None:
-    """As nginx does: an idle connection is no request in hand."""
     url = clone()
-    with support.api(url, tmp_path / "api.log", workers=2) as (base, gunicorn), Player(base, "a", "tv") as idle:
-        assert idle.request("GET", "/readyz").status == 200
+    with support.api(url, tmp_path / "api.log", workers=2) as (base, gunicorn), idle_connections(base):
         told_at = time.monotonic()
 
         assert gunicorn.stop(signal.SIGTERM) == 0
         assert time.monotonic() - told_at < BACK_SECONDS
+
+
+@contextmanager
+def idle_connections(base: str) -> Iterator[None]:
+    """Meanwhile, as nginx does, keep connections open without a request in hand, to every worker."""
+    with ExitStack() as stack:
+        for _ in range(8):
+            player = stack.enter_context(Player(base, "a", "tv"))
+            assert player.request("GET", "/healthz").status == 200
+        yield
 
 
 def is_other(victim: psutil.Process | None, data_dir: Path) -> bool:

@@ -56,7 +56,7 @@ def create_blueprint(database: Database, tokens: TokenVerifier) -> Blueprint:
             is_active = playback.keep_alive(db, principal, session)
         if not is_active:
             with database.request() as db:
-                raise playback.explain(db, principal, session)
+                playback.keep_alive_or_explain(db, principal, session)
         return DONE
 
     @blueprint.delete("/sessions/<session_id>")
