@@ -36,7 +36,7 @@ STATEMENT_TIMEOUT_SECONDS = 1.5
 """Of a request, lock waits included, by the clock of the server."""
 
 SILENCE_SECONDS = 1
-"""How long a server is waited for after the time in which it should have given up by itself."""
+"""How long a server is waited for after the time in which it should have given up by itself, and then left alone."""
 
 UNAVAILABLE_SQLSTATES = (
     "08",  # connection exceptions
@@ -76,19 +76,19 @@ class BoundedConnection(psycopg.Connection[Any]):
 class Silence:
     """Remembers that the server has gone silent, so that requests do not queue up to find it out one by one.
 
-    While it is silent one request at a time is let through to ask; the others are unavailable at once.
+    For SILENCE_SECONDS all are unavailable at once; then one at a time is let through to ask again.
     """
 
     def __init__(self) -> None:
-        self._is_silent = False
+        self._until: float | None = None
         self._asking = threading.Lock()
 
     @contextmanager
     def noticed(self) -> Iterator[None]:
-        """Run what talks to the server. DependencyUnavailable without trying, while another finds out."""
-        if not self._is_silent:
+        """Run what talks to the server. DependencyUnavailable without trying while it is known to be silent."""
+        if self._until is None:
             yield from self._watched()
-        elif self._asking.acquire(blocking=False):
+        elif time.monotonic() >= self._until and self._asking.acquire(blocking=False):
             try:
                 yield from self._watched()
             finally:
@@ -100,9 +100,9 @@ class Silence:
         try:
             yield
         except (psycopg.errors._WaitTimeout, psycopg.errors.ConnectionTimeout):
-            self._is_silent = True
+            self._until = time.monotonic() + SILENCE_SECONDS
             raise
-        self._is_silent = False
+        self._until = None
 
 
 class Database:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -29,6 +30,31 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         while is_kept is True and conn.parser.unreader.buf.tell() > 0:
             is_kept = super().handle(conn)
         return is_kept
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Called by gunicorn on SIGTERM: finish the requests in hand, and hang up where none is."""
+        super().handle_exit(sig, frame)
+        self.method_queue.defer(self._hang_up)
+
+    def is_parent_alive(self) -> bool:
+        """Called by gunicorn every second; when the master is gone its port is to be free for the next one."""
+        if super().is_parent_alive():
+            return True
+        self.alive = False
+        self._hang_up()
+        return False
+
+    def _hang_up(self) -> None:
+        """Take no more connections, and close those on which nothing is asked; gunicorn would wait for them."""
+        self.set_accept_enabled(False)
+        for listener in self.sockets:
+            listener.close()
+        while self.keepalived_conns:
+            idle = self.keepalived_conns.popleft()
+            with suppress(OSError, KeyError, ValueError):
+                self.poller.unregister(idle.sock)
+            self.nr_conns -= 1
+            idle.close()
 
     def handle_error(self, req: object, client: Any, addr: Any, exc: BaseException) -> None:
         """Called by gunicorn with a request that never reached the application."""

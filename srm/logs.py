@@ -24,6 +24,7 @@ def configure(log_format: Literal["console", "json"]) -> None:
     Our own lines go there directly: there is one for every refusal, and by way of the standard library it
     would cost as much as the refusal.
     """
+    stream = sys.__stderr__ or sys.stderr  # the process's own, whoever replaces sys.stderr later
     shared: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         _add_correlation_id,
@@ -36,15 +37,15 @@ def configure(log_format: Literal["console", "json"]) -> None:
         ]
     else:
         rendering = [
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+            structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
         ]
     structlog.configure(
         processors=[*shared, *rendering],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(stream),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

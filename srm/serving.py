@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -56,6 +56,7 @@ class Child:
         """Start it again when it has died, but not more often than once in RESTART_SECONDS."""
         if self.has_died() and time.monotonic() - self._started_at >= RESTART_SECONDS:
             log.error("process died, starting it again", process=self._name, exit_code=self._process.returncode)
+            self._kill_group()
             self._start()
 
     def terminate(self) -> None:
@@ -68,8 +69,13 @@ class Child:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             log.error("process does not stop, killing it", process=self._name)
+        self._kill_group()
+        self._process.wait()
+
+    def _kill_group(self) -> None:
+        """SIGKILL to it and to what it has left behind, which may still hold the port."""
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
 
 
 class Supervisor:

@@ -198,7 +198,7 @@ class TestRunning:
         assert httpx.get(f"http://127.0.0.1:{served.port}/readyz").is_success
 
     def test_it_reaps(self, served: Service) -> None:
-        assert "partition made" in served.process.text()
+        assert "session_history_" in served.process.text()
 
     def test_it_keeps_another_run_off_its_data_directory(self, served: Service) -> None:
         port = free_port()
@@ -216,7 +216,7 @@ class TestRunning:
 
 
 class TestStopping:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_it_stops_all_that_it_started(self, data_dir: Path, folder: Path, number: int) -> None:
         """SIGINT as by Ctrl-C: to the whole process group of the terminal."""
         with serving(data_dir, folder / "output", "--demo") as service:
