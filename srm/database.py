@@ -73,38 +73,6 @@ class BoundedConnection(psycopg.Connection[Any]):
             raise
 
 
-class Silence:
-    """Remembers that the server has gone silent, so that requests do not queue up to find it out one by one.
-
-    For SILENCE_SECONDS all are unavailable at once; then one at a time is let through to ask again.
-    """
-
-    def __init__(self) -> None:
-        self._until: float | None = None
-        self._asking = threading.Lock()
-
-    @contextmanager
-    def noticed(self) -> Iterator[None]:
-        """Run what talks to the server. DependencyUnavailable without trying while it is known to be silent."""
-        if self._until is None:
-            yield from self._watched()
-        elif time.monotonic() >= self._until and self._asking.acquire(blocking=False):
-            try:
-                yield from self._watched()
-            finally:
-                self._asking.release()
-        else:
-            raise DependencyUnavailable
-
-    def _watched(self) -> Iterator[None]:
-        try:
-            yield
-        except (psycopg.errors._WaitTimeout, psycopg.errors.ConnectionTimeout):
-            self._until = time.monotonic() + SILENCE_SECONDS
-            raise
-        self._until = None
-
-
 class Database:
     """The connections of one process: as many as threads use at once, kept open."""
 
@@ -127,7 +95,8 @@ class Database:
             "timezone": "UTC",
         }
         self._answer_timeout_seconds = statement_timeout_seconds + SILENCE_SECONDS
-        self._silence = Silence()
+        self._silent_until: float | None = None
+        self._one_asks = threading.Lock()
         self._thread = threading.local()
         self._kept_by_threads: WeakSet[BoundedConnection] = WeakSet()
         self._engine = create_engine(
@@ -159,7 +128,7 @@ class Database:
 
         DependencyUnavailable when the database is away, before, during or after.
         """
-        with _unavailable_when_away(), self._engine.begin() as db:
+        with self._asking(), self._engine.begin() as db:
             yield db
 
     @contextmanager
@@ -170,7 +139,7 @@ class Database:
         lapsed sessions, stays found. It does not wait for the disk, since nothing was promised. (A rollback
         would also make psycopg forget all prepared statements.) Any other exception rolls back.
         """
-        with _unavailable_when_away(), self._silence.noticed():
+        with self._asking():
             cursor = self._own_cursor("durable", autocommit=False)
             try:
                 yield cursor
@@ -191,8 +160,37 @@ class Database:
         A crash of the database may lose the last fraction of a second of it: only for what is repeated
         anyway. DependencyUnavailable when the database is away.
         """
-        with _unavailable_when_away(), self._silence.noticed():
+        with self._asking():
             yield self._own_cursor("hot", autocommit=True, synchronous_commit="off")
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Turn what tells that the database is away into DependencyUnavailable.
+
+        Once the server has gone silent, nobody asks it for SILENCE_SECONDS, and then one at a time: requests must
+        not queue up to find it out one by one.
+        """
+        is_the_one = False
+        if self._silent_until is not None:
+            is_the_one = time.monotonic() >= self._silent_until and self._one_asks.acquire(blocking=False)
+            if not is_the_one:
+                raise DependencyUnavailable
+        try:
+            yield
+            self._silent_until = None
+        except (DBAPIError, psycopg.Error) as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            is_silent = isinstance(cause, psycopg.errors._WaitTimeout | psycopg.errors.ConnectionTimeout)
+            self._silent_until = time.monotonic() + SILENCE_SECONDS if is_silent else None
+            if is_unavailable(error):
+                raise DependencyUnavailable from error
+            raise
+        except SrmError:
+            self._silent_until = None
+            raise
+        finally:
+            if is_the_one:
+                self._one_asks.release()
 
     def _own_cursor(self, name: str, *, autocommit: bool, **settings: str) -> Cursor:
         """The thread's cursor of that name, on a connection of its own; a dead one is replaced."""
@@ -272,13 +270,3 @@ def is_dead(connection: psycopg.Connection[Any]) -> bool:
 def _refuse_dead_connection(connection: BoundedConnection, *_: object) -> None:
     if is_dead(connection):
         raise DisconnectionError  # the pool opens another one
-
-
-@contextmanager
-def _unavailable_when_away() -> Iterator[None]:
-    try:
-        yield
-    except (DBAPIError, psycopg.Error) as error:
-        if is_unavailable(error):
-            raise DependencyUnavailable from error
-        raise
