@@ -40,7 +40,7 @@ LIVE_SESSIONS = 100_000
 PLAYERS = 5_000
 """Sessions that keep-alives go to. A token lives for hours and is seen every few seconds, so it is known to the
 workers; 5,000 are known to all of them after the warm-up. `keep_alive_new_token` is what an unknown one costs."""
-CONNECTIONS = 16
+CONNECTIONS = 32
 WARM_UP_SECONDS = 5
 
 SEED = f"""

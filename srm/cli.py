@@ -40,7 +40,7 @@ def _database(settings: Settings, timeout_seconds: float, name: str = "srm-cli")
 
 @cli.command()
 @click.option("--bind", help="Address to listen on; default SRM_BIND")
-@click.option("--workers", type=click.IntRange(1), help="Worker processes; default twice the number of cores")
+@click.option("--workers", type=click.IntRange(1), help="Worker processes; default one for each core")
 @click.option("--threads", type=click.IntRange(1), help="Threads of each worker")
 @click.option("--demo", "with_demo", is_flag=True, help="Load the demo data into the embedded database")
 def serve(bind: str | None, workers: int | None, threads: int | None, with_demo: bool) -> None:
