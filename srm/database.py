@@ -171,8 +171,9 @@ class Database:
         not queue up to find it out one by one.
         """
         is_the_one = False
-        if self._silent_until is not None:
-            is_the_one = time.monotonic() >= self._silent_until and self._one_asks.acquire(blocking=False)
+        silent_until = self._silent_until  # read once: another thread may clear it meanwhile
+        if silent_until is not None:
+            is_the_one = time.monotonic() >= silent_until and self._one_asks.acquire(blocking=False)
             if not is_the_one:
                 raise DependencyUnavailable
         try:
