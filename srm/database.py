@@ -1,17 +1,18 @@
 """Connections to PostgreSQL: bounded in time, READ COMMITTED, and one kind of error when it is away.
 
 The statements of a request are written with SQLAlchemy, `compiled` once, and sent by psycopg on connections that
-the thread keeps: SQLAlchemy's own way to execute costs several times what the statement does. Three ways in:
+the thread keeps: SQLAlchemy's own way to execute costs several times what the statement does. The ways in:
 
-- `hot()`: the keep-alive, which may be lost in a crash of the database, as it comes again;
-- `request()`: all else of the client API, a transaction that lasts;
+- `hot`: single statements that may be lost in a crash of the database, as they come again: the keep-alive;
+- `durable`: single statements that last;
+- `request()`: several statements of a request as one transaction that lasts;
 - `transaction()`: all that is not done by the thousand a second; SQLAlchemy as everybody knows it.
 """
 
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar
 from weakref import WeakSet
@@ -28,6 +29,8 @@ from srm.errors import DependencyUnavailable, SrmError
 
 Result = TypeVar("Result")
 Cursor: TypeAlias = psycopg.Cursor[Any]
+Executor: TypeAlias = "Cursor | ThreadConnections"
+"""Has `execute(statement, parameters)`."""
 
 CONNECT_TIMEOUT_SECONDS = 2
 """To one server; the least that libpq takes."""
@@ -59,18 +62,115 @@ class BoundedConnection(psycopg.Connection[Any]):
     """
 
     answer_timeout_seconds: float
-    answer_by = float("inf")
+    """For one statement, or what is asked together."""
+    answer_by: float | None = None
     """The end, by `time.monotonic()`, of the patience of the request that uses the connection."""
 
     def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
         """Wait for the server. OperationalError, and the connection is closed, when the time is over."""
         try:
             if timeout is None:
-                timeout = max(0.0, min(self.answer_timeout_seconds, self.answer_by - time.monotonic()))
+                timeout = self.answer_timeout_seconds
+                if self.answer_by is not None:
+                    timeout = max(0.0, min(timeout, self.answer_by - time.monotonic()))
             return super().wait(gen, interval, timeout)
         except psycopg.errors._WaitTimeout:
             self.close()
             raise
+
+
+class Silence:
+    """A context manager around all that is asked of the server: DependencyUnavailable when it is away.
+
+    Once the server has gone silent, nobody asks it for SILENCE_SECONDS, and then one thread at a time: requests must
+    not queue up to find it out one by one.
+    """
+
+    def __init__(self) -> None:
+        self._until: float | None = None
+        self._one_asks = threading.Lock()
+        self._asker: int | None = None
+
+    def __enter__(self) -> None:
+        until = self._until  # read once: another thread may clear it meanwhile
+        if until is None:
+            return
+        if time.monotonic() < until or not self._one_asks.acquire(blocking=False):
+            raise DependencyUnavailable
+        self._asker = threading.get_ident()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, SrmError):
+            self._until = None
+        elif isinstance(error, DBAPIError | psycopg.Error):
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            is_silent = isinstance(cause, psycopg.errors._WaitTimeout | psycopg.errors.ConnectionTimeout)
+            self._until = time.monotonic() + SILENCE_SECONDS if is_silent else None
+        if self._asker == threading.get_ident():
+            self._asker = None
+            self._one_asks.release()
+        if isinstance(error, DBAPIError | psycopg.Error) and is_unavailable(error):
+            raise DependencyUnavailable from error
+
+
+class Kept(threading.local):
+    """What a thread keeps from one request to the next."""
+
+    cursor: Cursor | None = None
+
+
+class ThreadConnections:
+    """A connection for each thread, kept open."""
+
+    def __init__(self, connect: Callable[[], BoundedConnection], silence: Silence) -> None:
+        self._connect = connect
+        self._silence = silence
+        self._kept = Kept()
+        self._all: WeakSet[BoundedConnection] = WeakSet()
+
+    def execute(self, statement: str, parameters: dict[str, object]) -> Cursor:
+        """Execute a `compiled` statement, which may be repeated, as a transaction of its own.
+
+        It is repeated when the connection turns out to be broken. DependencyUnavailable when the database is away.
+        The hot path: no layer that can be spared.
+        """
+        with self._silence:
+            cursor = self.cursor(autocommit=True)
+            try:
+                return cursor.execute(statement, parameters)
+            except psycopg.OperationalError:
+                if not cursor.connection.broken:
+                    raise
+                return self.cursor(autocommit=True).execute(statement, parameters)
+
+    def cursor(self, *, autocommit: bool, answer_by: float | None = None) -> Cursor:
+        """The cursor of this thread, with a new connection when there is none or a request has left it unfinished."""
+        cursor = self._kept.cursor
+        if cursor is None or cursor.connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            cursor = self._new_cursor()
+        cursor.connection.autocommit = autocommit
+        cursor.connection.answer_by = answer_by  # type: ignore[attr-defined]
+        return cursor
+
+    def living_cursor(self, *, autocommit: bool, answer_by: float) -> Cursor:
+        """The same, with a new connection also when the server has closed it."""
+        cursor = self._kept.cursor
+        if cursor is not None and is_hung_up(cursor.connection):
+            self._new_cursor()
+        return self.cursor(autocommit=autocommit, answer_by=answer_by)
+
+    def _new_cursor(self) -> Cursor:
+        if self._kept.cursor is not None:
+            self._kept.cursor.connection.close()
+        connection = self._connect()
+        self._all.add(connection)
+        self._kept.cursor = connection.cursor()
+        return self._kept.cursor
+
+    def close(self) -> None:
+        """Close all connections. No thread may use one any more."""
+        for connection in list(self._all):
+            connection.close()
 
 
 class Database:
@@ -95,10 +195,11 @@ class Database:
             "timezone": "UTC",
         }
         self._answer_timeout_seconds = statement_timeout_seconds + SILENCE_SECONDS
-        self._silent_until: float | None = None
-        self._one_asks = threading.Lock()
-        self._thread = threading.local()
-        self._kept_by_threads: WeakSet[BoundedConnection] = WeakSet()
+        self._silence = Silence()
+        self.hot = ThreadConnections(lambda: self._connect(synchronous_commit="off"), self._silence)
+        """For what may be lost in a crash of the database, as it comes again: nothing waits for the disk."""
+        self.durable = ThreadConnections(self._connect, self._silence)
+        """For what is on disk when it has been executed."""
         self._engine = create_engine(
             self.url,
             creator=self._connect,
@@ -128,7 +229,7 @@ class Database:
 
         DependencyUnavailable when the database is away, before, during or after.
         """
-        with self._asking(), self._engine.begin() as db:
+        with self._silence, self._engine.begin() as db:
             yield db
 
     @contextmanager
@@ -139,13 +240,13 @@ class Database:
         lapsed sessions, stays found. It does not wait for the disk, since nothing was promised. (A rollback
         would also make psycopg forget all prepared statements.) Any other exception rolls back.
         """
-        with self._asking():
-            cursor = self._own_cursor("durable", autocommit=False)
+        with self._silence:
+            answer_by = time.monotonic() + self._answer_timeout_seconds
+            cursor = self.durable.living_cursor(autocommit=False, answer_by=answer_by)
             try:
                 yield cursor
             except SrmError:
-                cursor.execute("SET LOCAL synchronous_commit = off")
-                cursor.connection.commit()
+                cursor.execute("SET LOCAL synchronous_commit = off; COMMIT", prepare=False)
                 raise
             except BaseException:
                 with suppress(psycopg.Error):
@@ -153,66 +254,11 @@ class Database:
                 raise
             cursor.connection.commit()
 
-    @contextmanager
-    def hot(self) -> Iterator[Cursor]:
-        """For `compiled` statements each of which is a transaction, and does not wait for the disk.
-
-        A crash of the database may lose the last fraction of a second of it: only for what is repeated
-        anyway. DependencyUnavailable when the database is away.
-        """
-        with self._asking():
-            yield self._own_cursor("hot", autocommit=True, synchronous_commit="off")
-
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        """Turn what tells that the database is away into DependencyUnavailable.
-
-        Once the server has gone silent, nobody asks it for SILENCE_SECONDS, and then one at a time: requests must
-        not queue up to find it out one by one.
-        """
-        is_the_one = False
-        silent_until = self._silent_until  # read once: another thread may clear it meanwhile
-        if silent_until is not None:
-            is_the_one = time.monotonic() >= silent_until and self._one_asks.acquire(blocking=False)
-            if not is_the_one:
-                raise DependencyUnavailable
-        try:
-            yield
-            self._silent_until = None
-        except (DBAPIError, psycopg.Error) as error:
-            cause = error.orig if isinstance(error, DBAPIError) else error
-            is_silent = isinstance(cause, psycopg.errors._WaitTimeout | psycopg.errors.ConnectionTimeout)
-            self._silent_until = time.monotonic() + SILENCE_SECONDS if is_silent else None
-            if is_unavailable(error):
-                raise DependencyUnavailable from error
-            raise
-        except SrmError:
-            self._silent_until = None
-            raise
-        finally:
-            if is_the_one:
-                self._one_asks.release()
-
-    def _own_cursor(self, name: str, *, autocommit: bool, **settings: str) -> Cursor:
-        """The thread's cursor of that name, on a connection of its own; a dead one is replaced."""
-        answer_by = time.monotonic() + self._answer_timeout_seconds
-        cursor: Cursor | None = getattr(self._thread, name, None)
-        if cursor is None or cursor.connection.closed or is_dead(cursor.connection):
-            if cursor is not None:
-                cursor.connection.close()
-            connection = self._connect(**settings)
-            connection.autocommit = autocommit
-            self._kept_by_threads.add(connection)
-            cursor = connection.cursor()
-            setattr(self._thread, name, cursor)
-        cursor.connection.answer_by = answer_by  # type: ignore[attr-defined]
-        return cursor
-
     def dispose(self) -> None:
         """Close all connections. No thread may use one any more."""
         self._engine.dispose()
-        for connection in list(self._kept_by_threads):
-            connection.close()
+        self.hot.close()
+        self.durable.close()
 
 
 def compiled(statement: ClauseElement) -> str:
@@ -255,13 +301,13 @@ def is_timeout(error: DependencyUnavailable) -> bool:
     return isinstance(cause, psycopg.errors.QueryCanceled | psycopg.errors.LockNotAvailable)
 
 
-def is_dead(connection: psycopg.Connection[Any]) -> bool:
-    """Whether the server has closed the connection while it was idle, or a request has left it unfinished.
+def is_hung_up(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the connection is closed, be it by us or, while it was idle, by the server.
 
     A server that goes down closes its sockets, so a closed one is readable. To look costs a
-    microsecond; to ask the server (`pool_pre_ping`) would cost a round trip on every request.
+    microsecond; to ask the server (`pool_pre_ping`) would cost a round trip.
     """
-    if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+    if connection.closed:
         return True
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
@@ -269,5 +315,5 @@ def is_dead(connection: psycopg.Connection[Any]) -> bool:
 
 
 def _refuse_dead_connection(connection: BoundedConnection, *_: object) -> None:
-    if is_dead(connection):
+    if is_hung_up(connection):
         raise DisconnectionError  # the pool opens another one

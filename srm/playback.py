@@ -8,8 +8,9 @@ exception undoes what they did. Why the limit is exact under any concurrency:
 - Under that lock, the lapsed sessions are *ended*, not merely left out of the count. A keep-alive that
   began before the lapse holds the row, so ending waits for it and looks again: the session stays. A
   keep-alive that comes later finds the session ended: 410. Counting without ending lets both win.
-- Only then are the sessions that are left counted, in a statement of its own: its snapshot is younger
-  than the lock and than the ending.
+- The sessions that are left are counted in a statement which began under the lock, so nobody can have been
+  added that it does not see. It may still see whom others have ended meanwhile; so before anybody is refused, they
+  are counted once more, in a statement of its own.
 - Whoever ends several sessions of an account locks them in the order of their ids, so that nobody
   waits in a circle.
 - Keep-alive and teardown lock nothing but the row of their session.
@@ -46,12 +47,13 @@ from sqlalchemy import (
 )
 
 from srm import entitlements, policy
-from srm.database import Cursor, compiled, constant
+from srm.database import Cursor, Executor, compiled, constant
 from srm.errors import (
     AccountNotEnabled,
     ContentAccessDenied,
     DeviceNotEnabled,
     SessionEnded,
+    SessionLimitReached,
     SessionNotFound,
 )
 from srm.models import Account, AccountProfile, Device, EndedSession, PlaybackSession
@@ -125,20 +127,34 @@ LAPSED_IN_ORDER = (
     .order_by(sessions.session_id)
     .with_for_update()
 )
-END_LAPSED_AND_GET_TERMS = compiled(
+ENDED = (
+    _lapse(and_(sessions.account_id == OF_ACCOUNT, sessions.session_id.in_(LAPSED_IN_ORDER)))
+    .returning(sessions.session_id)
+    .cte("ended")
+)
+# A row for each session that is still active, or one if there is none.
+END_LAPSED_AND_LIST = compiled(
     select(
         Device.enabled,
         entitlements.is_granted(OF_ACCOUNT, OF_CONTENT_TYPE, OF_CONTENT),
         AccountProfile.max_sessions,
         AccountProfile.timeout_seconds,
+        sessions.session_id,
     )
     .select_from(Account)
     .join(AccountProfile, AccountProfile.profile_id == Account.profile_id)
     .outerjoin(Device, and_(Device.account_id == OF_ACCOUNT, Device.device_id == OF_DEVICE))
+    .outerjoin(
+        PlaybackSession,
+        and_(
+            sessions.account_id == OF_ACCOUNT,
+            sessions.ended_at.is_(None),
+            sessions.session_id.not_in(select(ENDED.c.session_id)),
+        ),
+    )
     .where(Account.account_id == OF_ACCOUNT)
-    .add_cte(_lapse(and_(sessions.account_id == OF_ACCOUNT, sessions.session_id.in_(LAPSED_IN_ORDER))).cte("ended"))
 )
-# Once more on its own: the snapshot shows what became of those whom the ending had to wait for.
+# Once more on its own, before anybody is refused: the list above still shows whom others ended while it was made.
 LIST_ACTIVE = compiled(
     select(sessions.session_id).where(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None))
 )
@@ -187,21 +203,24 @@ def set_up(db: Cursor, principal: Principal, content: ContentRef) -> Admission:
     account = db.execute(LOCK_ACCOUNT, names).fetchone()
     if account is None or not account[0]:
         raise AccountNotEnabled
-    (terms,) = db.execute(END_LAPSED_AND_GET_TERMS, names).fetchall()  # the account is locked, and so is there
-    device_enabled, granted, max_sessions, timeout_seconds = terms
+    listed = db.execute(END_LAPSED_AND_LIST, names).fetchall()  # the account is locked, and so is there
+    device_enabled, granted, max_sessions, timeout_seconds, _ = listed[0]
     if not device_enabled:
         raise DeviceNotEnabled
     if not granted:
         raise ContentAccessDenied
-    active = db.execute(LIST_ACTIVE, names).fetchall()
-    policy.check(Limits(max_sessions), active)
+    limits = Limits(max_sessions)
+    try:
+        policy.check(limits, [row for row in listed if row[-1] is not None])
+    except SessionLimitReached:
+        policy.check(limits, db.execute(LIST_ACTIVE, names).fetchall())
     admission = Admission(uuid4(), timeout_seconds)
-    limits = {"timeout_seconds": timeout_seconds, "max_sessions": max_sessions}
-    db.execute(ADMIT, {**names, **limits, "of_session": admission.session_id})
+    terms = {"timeout_seconds": timeout_seconds, "max_sessions": max_sessions}
+    db.execute(ADMIT, {**names, **terms, "of_session": admission.session_id})
     return admission
 
 
-def keep_alive(db: Cursor, principal: Principal, session_id: UUID) -> bool:
+def keep_alive(db: Executor, principal: Principal, session_id: UUID) -> bool:
     """Start the timeout of the session anew; False when the account and device seem to have no such active session.
 
     The hot path: one statement, and nothing between it and the driver. `keep_alive_or_explain` has the last word.
@@ -215,37 +234,45 @@ def keep_alive_or_explain(db: Cursor, principal: Principal, session_id: UUID) ->
     SessionNotFound, also when the session is another account's or device's. SessionEnded when it has ended or
     lapsed: a lapsed session never comes back, its slot may be taken.
     """
-    end_reason = _touch(db, KEEP_ALIVE, principal, session_id)
-    if end_reason is not None:
-        raise SessionEnded(end_reason)
+    while (end_reason := _end_reason(db, principal, session_id)) is None:
+        if keep_alive(db, principal, session_id):
+            return
+    raise SessionEnded(end_reason)
 
 
-def tear_down(db: Cursor, principal: Principal, session_id: UUID) -> None:
+def tear_down(db: Executor, principal: Principal, session_id: UUID) -> bool:
+    """End the session and free its slot; False when the account and device seem to have no such active session.
+
+    `tear_down_or_explain` has the last word.
+    """
+    return db.execute(TEAR_DOWN, _named(principal, session_id)).rowcount == 1
+
+
+def tear_down_or_explain(db: Cursor, principal: Principal, session_id: UUID) -> None:
     """End the session and free its slot; nothing happens when this device has torn it down before.
 
     SessionNotFound and SessionEnded as for a keep-alive.
     """
-    end_reason = _touch(db, TEAR_DOWN, principal, session_id)
-    if end_reason not in (None, "teardown"):
+    while (end_reason := _end_reason(db, principal, session_id)) is None:
+        if tear_down(db, principal, session_id):
+            return
+    if end_reason != "teardown":
         raise SessionEnded(end_reason)
 
 
-def _touch(db: Cursor, statement: str, principal: Principal, session_id: UUID) -> str | None:
-    """Run the statement on the session; None when it was active, else why it has ended.
+def _end_reason(db: Cursor, principal: Principal, session_id: UUID) -> str | None:
+    """Why the session has ended; None while it is active. SessionNotFound when it never was.
 
     A session that looks lapsed may just be saved by a keep-alive which began in time and is not committed. To end it
     waits for that one and looks again; only then is it a fact that it has lapsed.
     """
     names = _named(principal, session_id)
-    if db.execute(statement, names).rowcount == 1:
-        return None
     db.execute(END_OWN_IF_LAPSED, names)
-    if db.execute(statement, names).rowcount == 1:
-        return None
     session = db.execute(EXPLAIN, names).fetchone()
     if session is None:
         raise SessionNotFound
-    return session[0] or "expired"
+    end_reason: str | None = session[0]
+    return end_reason
 
 
 def _named(principal: Principal, session_id: UUID) -> dict[str, object]:

@@ -5,12 +5,12 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 import jwt
-from cachetools import TLRUCache
 
 from srm.config import MIN_SECRET_BYTES, Settings
 from srm.errors import DependencyUnavailable, StartupError, TokenNotValid
@@ -148,17 +148,17 @@ class TokenVerifier:
                 "verify_iat": False,
             },
         }
-        self._cache: TLRUCache[str, tuple[Principal, float]] = TLRUCache(
-            CACHED_TOKENS, ttu=lambda _, entry, __: entry[1], timer=time.time
-        )
-        self._lock = threading.Lock()
+        self._proved = lru_cache(CACHED_TOKENS)(self._prove)
 
     def verify(self, token: str) -> Principal:
         """Who the token proves to ask. TokenNotValid otherwise, whatever is wrong with it."""
-        with self._lock:
-            known = self._cache.get(token)
-        if known is not None:
-            return known[0]
+        principal, expires_at = self._proved(token)
+        if expires_at <= time.time():
+            raise TokenNotValid
+        return principal
+
+    def _prove(self, token: str) -> tuple[Principal, float]:
+        """Who the token proves to ask, and until when."""
         try:
             claims = self._key.decode(token, **self._expected)
         except (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
@@ -167,10 +167,7 @@ class TokenVerifier:
         expires_at = claims["exp"]
         if not isinstance(expires_at, int | float):
             raise TokenNotValid
-        principal = Principal(*(self._identifier(claims.get(name)) for name in self._claims))
-        with self._lock:
-            self._cache[token] = (principal, expires_at)
-        return principal
+        return Principal(*(self._identifier(claims.get(name)) for name in self._claims)), expires_at
 
     @staticmethod
     def _identifier(value: object) -> str:

@@ -2,11 +2,12 @@
 
 import json
 import re
-from uuid import uuid4
+from random import getrandbits
+from uuid import UUID
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import structlog
-from flask import Flask, Response, g
+from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
@@ -18,6 +19,10 @@ log = structlog.get_logger("srm.api")
 
 SANE_CORRELATION_ID = re.compile(r"[!-~]{1,128}")
 """Visible ASCII: can stand in a header and in a log line."""
+
+
+PRINCIPAL = "srm.principal"
+"""Key of the WSGI environment: who asks, once that is proved; for the log."""
 
 
 def render(error: SrmError) -> dict[str, dict[str, str]]:
@@ -66,7 +71,7 @@ def answer(cause: Exception) -> Response | RequestRedirect:
 
 def _log(error: SrmError, cause: Exception) -> None:
     facts: dict[str, object] = {"error_code": error.error_code, "message": error.text}
-    if (principal := g.get("principal")) is not None:
+    if (principal := request.environ.get(PRINCIPAL)) is not None:
         facts.update(account=principal.account_id, device=principal.device_id)
     if isinstance(error, errors.InternalError):
         log.error("request failed", **facts, exc_info=cause)
@@ -85,7 +90,7 @@ def with_common_headers(application: WSGIApplication) -> WSGIApplication:
     def wrapped(environ: WSGIEnvironment, start_response: StartResponse) -> object:
         correlation_id = environ.get("HTTP_X_CORRELATION_ID", "")
         if not SANE_CORRELATION_ID.fullmatch(correlation_id):
-            correlation_id = str(uuid4())
+            correlation_id = str(UUID(int=getrandbits(128), version=4))  # uuid4() asks the system for a secret one
         CORRELATION_ID.set(correlation_id)
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: object) -> object:

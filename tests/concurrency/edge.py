@@ -74,7 +74,7 @@ class Direct:
         return None if session_id is None else str(session_id)
 
     def keep_alive(self, session_id: str) -> bool:
-        with self._database.hot() as db, db.connection.transaction():
+        with self._database.request() as db:
             is_active = playback.keep_alive(db, self._principal, UUID(session_id))
             time.sleep(random.uniform(0, 0.005))  # starved between statement and commit, as processes are
         return is_active
@@ -82,7 +82,7 @@ class Direct:
     def tear_down(self, session_id: str) -> bool:
         try:
             with self._database.request() as db:
-                playback.tear_down(db, self._principal, UUID(session_id))
+                playback.tear_down_or_explain(db, self._principal, UUID(session_id))
         except SessionEnded:
             return False
         return True

@@ -36,13 +36,12 @@ def test_it_updates_nothing_but_the_heap(database: Database) -> None:
         )
     ]
 
-    with database.hot() as cursor:
-        for _ in range(KEEP_ALIVES_OF_EACH):
-            for number, session in enumerate(sessions, start=1):
-                assert playback.keep_alive(cursor, Principal(f"account {number}", "tv"), session)
-        cursor.execute("SELECT pg_stat_force_next_flush()")
-        cursor.execute("SELECT 1")  # the counters are sent after the statement
-        cursor.connection.close()
+    for _ in range(KEEP_ALIVES_OF_EACH):
+        for number, session in enumerate(sessions, start=1):
+            assert playback.keep_alive(database.hot, Principal(f"account {number}", "tv"), session)
+    database.hot.execute("SELECT pg_stat_force_next_flush()", {})
+    cursor = database.hot.execute("SELECT 1", {})  # the counters are sent after the statement
+    cursor.connection.close()
 
     (counted,) = rows(
         database, "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relid = 'srm.sessions'::regclass"

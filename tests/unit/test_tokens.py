@@ -376,7 +376,7 @@ def test_the_oldest_token_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for token in (first, second, third):
         verifier.verify(token)
-    assert len(verifier._cache) == 2
+    assert verifier._proved.cache_info().currsize == 2
     verifier.verify(third)
     assert key.count == 3
     verifier.verify(first)
@@ -392,7 +392,7 @@ def test_refusals_are_not_remembered() -> None:
             verifier.verify(token)
 
     assert key.count == 4
-    assert len(verifier._cache) == 0
+    assert verifier._proved.cache_info().currsize == 0
 
 
 @pytest.mark.parametrize("expires_at", [10**12, 10**30, 1e300, CLAIMS["exp"] + 0.5])

@@ -5,12 +5,15 @@ transaction is on disk. Errors leave as exceptions; `envelope` turns them into a
 """
 
 import re
+from collections.abc import Iterable
 from uuid import UUID
+from wsgiref.types import StartResponse, WSGIEnvironment
 
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, Response, request
 from pydantic import ValidationError
 
 from srm import playback
+from srm.api import envelope
 from srm.api.v1 import schemas
 from srm.database import Database
 from srm.errors import MalformedRequest, RequestTooLarge
@@ -24,9 +27,12 @@ UUID_FORM = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 class Empty(Response):
-    """200 without a body, and so without a type."""
+    """200 without a body, and so without a type; there is nothing to work out for each request."""
 
-    default_mimetype = None
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:  # noqa: ARG002
+        """The WSGI answer."""
+        start_response("200 OK", [("Content-Length", "0")])
+        return ()
 
 
 DONE = Empty()
@@ -52,9 +58,7 @@ def create_blueprint(database: Database, tokens: TokenVerifier) -> Blueprint:
     def keep_alive(session_id: str) -> Response:
         session = _parse_session_id(session_id)
         principal = _authenticate(tokens)
-        with database.hot() as db:
-            is_active = playback.keep_alive(db, principal, session)
-        if not is_active:
+        if not playback.keep_alive(database.hot, principal, session):
             with database.request() as db:
                 playback.keep_alive_or_explain(db, principal, session)
         return DONE
@@ -63,8 +67,9 @@ def create_blueprint(database: Database, tokens: TokenVerifier) -> Blueprint:
     def tear_down(session_id: str) -> Response:
         session = _parse_session_id(session_id)
         principal = _authenticate(tokens)
-        with database.request() as db:
-            playback.tear_down(db, principal, session)
+        if not playback.tear_down(database.durable, principal, session):
+            with database.request() as db:
+                playback.tear_down_or_explain(db, principal, session)
         return DONE
 
     return blueprint
@@ -100,9 +105,9 @@ def _read_body() -> bytes:
 
 def _authenticate(tokens: TokenVerifier) -> Principal:
     """Who asks. MalformedRequest without a Client-Token (wire contract); TokenNotValid when it is wrong."""
-    token = request.environ.get("HTTP_CLIENT_TOKEN")
+    environ = request.environ
+    token = environ.get("HTTP_CLIENT_TOKEN")
     if not token:
         raise MalformedRequest
-    principal = tokens.verify(token)
-    g.principal = principal
+    principal = environ[envelope.PRINCIPAL] = tokens.verify(token)
     return principal
