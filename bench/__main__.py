@@ -2,7 +2,7 @@
 
 All on this machine, load included, so the absolute numbers say little about another one; the ratios do.
 The service runs with the shipped gunicorn settings and a reaper beside it, on an embedded database of its
-own with 100,000 live sessions. Rounds of the empty view and of the service alternate, so that a machine
+own with 100,000 live sessions. The empty view is measured beside each of the others, in turn, so that a machine
 that gets slower meanwhile is slower for both.
 """
 
@@ -38,10 +38,12 @@ LOG = Path("var/bench.log")
 SECRET = secrets.token_urlsafe(32)
 LIVE_SESSIONS = 100_000
 PLAYERS = 5_000
-"""Sessions that keep-alives go to. A token lives for hours and is seen every few seconds, so it is known to the
-workers; 5,000 are known to all of them after the warm-up. `keep_alive_new_token` is what an unknown one costs."""
+"""Sessions that keep-alives go to, and accounts that setups come from. A token lives for hours and is seen every few
+seconds, so it is known to the workers; 5,000 are known to nearly all of them after the warm-up. `keep_alive_new_token`
+is what an unknown one costs."""
 CONNECTIONS = 32
-WARM_UP_SECONDS = 5
+WARM_UP_SECONDS = 20
+ROUNDS = 3
 
 SEED = f"""
 INSERT INTO srm.account_profiles (profile_id, max_sessions, timeout_seconds)
@@ -51,8 +53,8 @@ INSERT INTO srm.products (product_id, name) VALUES ('bench', 'bench');
 INSERT INTO srm.product_contents (product_id, content_type, content_id) VALUES ('bench', 'COD', 'film');
 INSERT INTO srm.accounts (account_id, profile_id)
 SELECT 'live-' || n, 'bench' FROM generate_series(1, {LIVE_SESSIONS // 4}) n
-UNION ALL SELECT 'new-' || n, 'bench' FROM generate_series(1, 2000) n
-UNION ALL SELECT 'full-' || n, 'bench-full' FROM generate_series(1, 2000) n;
+UNION ALL SELECT 'new-' || n, 'bench' FROM generate_series(1, {PLAYERS}) n
+UNION ALL SELECT 'full-' || n, 'bench-full' FROM generate_series(1, {PLAYERS}) n;
 INSERT INTO srm.devices (account_id, device_id, device_group, name)
 SELECT account_id, 'device-' || n, 'tv', 'device ' || n FROM srm.accounts, generate_series(0, 3) n;
 INSERT INTO srm.entitlements (account_id, product_id) SELECT account_id, 'bench' FROM srm.accounts;
@@ -61,7 +63,7 @@ SELECT 'live-' || 1 + n / 4, lpad(to_hex(n), 32, '0')::uuid, 'device-' || n % 4,
 FROM generate_series(0, {LIVE_SESSIONS - 1}) n;
 INSERT INTO srm.sessions (account_id, session_id, device_id, content_type, content_id, timeout_seconds, max_sessions)
 SELECT 'full-' || n, gen_random_uuid(), 'device-' || s, 'COD', 'film', 3600, 3
-FROM generate_series(1, 2000) n, generate_series(1, 3) s;
+FROM generate_series(1, {PLAYERS}) n, generate_series(1, 3) s;
 """
 
 BARE_KEEP_ALIVE = f"""
@@ -107,13 +109,13 @@ class Bench:
 
     url: str
     folder: Path
-    seconds: float
+    seconds: int
     clients: int
     """Requests that the service works on at once."""
 
-    def wrk(self, port: int, name: str, seconds: float) -> dict[str, float]:
+    def wrk(self, port: int, name: str, seconds: int) -> dict[str, float]:
         """Drive the requests of a file against the port; all but a stray answer must be a 2xx."""
-        command = ["wrk", "--threads", "2", "--connections", str(CONNECTIONS), "--duration", f"{seconds:g}s"]
+        command = ["wrk", "--threads", "2", "--connections", str(CONNECTIONS), "--duration", f"{seconds}s"]
         command += ["--script", str(HERE / "requests.lua"), f"http://127.0.0.1:{port}", "--"]
         output = subprocess.run([*command, str(self.folder / name)], capture_output=True, text=True, check=True)
         run: dict[str, float] = json.loads(output.stdout.split("RESULT ")[1].split("\n")[0])
@@ -134,13 +136,13 @@ class Bench:
         with (self.folder / name).open("w") as file:
             file.writelines("\t".join(request) + "\n" for request in requests)
 
-    def pgbench(self, seconds: float) -> float:
+    def pgbench(self, seconds: int) -> float:
         """The bare keep-alive statement, by as many clients as the service has connections; per second."""
         script = self.folder / "keep-alive.sql"
         script.write_text(BARE_KEEP_ALIVE)
         output = subprocess.run(
             [programs() / "pgbench", "--no-vacuum", "--protocol=prepared", f"--client={self.clients}", "--jobs=2",
-             f"--time={max(1, round(seconds))}", f"--file={script}", self.url],
+             f"--time={seconds}", f"--file={script}", self.url],
             env={**os.environ, "PGOPTIONS": "-c synchronous_commit=off"},
             capture_output=True, text=True, check=True,
         )  # fmt: skip
@@ -215,11 +217,22 @@ def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
     bench.write_requests("keep_alive", on_session("PUT", range(PLAYERS)))
     bench.write_requests("keep_alive_new_token", on_session("PUT", range(PLAYERS, LIVE_SESSIONS // 2)))
     bench.write_requests("teardown", on_session("DELETE", range(LIVE_SESSIONS // 2, LIVE_SESSIONS)))
-    bench.write_requests("setup", setups("new", 2_000))
-    bench.write_requests("setup_refused", setups("full", 2_000))
-    names = ("empty_view", "keep_alive", "keep_alive_new_token", "setup", "setup_refused", "teardown")
-    loads = {name: Load() for name in names}
+    bench.write_requests("setup", setups("new", PLAYERS))
+    bench.write_requests("setup_refused", setups("full", PLAYERS))
+
+    loads: dict[str, Load] = {}
+    empty: dict[str, Load] = {}
     port, empty_port = 18080, 18081
+    statements = 0.0
+
+    def side_by_side(name: str, seconds: int) -> Load:
+        """Measure the empty view, and then the requests from the beginning of their file."""
+        empty.setdefault(name, Load()).add(bench.wrk(empty_port, "keep_alive", seconds))
+        load = loads.setdefault(name, Load())
+        load.add(bench.wrk(port, name, seconds))
+        time.sleep(1)  # what was under way when it stopped; and the counters of the server lag behind
+        return load
+
     with (
         gunicorn("wsgi:app", port, bench.url, workers, threads),
         gunicorn("bench.empty:app", empty_port, bench.url, workers, threads),
@@ -227,33 +240,31 @@ def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
     ):
         bench.wrk(port, "keep_alive", WARM_UP_SECONDS)
         bench.query("SELECT pg_stat_reset_single_table_counters('srm.sessions'::regclass)")
-        statements = 0.0
-        rounds = 3
-        for _ in range(rounds):
-            loads["empty_view"].add(bench.wrk(empty_port, "keep_alive", bench.seconds / rounds))
-            loads["keep_alive"].add(bench.wrk(port, "keep_alive", bench.seconds / rounds))
-            statements += bench.pgbench(bench.seconds / rounds) / rounds
-        time.sleep(1)  # the counters of the server lag behind
+        for _ in range(ROUNDS):
+            side_by_side("keep_alive", bench.seconds // ROUNDS)
+            statements += bench.pgbench(bench.seconds // ROUNDS) / ROUNDS
         hot_share = bench.query(
             "SELECT n_tup_hot_upd::float / n_tup_upd FROM pg_stat_user_tables WHERE relid = 'srm.sessions'::regclass"
         )
-        loads["keep_alive_new_token"].add(bench.wrk(port, "keep_alive_new_token", min(5, bench.seconds)))
+        side_by_side("keep_alive_new_token", min(5, bench.seconds))  # there are no more
         before = bench.query("SELECT count(*) FROM srm.sessions")
-        loads["setup_refused"].add(bench.wrk(port, "setup_refused", bench.seconds))
+        bench.wrk(port, "setup_refused", WARM_UP_SECONDS)
+        for _ in range(ROUNDS):
+            side_by_side("setup_refused", bench.seconds // ROUNDS)
         if bench.query("SELECT count(*) FROM srm.sessions") != before:
             raise SystemExit("bench: a setup beyond the limit was admitted")
         bench.wrk(port, "setup", WARM_UP_SECONDS)
-        time.sleep(1)  # what was under way when it stopped
-        before = bench.query("SELECT count(*) FROM srm.sessions")
-        loads["setup"].add(bench.wrk(port, "setup", bench.seconds))
         time.sleep(1)
+        bench.query("DELETE FROM srm.sessions WHERE account_id LIKE 'new-%' RETURNING 1")  # again none to begin with
+        for _ in range(ROUNDS):
+            setup = side_by_side("setup", bench.seconds // ROUNDS)
         admitted = bench.query("SELECT count(*) FROM srm.sessions") - before
-        if abs(admitted - loads["setup"].requests) > CONNECTIONS:
-            raise SystemExit(f"bench: {loads['setup'].requests} setups answered, {admitted} admitted")
-        loads["teardown"].add(bench.wrk(port, "teardown", bench.seconds))
-    report: dict[str, Any] = {name: load.summary() for name, load in loads.items()}
-    for name in names[1:]:
-        report[name]["ratio_to_empty_view"] = round(loads[name].rps / loads["empty_view"].rps, 3)
+        if abs(admitted - setup.requests) > CONNECTIONS * ROUNDS:
+            raise SystemExit(f"bench: {setup.requests} setups answered, {admitted} admitted")
+        side_by_side("teardown", bench.seconds)
+    report: dict[str, Any] = {"empty_view": empty["keep_alive"].summary()}
+    for name, load in loads.items():
+        report[name] = {**load.summary(), "ratio_to_empty_view": round(load.rps / empty[name].rps, 3)}
     report["keep_alive"]["ratio_to_pgbench"] = round(loads["keep_alive"].rps / statements, 3)
     report["keep_alive"]["hot_share"] = round(hot_share, 4)
     report["pgbench"] = {"rps": round(statements)}
@@ -282,10 +293,10 @@ def show(report: dict[str, Any]) -> None:
 
 
 @click.command()
-@click.option("--seconds", type=click.FloatRange(3), default=12, show_default=True, help="Length of each measurement")
+@click.option("--seconds", type=click.IntRange(ROUNDS), default=12, show_default=True, help="Of each measurement")
 @click.option("--workers", type=click.IntRange(1), default=gunicorn_conf.workers, help="Other than shipped, to compare")
 @click.option("--threads", type=click.IntRange(1), default=gunicorn_conf.threads, help="Other than shipped, to compare")
-def main(seconds: float, workers: int, threads: int) -> None:
+def main(seconds: int, workers: int, threads: int) -> None:
     """Measure the service, print a table and write var/bench.json."""
     if shutil.which("wrk") is None:
         sys.exit("bench: wrk is missing; install it: apt-get install wrk (Debian, Ubuntu), brew install wrk (macOS)")
@@ -300,7 +311,7 @@ def main(seconds: float, workers: int, threads: int) -> None:
         with psycopg.connect(server.url, autocommit=True) as connection:
             connection.execute(SEED)  # type: ignore[call-overload]
             connection.execute("VACUUM ANALYZE")
-        print(f"bench: measuring, {seconds:g} s each")
+        print(f"bench: measuring, {seconds} s each")
         report = measure(Bench(server.url, Path(folder), seconds, workers * threads), workers, threads)
         audit = subprocess.run(
             [sys.executable, "-m", "srm.cli", "audit"],

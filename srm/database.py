@@ -131,38 +131,39 @@ class ThreadConnections:
     def execute(self, statement: str, parameters: dict[str, object]) -> Cursor:
         """Execute a `compiled` statement, which may be repeated, as a transaction of its own.
 
-        It is repeated when the connection turns out to be broken. DependencyUnavailable when the database is away.
-        The hot path: no layer that can be spared.
+        DependencyUnavailable when the database is away.
         """
         with self._silence:
-            cursor = self.cursor(autocommit=True)
-            try:
-                return cursor.execute(statement, parameters)
-            except psycopg.OperationalError:
-                if not cursor.connection.broken:
-                    raise
-                return self.cursor(autocommit=True).execute(statement, parameters)
+            return self.first(statement, parameters)
 
-    def cursor(self, *, autocommit: bool, answer_by: float | None = None) -> Cursor:
+    def first(
+        self, statement: str, parameters: dict[str, object] | None = None, answer_by: float | None = None
+    ) -> Cursor:
+        """Execute the first statement of a request; once more when its connection turns out to be broken.
+
+        To look at the connection before would cost a system call and a hand-over of the interpreter lock each time.
+        """
+        cursor = self._cursor(answer_by)
+        try:
+            return cursor.execute(statement, parameters)
+        except psycopg.OperationalError:
+            if not cursor.connection.broken:
+                raise
+            return self._cursor(answer_by).execute(statement, parameters)
+
+    def _cursor(self, answer_by: float | None) -> Cursor:
         """The cursor of this thread, with a new connection when there is none or a request has left it unfinished."""
         cursor = self._kept.cursor
         if cursor is None or cursor.connection.pgconn.transaction_status != TransactionStatus.IDLE:
             cursor = self._new_cursor()
-        cursor.connection.autocommit = autocommit
         cursor.connection.answer_by = answer_by  # type: ignore[attr-defined]
         return cursor
-
-    def living_cursor(self, *, autocommit: bool, answer_by: float) -> Cursor:
-        """The same, with a new connection also when the server has closed it."""
-        cursor = self._kept.cursor
-        if cursor is not None and is_hung_up(cursor.connection):
-            self._new_cursor()
-        return self.cursor(autocommit=autocommit, answer_by=answer_by)
 
     def _new_cursor(self) -> Cursor:
         if self._kept.cursor is not None:
             self._kept.cursor.connection.close()
         connection = self._connect()
+        connection.autocommit = True
         self._all.add(connection)
         self._kept.cursor = connection.cursor()
         return self._kept.cursor
@@ -241,8 +242,7 @@ class Database:
         would also make psycopg forget all prepared statements.) Any other exception rolls back.
         """
         with self._silence:
-            answer_by = time.monotonic() + self._answer_timeout_seconds
-            cursor = self.durable.living_cursor(autocommit=False, answer_by=answer_by)
+            cursor = self.durable.first("BEGIN", answer_by=time.monotonic() + self._answer_timeout_seconds)
             try:
                 yield cursor
             except SrmError:
@@ -250,9 +250,9 @@ class Database:
                 raise
             except BaseException:
                 with suppress(psycopg.Error):
-                    cursor.connection.rollback()
+                    cursor.execute("ROLLBACK")
                 raise
-            cursor.connection.commit()
+            cursor.execute("COMMIT")
 
     def dispose(self) -> None:
         """Close all connections. No thread may use one any more."""

@@ -1,9 +1,9 @@
 """Settings of gunicorn, as shipped: `gunicorn --config python:srm.gunicorn_conf wsgi:app`.
 
-A request is a little Python around a few statements. One process for each core runs the Python; four threads of
-each wait for the database, and for the disk, meanwhile. More processes serve fewer keep-alives, more threads only
-contend for the interpreter lock (`make bench` shows it). A thread worker keeps client connections open, which the
-plain sync worker cannot.
+A request is a little Python around a few statements. One process for each core runs the Python, and one more has
+something to do while the others wait for the database or the disk; a second thread of each runs meanwhile. With more
+threads they only contend for the interpreter lock, with more processes for the cores (`make bench` shows it, with
+`--workers` and `--threads`). A thread worker keeps client connections open, which the plain sync worker cannot.
 """
 
 import gc
@@ -19,8 +19,8 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 worker_class = "srm.gunicorn_worker.Worker"
 logger_class = "srm.gunicorn_worker.Logger"
-workers = min(CORES, 32)
-threads = 4
+workers = min(CORES + 1, 32)
+threads = 2
 keepalive = 75  # seconds; longer than the 60 of nginx, so that nginx is the one to hang up
 graceful_timeout = 10  # seconds; no request takes longer than a third of it
 timeout = 30

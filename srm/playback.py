@@ -5,12 +5,11 @@ exception undoes what they did. Why the limit is exact under any concurrency:
 
 - Whoever adds a session to an account holds the lock of the account's row. Setups of one account wait
   for each other, setups of different accounts never do.
-- Under that lock, the lapsed sessions are *ended*, not merely left out of the count. A keep-alive that
-  began before the lapse holds the row, so ending waits for it and looks again: the session stays. A
-  keep-alive that comes later finds the session ended: 410. Counting without ending lets both win.
-- The sessions that are left are counted in a statement which began under the lock, so nobody can have been
-  added that it does not see. It may still see whom others have ended meanwhile; so before anybody is refused, they
-  are counted once more, in a statement of its own.
+- Only under that lock are the sessions of the account listed, in a statement of its own: its snapshot is younger than
+  the lock.
+- If any of them has lapsed, the lapsed ones are *ended*, not merely left out of the count, and the rest is listed
+  anew. A keep-alive that began before the lapse holds the row, so ending waits for it and looks again: the session
+  stays. A keep-alive that comes later finds the session ended: 410. Counting without ending lets both win.
 - Whoever ends several sessions of an account locks them in the order of their ids, so that nobody
   waits in a circle.
 - Keep-alive and teardown lock nothing but the row of their session.
@@ -53,7 +52,6 @@ from srm.errors import (
     ContentAccessDenied,
     DeviceNotEnabled,
     SessionEnded,
-    SessionLimitReached,
     SessionNotFound,
 )
 from srm.models import Account, AccountProfile, Device, EndedSession, PlaybackSession
@@ -121,40 +119,30 @@ OF_CONTENT = bindparam("of_content", type_=Text)
 
 # Alone in its statement: what is read together with a lock may be older than the lock.
 LOCK_ACCOUNT = compiled(select(Account.enabled).where(Account.account_id == OF_ACCOUNT).with_for_update(key_share=True))
-LAPSED_IN_ORDER = (
-    select(sessions.session_id)
-    .where(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None), is_lapsed())
-    .order_by(sessions.session_id)
-    .with_for_update()
-)
-ENDED = (
-    _lapse(and_(sessions.account_id == OF_ACCOUNT, sessions.session_id.in_(LAPSED_IN_ORDER)))
-    .returning(sessions.session_id)
-    .cte("ended")
-)
-# A row for each session that is still active, or one if there is none.
-END_LAPSED_AND_LIST = compiled(
+# A row for each session that is not ended, or one with a null where there is none.
+GET_TERMS_AND_LIST = compiled(
     select(
         Device.enabled,
         entitlements.is_granted(OF_ACCOUNT, OF_CONTENT_TYPE, OF_CONTENT),
         AccountProfile.max_sessions,
         AccountProfile.timeout_seconds,
         sessions.session_id,
+        is_lapsed(),
     )
     .select_from(Account)
     .join(AccountProfile, AccountProfile.profile_id == Account.profile_id)
     .outerjoin(Device, and_(Device.account_id == OF_ACCOUNT, Device.device_id == OF_DEVICE))
-    .outerjoin(
-        PlaybackSession,
-        and_(
-            sessions.account_id == OF_ACCOUNT,
-            sessions.ended_at.is_(None),
-            sessions.session_id.not_in(select(ENDED.c.session_id)),
-        ),
-    )
+    .outerjoin(PlaybackSession, and_(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None)))
     .where(Account.account_id == OF_ACCOUNT)
 )
-# Once more on its own, before anybody is refused: the list above still shows whom others ended while it was made.
+LAPSED_IN_ORDER = (
+    select(sessions.session_id)
+    .where(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None), is_lapsed())
+    .order_by(sessions.session_id)
+    .with_for_update()
+)
+END_LAPSED = compiled(_lapse(and_(sessions.account_id == OF_ACCOUNT, sessions.session_id.in_(LAPSED_IN_ORDER))))
+# On its own, after the ending: its snapshot shows what became of those whom the ending had to wait for.
 LIST_ACTIVE = compiled(
     select(sessions.session_id).where(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None))
 )
@@ -203,17 +191,17 @@ def set_up(db: Cursor, principal: Principal, content: ContentRef) -> Admission:
     account = db.execute(LOCK_ACCOUNT, names).fetchone()
     if account is None or not account[0]:
         raise AccountNotEnabled
-    listed = db.execute(END_LAPSED_AND_LIST, names).fetchall()  # the account is locked, and so is there
-    device_enabled, granted, max_sessions, timeout_seconds, _ = listed[0]
+    listed = db.execute(GET_TERMS_AND_LIST, names).fetchall()  # the account is locked, and so is there
+    device_enabled, granted, max_sessions, timeout_seconds, *_ = listed[0]
     if not device_enabled:
         raise DeviceNotEnabled
     if not granted:
         raise ContentAccessDenied
-    limits = Limits(max_sessions)
-    try:
-        policy.check(limits, [row for row in listed if row[-1] is not None])
-    except SessionLimitReached:
-        policy.check(limits, db.execute(LIST_ACTIVE, names).fetchall())
+    active = [session_id for *_, session_id, _ in listed if session_id is not None]
+    if any(lapsed for *_, lapsed in listed):
+        db.execute(END_LAPSED, names)
+        active = db.execute(LIST_ACTIVE, names).fetchall()
+    policy.check(Limits(max_sessions), active)
     admission = Admission(uuid4(), timeout_seconds)
     terms = {"timeout_seconds": timeout_seconds, "max_sessions": max_sessions}
     db.execute(ADMIT, {**names, **terms, "of_session": admission.session_id})
@@ -343,5 +331,4 @@ def _row_count(result: Result[Any]) -> int:
 
 
 def _is_kept_long_enough(retention_seconds: int) -> ColumnElement[bool]:
-    age = func.statement_timestamp() - sessions.ended_at
-    return and_(sessions.ended_at.is_not(None), age >= seconds(literal(retention_seconds)))
+    return sessions.ended_at <= func.statement_timestamp() - seconds(literal(retention_seconds))

@@ -26,16 +26,23 @@ UUID_FORM = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 """The text form of RFC 9562, in either case; `UUID()` alone takes more."""
 
 
-class Empty(Response):
-    """200 without a body, and so without a type; there is nothing to work out for each request."""
+class Answer(Response):
+    """200 with a body of JSON or without one; nothing about it is worked out again for each request."""
+
+    def __init__(self, body: str = "") -> None:
+        super().__init__()
+        self._body = body.encode()
+        self._head = [("Content-Length", str(len(self._body)))]
+        if body:
+            self._head.append(("Content-Type", "application/json"))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:  # noqa: ARG002
         """The WSGI answer."""
-        start_response("200 OK", [("Content-Length", "0")])
-        return ()
+        start_response("200 OK", self._head)
+        return (self._body,)
 
 
-DONE = Empty()
+DONE = Answer()
 """Shared by all requests: nothing in it is a request's own, and making one costs as much as the token."""
 
 
@@ -52,7 +59,7 @@ def create_blueprint(database: Database, tokens: TokenVerifier) -> Blueprint:
             admission = playback.set_up(db, principal, content)
         success = schemas.Setup(sessionId=admission.session_id, timeout=admission.timeout_seconds)
         body = schemas.SuccessResponse(successResponse=success).model_dump_json(exclude_none=True)
-        return Response(body, mimetype="application/json")
+        return Answer(body)
 
     @blueprint.put("/sessions/<session_id>")
     def keep_alive(session_id: str) -> Response:
