@@ -261,7 +261,7 @@ def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
         admitted = bench.query("SELECT count(*) FROM srm.sessions") - before
         if abs(admitted - setup.requests) > CONNECTIONS * ROUNDS:
             raise SystemExit(f"bench: {setup.requests} setups answered, {admitted} admitted")
-        side_by_side("teardown", bench.seconds)
+        side_by_side("teardown", min(10, bench.seconds))  # nor of these
     report: dict[str, Any] = {"empty_view": empty["keep_alive"].summary()}
     for name, load in loads.items():
         report[name] = {**load.summary(), "ratio_to_empty_view": round(load.rps / empty[name].rps, 3)}

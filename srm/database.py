@@ -61,21 +61,25 @@ class BoundedConnection(psycopg.Connection[Any]):
     network that swallows packets, ends nothing; without a bound of our own the request would hang.
     """
 
-    answer_timeout_seconds: float
-    """For one statement, or what is asked together."""
+    statement_timeout_seconds: float
     answer_by: float | None = None
     """The end, by `time.monotonic()`, of the patience of the request that uses the connection."""
 
     def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
-        """Wait for the server. OperationalError, and the connection is closed, when the time is over."""
+        """Wait for the server. OperationalError, and the connection is closed, when the time is over.
+
+        It is a _WaitTimeout when the server is silent: when it should have given up by itself.
+        """
+        if timeout is None:
+            timeout = self.statement_timeout_seconds + SILENCE_SECONDS
+            if self.answer_by is not None:
+                timeout = max(0.0, min(timeout, self.answer_by - time.monotonic()))
         try:
-            if timeout is None:
-                timeout = self.answer_timeout_seconds
-                if self.answer_by is not None:
-                    timeout = max(0.0, min(timeout, self.answer_by - time.monotonic()))
             return super().wait(gen, interval, timeout)
-        except psycopg.errors._WaitTimeout:
+        except psycopg.errors._WaitTimeout as error:
             self.close()
+            if timeout < self.statement_timeout_seconds:
+                raise psycopg.OperationalError("the request has waited long enough") from error
             raise
 
 
@@ -122,9 +126,10 @@ class Kept(threading.local):
 class ThreadConnections:
     """A connection for each thread, kept open."""
 
-    def __init__(self, connect: Callable[[], BoundedConnection], silence: Silence) -> None:
+    def __init__(self, connect: Callable[[], BoundedConnection], silence: Silence, patience_seconds: float) -> None:
         self._connect = connect
         self._silence = silence
+        self._patience_seconds = patience_seconds
         self._kept = Kept()
         self._all: WeakSet[BoundedConnection] = WeakSet()
 
@@ -136,13 +141,13 @@ class ThreadConnections:
         with self._silence:
             return self.first(statement, parameters)
 
-    def first(
-        self, statement: str, parameters: dict[str, object] | None = None, answer_by: float | None = None
-    ) -> Cursor:
+    def first(self, statement: str, parameters: dict[str, object] | None = None) -> Cursor:
         """Execute the first statement of a request; once more when its connection turns out to be broken.
 
         To look at the connection before would cost a system call and a hand-over of the interpreter lock each time.
+        The patience of the request begins here, and is for all its statements.
         """
+        answer_by = time.monotonic() + self._patience_seconds
         cursor = self._cursor(answer_by)
         try:
             return cursor.execute(statement, parameters)
@@ -151,7 +156,7 @@ class ThreadConnections:
                 raise
             return self._cursor(answer_by).execute(statement, parameters)
 
-    def _cursor(self, answer_by: float | None) -> Cursor:
+    def _cursor(self, answer_by: float) -> Cursor:
         """The cursor of this thread, with a new connection when there is none or a request has left it unfinished."""
         cursor = self._kept.cursor
         if cursor is None or cursor.connection.pgconn.transaction_status != TransactionStatus.IDLE:
@@ -195,11 +200,12 @@ class Database:
             "default_transaction_isolation": r"read\ committed",
             "timezone": "UTC",
         }
-        self._answer_timeout_seconds = statement_timeout_seconds + SILENCE_SECONDS
+        self._statement_timeout_seconds = statement_timeout_seconds
         self._silence = Silence()
-        self.hot = ThreadConnections(lambda: self._connect(synchronous_commit="off"), self._silence)
+        patience = statement_timeout_seconds + SILENCE_SECONDS
+        self.hot = ThreadConnections(lambda: self._connect(synchronous_commit="off"), self._silence, patience)
         """For what may be lost in a crash of the database, as it comes again: nothing waits for the disk."""
-        self.durable = ThreadConnections(self._connect, self._silence)
+        self.durable = ThreadConnections(self._connect, self._silence, patience)
         """For what is on disk when it has been executed."""
         self._engine = create_engine(
             self.url,
@@ -221,7 +227,7 @@ class Database:
             keepalives_count=3,
             options=" ".join(f"-c {name}={value}" for name, value in settings.items()),
         )
-        connection.answer_timeout_seconds = self._answer_timeout_seconds
+        connection.statement_timeout_seconds = self._statement_timeout_seconds
         return connection
 
     @contextmanager
@@ -242,7 +248,7 @@ class Database:
         would also make psycopg forget all prepared statements.) Any other exception rolls back.
         """
         with self._silence:
-            cursor = self.durable.first("BEGIN", answer_by=time.monotonic() + self._answer_timeout_seconds)
+            cursor = self.durable.first("BEGIN")
             try:
                 yield cursor
             except SrmError:

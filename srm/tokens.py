@@ -130,7 +130,7 @@ class KeySet:
 
 
 class TokenVerifier:
-    """Verifies Client-Tokens and remembers those that were valid until they expire.
+    """Verifies Client-Tokens and remembers the last CACHED_TOKENS that were valid, to use until they expire.
 
     Safe to share between threads. Whether account and device are enabled is not asked here.
     """

@@ -1,7 +1,7 @@
 """The client API, v1: setup, keep-alive and teardown of playback sessions.
 
-A view reads the request, lets `playback` decide within a transaction, and writes the answer once the
-transaction is on disk. Errors leave as exceptions; `envelope` turns them into answers.
+A view reads the request, lets `playback` decide within a transaction, and answers once that is committed: on disk,
+but for keep-alives. Errors leave as exceptions; `envelope` turns them into answers.
 """
 
 import re
@@ -27,7 +27,10 @@ UUID_FORM = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 class Answer(Response):
-    """200 with a body of JSON or without one; nothing about it is worked out again for each request."""
+    """200 with a body of JSON or without one, sent as it was made.
+
+    What costs a Response most is to work out its headers. So nothing that is done to this one later is sent.
+    """
 
     def __init__(self, body: str = "") -> None:
         super().__init__()
