@@ -12,8 +12,8 @@ END_REASON_TEXTS = {
     "teardown": "it was torn down",
     "expired": "it timed out",
     "operator": "it was stopped by the operator",
-    "evicted": "it was stopped to make room for another session",
-    "replaced": "it was replaced by another device",
+    "evicted": "stopped to make room for a session on {ended_by}",
+    "replaced": "replaced by a session on {ended_by}",
     "account_disabled": "the account was disabled",
     "device_disabled": "the device was disabled",
 }
@@ -112,15 +112,20 @@ class SessionNotFound(SrmError):
 
 
 class SessionEnded(SrmError):
-    """The session was there and has ended; `end_reason` is the word stored with it."""
+    """The session was there and has ended.
+
+    `end_reason`: the word stored with it, which goes out as the header SRM-End-Reason. `ended_by`: what the viewer
+    calls the device whose setup ended it.
+    """
 
     error_code = "SRM-0009"
     http_status = 410
     message = "Session has ended"
 
-    def __init__(self, end_reason: str) -> None:
+    def __init__(self, end_reason: str, ended_by: str | None = None) -> None:
         self.end_reason = end_reason
-        super().__init__(f"{self.message}: {END_REASON_TEXTS[end_reason]}")
+        text = END_REASON_TEXTS[end_reason].format(ended_by=ended_by or "another device")
+        super().__init__(f"{self.message}: {text}")
 
 
 class DependencyUnavailable(SrmError):

@@ -32,6 +32,8 @@ END_REASONS = (
     "account_disabled",
     "device_disabled",
 )
+ON_LIMIT = ("deny", "evict_oldest", "evict_newest")
+SAME_DEVICE = ("count", "replace")
 
 
 class Base(DeclarativeBase):
@@ -68,6 +70,8 @@ class AccountProfile(Base):
         identifier("profile_id"),
         CheckConstraint("max_sessions >= 0", name="max_sessions"),
         CheckConstraint("timeout_seconds > 0", name="timeout_seconds"),
+        one_of("on_limit", ON_LIMIT),
+        one_of("same_device", SAME_DEVICE),
         {"comment": "Limits and timeout that accounts share"},
     )
 
@@ -78,6 +82,14 @@ class AccountProfile(Base):
     timeout_seconds: Mapped[int | None] = mapped_column(
         comment="Seconds in which a keep-alive is expected; null = keep-alive disabled, sessions never lapse"
     )
+    on_limit: Mapped[str] = mapped_column(
+        server_default=text("'deny'"),
+        comment="At the limit: deny = refuse the setup; evict_oldest, evict_newest = end as few sessions as make room",
+    )
+    same_device: Mapped[str] = mapped_column(
+        server_default=text("'count'"),
+        comment="The sessions that the device of a setup already has: count = they count; replace = they are ended",
+    )
 
 
 class Account(Base):
@@ -86,6 +98,7 @@ class Account(Base):
     __tablename__ = "accounts"
     __table_args__ = (
         identifier("account_id"),
+        CheckConstraint("max_sessions >= 0", name="max_sessions"),
         Index(None, "profile_id"),
         {"comment": "Subscribers; the row is the lock under which the sessions of the account are counted"},
     )
@@ -96,6 +109,9 @@ class Account(Base):
     )
     enabled: Mapped[bool] = mapped_column(
         server_default=text("true"), comment="False: every setup is refused with SRM-0004"
+    )
+    max_sessions: Mapped[int | None] = mapped_column(
+        comment="Instead of max_sessions of the profile; null = the profile's"
     )
 
 
@@ -213,6 +229,9 @@ class SessionColumns:
     )
     max_sessions: Mapped[int | None] = mapped_column(
         comment="The limit of the account at setup, under which the session was admitted; null = no limit"
+    )
+    ended_by: Mapped[str | None] = mapped_column(
+        sort_order=3, comment="What the viewer calls the device whose setup ended the session; null = no setup did"
     )
 
 

@@ -1,7 +1,8 @@
 """Playback sessions: setup, keep-alive, teardown, and what the reaper does to them.
 
-Every rule and every query on sessions is here. Functions take an open connection and never commit; an
-exception undoes what they did. Why the limit is exact under any concurrency:
+Every rule and every query on sessions is here. Functions take an open transaction and never commit; only
+`keep_alive` and `tear_down`, one statement each, also take what executes it as a transaction of its own. Why the limit
+is exact under any concurrency:
 
 - Whoever adds a session to an account holds the lock of the account's row. Setups of one account wait
   for each other, setups of different accounts never do.
@@ -25,6 +26,7 @@ from typing import Any, cast
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     Connection,
     CursorResult,
@@ -55,7 +57,7 @@ from srm.errors import (
     SessionNotFound,
 )
 from srm.models import Account, AccountProfile, Device, EndedSession, PlaybackSession
-from srm.policy import Limits
+from srm.policy import ActiveSession, Limits
 from srm.tokens import Principal
 
 sessions = PlaybackSession.__table__.c
@@ -119,21 +121,27 @@ OF_CONTENT = bindparam("of_content", type_=Text)
 
 # Alone in its statement: what is read together with a lock may be older than the lock.
 LOCK_ACCOUNT = compiled(select(Account.enabled).where(Account.account_id == OF_ACCOUNT).with_for_update(key_share=True))
-# A row for each session that is not ended, or one with a null where there is none.
+ACTIVE_SESSION = (sessions.session_id, sessions.device_id)
+OLDEST_FIRST = (sessions.started_at, sessions.session_id)
+# A row for each session that is not ended, or one with nulls where there is none.
 GET_TERMS_AND_LIST = compiled(
     select(
         Device.enabled,
+        Device.name,
         entitlements.is_granted(OF_ACCOUNT, OF_CONTENT_TYPE, OF_CONTENT),
-        AccountProfile.max_sessions,
         AccountProfile.timeout_seconds,
-        sessions.session_id,
+        func.coalesce(Account.max_sessions, AccountProfile.max_sessions),
+        AccountProfile.on_limit,
+        AccountProfile.same_device,
         is_lapsed(),
+        *ACTIVE_SESSION,
     )
     .select_from(Account)
     .join(AccountProfile, AccountProfile.profile_id == Account.profile_id)
     .outerjoin(Device, and_(Device.account_id == OF_ACCOUNT, Device.device_id == OF_DEVICE))
     .outerjoin(PlaybackSession, and_(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None)))
     .where(Account.account_id == OF_ACCOUNT)
+    .order_by(*OLDEST_FIRST)
 )
 LAPSED_IN_ORDER = (
     select(sessions.session_id)
@@ -144,7 +152,28 @@ LAPSED_IN_ORDER = (
 END_LAPSED = compiled(_lapse(and_(sessions.account_id == OF_ACCOUNT, sessions.session_id.in_(LAPSED_IN_ORDER))))
 # On its own, after the ending: its snapshot shows what became of those whom the ending had to wait for.
 LIST_ACTIVE = compiled(
-    select(sessions.session_id).where(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None))
+    select(*ACTIVE_SESSION)
+    .where(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None))
+    .order_by(*OLDEST_FIRST)
+)
+NAMED_IN_ORDER = (
+    select(sessions.session_id)
+    .where(
+        sessions.account_id == OF_ACCOUNT,
+        sessions.session_id == func.any(bindparam("of_sessions", type_=ARRAY(Uuid))),
+        sessions.ended_at.is_(None),
+    )
+    .order_by(sessions.session_id)
+    .with_for_update()
+)
+END_FOR_ANOTHER = compiled(
+    update(PlaybackSession)
+    .where(sessions.account_id == OF_ACCOUNT, sessions.session_id.in_(NAMED_IN_ORDER), sessions.ended_at.is_(None))
+    .values(
+        ended_at=func.statement_timestamp(),
+        end_reason=bindparam("end_reason", type_=Text),
+        ended_by=bindparam("ended_by", type_=Text),
+    )
 )
 ADMIT = compiled(
     insert(PlaybackSession).values(
@@ -173,11 +202,11 @@ TEAR_DOWN = compiled(
     .values(ended_at=func.statement_timestamp(), end_reason=constant("teardown"))
 )
 END_OWN_IF_LAPSED = compiled(_lapse(OWN_SESSION))
-EXPLAIN = compiled(select(sessions.end_reason).where(OWN_SESSION))
+EXPLAIN = compiled(select(sessions.end_reason, sessions.ended_by).where(OWN_SESSION))
 
 
 def set_up(db: Cursor, principal: Principal, content: ContentRef) -> Admission:
-    """Take a slot for one more session of the account and device.
+    """Take a slot for one more session of the account and device, and end those that have to go for it.
 
     AccountNotEnabled, DeviceNotEnabled, ContentAccessDenied or SessionLimitReached when it may not be,
     checked in this order (wire contract). The caller commits before it answers.
@@ -192,16 +221,25 @@ def set_up(db: Cursor, principal: Principal, content: ContentRef) -> Admission:
     if account is None or not account[0]:
         raise AccountNotEnabled
     listed = db.execute(GET_TERMS_AND_LIST, names).fetchall()  # the account is locked, and so is there
-    device_enabled, granted, max_sessions, timeout_seconds, *_ = listed[0]
+    device_enabled, device_name, granted, timeout_seconds, max_sessions, on_limit, same_device, *_ = listed[0]
     if not device_enabled:
         raise DeviceNotEnabled
     if not granted:
         raise ContentAccessDenied
-    active = [session_id for *_, session_id, _ in listed if session_id is not None]
-    if any(lapsed for *_, lapsed in listed):
+    active = [
+        ActiveSession(*session) for *_, session_id, device_id in listed if (session := (session_id, device_id))[0]
+    ]
+    if any(lapsed for *_, lapsed, _, _ in listed):
         db.execute(END_LAPSED, names)
-        active = db.execute(LIST_ACTIVE, names).fetchall()
-    policy.check(Limits(max_sessions), active)
+        active = [ActiveSession(*session) for session in db.execute(LIST_ACTIVE, names).fetchall()]
+    room = policy.make_room(Limits(max_sessions, on_limit, same_device), active, principal.device_id)
+    for end_reason, ended in (("replaced", room.replaced), ("evicted", room.evicted)):
+        if ended:
+            ids = [session.session_id for session in ended]
+            db.execute(
+                END_FOR_ANOTHER,
+                {**names, "of_sessions": ids, "end_reason": end_reason, "ended_by": device_name},
+            )
     admission = Admission(uuid4(), timeout_seconds)
     terms = {"timeout_seconds": timeout_seconds, "max_sessions": max_sessions}
     db.execute(ADMIT, {**names, **terms, "of_session": admission.session_id})
@@ -222,10 +260,10 @@ def keep_alive_or_explain(db: Cursor, principal: Principal, session_id: UUID) ->
     SessionNotFound, also when the session is another account's or device's. SessionEnded when it has ended or
     lapsed: a lapsed session never comes back, its slot may be taken.
     """
-    while (end_reason := _end_reason(db, principal, session_id)) is None:
+    while (end := _find_end(db, principal, session_id)) is None:
         if keep_alive(db, principal, session_id):
             return
-    raise SessionEnded(end_reason)
+    raise end
 
 
 def tear_down(db: Executor, principal: Principal, session_id: UUID) -> bool:
@@ -241,14 +279,14 @@ def tear_down_or_explain(db: Cursor, principal: Principal, session_id: UUID) -> 
 
     SessionNotFound and SessionEnded as for a keep-alive.
     """
-    while (end_reason := _end_reason(db, principal, session_id)) is None:
+    while (end := _find_end(db, principal, session_id)) is None:
         if tear_down(db, principal, session_id):
             return
-    if end_reason != "teardown":
-        raise SessionEnded(end_reason)
+    if end.end_reason != "teardown":
+        raise end
 
 
-def _end_reason(db: Cursor, principal: Principal, session_id: UUID) -> str | None:
+def _find_end(db: Cursor, principal: Principal, session_id: UUID) -> SessionEnded | None:
     """Why the session has ended; None while it is active. SessionNotFound when it never was.
 
     A session that looks lapsed may just be saved by a keep-alive which began in time and is not committed. To end it
@@ -259,8 +297,8 @@ def _end_reason(db: Cursor, principal: Principal, session_id: UUID) -> str | Non
     session = db.execute(EXPLAIN, names).fetchone()
     if session is None:
         raise SessionNotFound
-    end_reason: str | None = session[0]
-    return end_reason
+    end_reason, ended_by = session
+    return None if end_reason is None else SessionEnded(end_reason, ended_by)
 
 
 def _named(principal: Principal, session_id: UUID) -> dict[str, object]:

@@ -64,6 +64,8 @@ def answer(cause: Exception) -> Response | RequestRedirect:
     response = Response(json.dumps(render(error)), error.http_status, mimetype="application/json")
     if error.retry_after_seconds is not None:
         response.headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, errors.SessionEnded):
+        response.headers["SRM-End-Reason"] = error.end_reason
     if isinstance(cause, HTTPException) and (allowed := getattr(cause, "valid_methods", None)):
         response.headers["Allow"] = ", ".join(sorted(allowed))
     return response

@@ -24,7 +24,7 @@ WHY = {
     "expired": "timed out",
     "operator": "operator",
     "evicted": "make room",
-    "replaced": "replaced by another device",
+    "replaced": "replaced by a session on another device",
     "account_disabled": "account was disabled",
     "device_disabled": "device was disabled",
 }

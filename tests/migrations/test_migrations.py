@@ -171,6 +171,39 @@ def test_it_goes_each_step_up_and_down(blank: str) -> None:
         assert catalogue(blank) == after != before, revision
 
 
+def test_setups_that_end_sessions_come_to_a_database_in_use(blank: str) -> None:
+    """0005: profiles, accounts and sessions of the schema before mean what they meant."""
+    command.upgrade(config(blank), "0004")
+    execute(
+        blank,
+        """
+        INSERT INTO srm.account_profiles (profile_id, max_sessions, timeout_seconds) VALUES ('p', 2, 30);
+        INSERT INTO srm.accounts (account_id, profile_id, enabled) VALUES ('a', 'p', false);
+        INSERT INTO srm.sessions (account_id, session_id, device_id, content_type, content_id, max_sessions)
+        VALUES ('a', '00000000-0000-4000-8000-000000000001', 'tv', 'COD', 'film', 2)
+        """,
+    )
+    sessions = query(blank, "SELECT started_at, last_keep_alive_at, max_sessions FROM srm.sessions")
+
+    command.upgrade(config(blank), "0005")
+
+    assert query(
+        blank, "SELECT profile_id, max_sessions, timeout_seconds, on_limit, same_device FROM srm.account_profiles"
+    ) == [("p", 2, 30, "deny", "count")]
+    assert query(blank, "SELECT account_id, profile_id, enabled, max_sessions FROM srm.accounts") == [
+        ("a", "p", False, None)
+    ]
+    assert query(blank, "SELECT account_id, max_sessions, active_sessions FROM srm.account_usage") == [("a", 2, 1)]
+    assert (
+        query(blank, "SELECT started_at, last_keep_alive_at, max_sessions FROM srm.sessions WHERE ended_by IS NULL")
+        == sessions
+    )
+
+    command.downgrade(config(blank), "0004")
+
+    assert query(blank, "SELECT started_at, last_keep_alive_at, max_sessions FROM srm.sessions") == sessions
+
+
 def test_it_finds_no_difference_with_the_models(url_of_role: str) -> None:
     schema.upgrade(url_of_role)
 

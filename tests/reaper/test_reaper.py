@@ -265,12 +265,13 @@ class TestArchive:
         for columns in (
             {"timeout_seconds": 17, "max_sessions": 5, "end_reason": "expired", "content_type": "NPVR"},
             {"timeout_seconds": None, "max_sessions": None, "end_reason": "device_disabled", "content_id": "ä'%"},
+            {"end_reason": "evicted", "ended_by": "Fernseher im „Wohnzimmer“"},
         ):
             factory.session("account", "device", silent_for=7200, ended_at=long_ago, session_id=uuid4(), **columns)
         before = [row._asdict() for row in rows(database, "SELECT * FROM srm.sessions ORDER BY session_id")]
         reaper.make_partitions()
 
-        assert reaper.archive() == 2
+        assert reaper.archive() == 3
 
         after = [row._asdict() for row in rows(database, "SELECT * FROM srm.session_history ORDER BY session_id")]
         assert after == before

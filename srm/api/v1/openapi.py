@@ -152,6 +152,12 @@ def _errors(kinds: tuple[type[SrmError], ...]) -> dict[str, dict[str, Any]]:
                 "required": True,
                 "schema": {"type": "string", "pattern": "^[0-9]+$"},
             }
+        if kind is errors.SessionEnded:
+            headers["SRM-End-Reason"] = {
+                "description": "Why it has ended, in a word; the message says it for people",
+                "required": True,
+                "schema": {"enum": list(errors.END_REASON_TEXTS)},
+            }
         answers[str(kind.http_status)] = {
             "description": _catalogue((kind,)),
             "headers": headers,
