@@ -41,11 +41,13 @@ def _rows_in_order_of_references() -> list[list[Base]]:
     accounts = {"demo-1": ("default", True), "demo-2": ("default", False), "demo-3": ("no-keep-alive", True)}
     return [
         [
-            AccountProfile(profile_id="default", max_sessions=3, timeout_seconds=30),
-            AccountProfile(profile_id="no-keep-alive", max_sessions=3, timeout_seconds=None),
+            AccountProfile(
+                profile_id=profile, max_sessions=3, timeout_seconds=timeout, on_limit="deny", same_device="count"
+            )
+            for profile, timeout in {"default": 30, "no-keep-alive": None}.items()
         ],
         [
-            Account(account_id=account, profile_id=profile, enabled=enabled)
+            Account(account_id=account, profile_id=profile, enabled=enabled, max_sessions=None)
             for account, (profile, enabled) in accounts.items()
         ],
         [

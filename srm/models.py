@@ -250,6 +250,9 @@ class PlaybackSession(SessionColumns, Base):
         comment="When the slot became free; for a lapsed session the moment of the lapse; null = not ended",
     )
     end_reason: Mapped[str | None] = mapped_column(sort_order=2, comment="Why it ended; null = not ended")
+    idempotency_key: Mapped[str | None] = mapped_column(
+        sort_order=4, comment="Idempotency-Key of the setup; null = it had none"
+    )
 
     __table_args__ = (
         one_of("content_type", CONTENT_TYPES),

@@ -20,9 +20,9 @@ a lock, and the clocks of hosts differ.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
@@ -53,6 +53,7 @@ from srm.errors import (
     AccountNotEnabled,
     ContentAccessDenied,
     DeviceNotEnabled,
+    MalformedRequest,
     SessionEnded,
     SessionNotFound,
 )
@@ -77,6 +78,18 @@ class Admission:
 
     session_id: UUID
     timeout_seconds: int | None
+
+
+class Terms(NamedTuple):
+    """What holds for a setup, by its account, its device and the profile."""
+
+    device_enabled: bool | None
+    device_name: str | None
+    granted: bool
+    timeout_seconds: int | None
+    max_sessions: int | None
+    on_limit: Literal["deny", "evict_oldest", "evict_newest"]
+    same_device: Literal["count", "replace"]
 
 
 def seconds(count: ColumnElement[int | None]) -> ColumnElement[object]:
@@ -121,9 +134,9 @@ OF_CONTENT = bindparam("of_content", type_=Text)
 
 # Alone in its statement: what is read together with a lock may be older than the lock.
 LOCK_ACCOUNT = compiled(select(Account.enabled).where(Account.account_id == OF_ACCOUNT).with_for_update(key_share=True))
-ACTIVE_SESSION = (sessions.session_id, sessions.device_id)
+ACTIVE_SESSION = tuple(sessions[field.name] for field in fields(ActiveSession))
 OLDEST_FIRST = (sessions.started_at, sessions.session_id)
-# A row for each session that is not ended, or one with nulls where there is none.
+# Terms, whether lapsed, and a session; a row for each that is not ended, or one with nulls where there is none.
 GET_TERMS_AND_LIST = compiled(
     select(
         Device.enabled,
@@ -184,6 +197,7 @@ ADMIT = compiled(
         content_id=OF_CONTENT,
         timeout_seconds=bindparam("timeout_seconds", type_=Integer),
         max_sessions=bindparam("max_sessions", type_=Integer),
+        idempotency_key=bindparam("idempotency_key", type_=Text),
     )
 )
 OWN_SESSION = and_(
@@ -205,13 +219,16 @@ END_OWN_IF_LAPSED = compiled(_lapse(OWN_SESSION))
 EXPLAIN = compiled(select(sessions.end_reason, sessions.ended_by).where(OWN_SESSION))
 
 
-def set_up(db: Cursor, principal: Principal, content: ContentRef) -> Admission:
+def set_up(db: Cursor, principal: Principal, content: ContentRef, idempotency_key: str | None = None) -> Admission:
     """Take a slot for one more session of the account and device, and end those that have to go for it.
 
-    AccountNotEnabled, DeviceNotEnabled, ContentAccessDenied or SessionLimitReached when it may not be,
-    checked in this order (wire contract). The caller commits before it answers.
+    A repeat, with the `idempotency_key` of an active session of the device, is given that session, kept alive.
+
+    AccountNotEnabled, DeviceNotEnabled, ContentAccessDenied, MalformedRequest (the key was used for another content)
+    or SessionLimitReached when it may not be, checked in this order (wire contract). The caller commits before it
+    answers.
     """
-    names = {
+    names: dict[str, object] = {
         "of_account": principal.account_id,
         "of_device": principal.device_id,
         "of_content_type": content.content_type,
@@ -220,30 +237,52 @@ def set_up(db: Cursor, principal: Principal, content: ContentRef) -> Admission:
     account = db.execute(LOCK_ACCOUNT, names).fetchone()
     if account is None or not account[0]:
         raise AccountNotEnabled
-    listed = db.execute(GET_TERMS_AND_LIST, names).fetchall()  # the account is locked, and so is there
-    device_enabled, device_name, granted, timeout_seconds, max_sessions, on_limit, same_device, *_ = listed[0]
-    if not device_enabled:
+    terms, active = _terms_and_active(db, names)
+    if not terms.device_enabled:
         raise DeviceNotEnabled
-    if not granted:
+    if not terms.granted:
         raise ContentAccessDenied
-    active = [
-        ActiveSession(*session) for *_, session_id, device_id in listed if (session := (session_id, device_id))[0]
-    ]
-    if any(lapsed for *_, lapsed, _, _ in listed):
-        db.execute(END_LAPSED, names)
-        active = [ActiveSession(*session) for session in db.execute(LIST_ACTIVE, names).fetchall()]
-    room = policy.make_room(Limits(max_sessions, on_limit, same_device), active, principal.device_id)
+    if idempotency_key is not None:
+        for session in active:
+            if (session.device_id, session.idempotency_key) == (principal.device_id, idempotency_key):
+                return _repeat(db, principal, content, session)
+    limits = Limits(terms.max_sessions, terms.on_limit, terms.same_device)
+    room = policy.make_room(limits, active, principal.device_id)
     for end_reason, ended in (("replaced", room.replaced), ("evicted", room.evicted)):
         if ended:
             ids = [session.session_id for session in ended]
-            db.execute(
-                END_FOR_ANOTHER,
-                {**names, "of_sessions": ids, "end_reason": end_reason, "ended_by": device_name},
-            )
-    admission = Admission(uuid4(), timeout_seconds)
-    terms = {"timeout_seconds": timeout_seconds, "max_sessions": max_sessions}
-    db.execute(ADMIT, {**names, **terms, "of_session": admission.session_id})
+            how = {"of_sessions": ids, "end_reason": end_reason, "ended_by": terms.device_name}
+            db.execute(END_FOR_ANOTHER, {**names, **how})
+    admission = Admission(uuid4(), terms.timeout_seconds)
+    session_values = {
+        "of_session": admission.session_id,
+        "timeout_seconds": terms.timeout_seconds,
+        "max_sessions": terms.max_sessions,
+        "idempotency_key": idempotency_key,
+    }
+    db.execute(ADMIT, {**names, **session_values})
     return admission
+
+
+def _terms_and_active(db: Cursor, names: dict[str, object]) -> tuple[Terms, list[ActiveSession]]:
+    """What holds for a setup, and the active sessions of its account, the oldest first. The account is locked."""
+    rows = db.execute(GET_TERMS_AND_LIST, names).fetchall()
+    lapsed, session_id = len(Terms._fields), len(Terms._fields) + 1  # positions of these in a row
+    if any(row[lapsed] for row in rows):
+        db.execute(END_LAPSED, names)
+        active = db.execute(LIST_ACTIVE, names).fetchall()
+    else:
+        active = [row[session_id:] for row in rows if row[session_id] is not None]
+    return Terms(*rows[0][:lapsed]), [ActiveSession(*session) for session in active]
+
+
+def _repeat(db: Cursor, principal: Principal, content: ContentRef, session: ActiveSession) -> Admission:
+    """Give the session of a setup that was admitted before; its answer got lost."""
+    if (session.content_type, session.content_id) != (content.content_type, content.content_id):
+        raise MalformedRequest("Idempotency-Key was used for another content")
+    if not keep_alive(db, principal, session.session_id):  # it has ended this very moment
+        return set_up(db, principal, content, session.idempotency_key)
+    return Admission(session.session_id, session.timeout_seconds)
 
 
 def keep_alive(db: Executor, principal: Principal, session_id: UUID) -> bool:

@@ -26,6 +26,10 @@ class ActiveSession:
 
     session_id: UUID
     device_id: str
+    content_type: str
+    content_id: str
+    timeout_seconds: int | None
+    idempotency_key: str | None
 
 
 @dataclass(frozen=True, slots=True)

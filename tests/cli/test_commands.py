@@ -211,8 +211,8 @@ class TestDemoLoad:
     def test_it_loads_the_accounts_of_the_design(self, database: Database) -> None:
         accounts = rows(
             database,
-            "SELECT account_id, enabled, profile_id, max_sessions, timeout_seconds "
-            "FROM srm.accounts JOIN srm.account_profiles USING (profile_id) ORDER BY account_id",
+            "SELECT account_id, enabled, profile_id, p.max_sessions, timeout_seconds "
+            "FROM srm.accounts JOIN srm.account_profiles p USING (profile_id) ORDER BY account_id",
         )
 
         assert [tuple(account)[:3] for account in accounts] == [

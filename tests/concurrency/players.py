@@ -65,10 +65,10 @@ class Player:
         self._connection = HTTPConnection(base.removeprefix("http://"), timeout=PATIENCE_SECONDS)
         self._headers = {"Client-Token": issue_token(account, device)}
 
-    def request(self, method: str, path: str, body: str | None = None) -> Answer:
+    def request(self, method: str, path: str, body: str | None = None, **headers: str) -> Answer:
         sent_at = time.time()
         try:
-            self._connection.request(method, path, body, self._headers)
+            self._connection.request(method, path, body, {**self._headers, **headers})
             response = self._connection.getresponse()
             content = response.read()
         except LOST:
@@ -76,8 +76,8 @@ class Player:
             raise
         return Answer(response.status, response.headers, content, sent_at, time.time())
 
-    def set_up(self) -> Answer:
-        return self.request("POST", "/srm/v1/sessions", json.dumps(SETUP))
+    def set_up(self, **headers: str) -> Answer:
+        return self.request("POST", "/srm/v1/sessions", json.dumps(SETUP), **headers)
 
     def keep_alive(self, session_id: str) -> Answer:
         return self.request("PUT", f"/srm/v1/sessions/{session_id}")

@@ -13,7 +13,7 @@ from srm.policy import ActiveSession, Limits, make_room
 
 def active_on(*devices: str) -> list[ActiveSession]:
     """Sessions on these devices, the oldest first."""
-    return [ActiveSession(UUID(int=number), device) for number, device in enumerate(devices)]
+    return [ActiveSession(UUID(int=number), device, "COD", "film", 30, None) for number, device in enumerate(devices)]
 
 
 def ended(limits: Limits, *devices: str, on: str = "new") -> tuple[list[int], list[int]]:

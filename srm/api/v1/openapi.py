@@ -48,6 +48,14 @@ CORRELATION_ID = {
     "description": "An id of the client's, to find the request in the log",
     "schema": {"type": "string"},
 }
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Of the client's choice, new for each setup, and the same when it is repeated as no answer came. "
+    "As long as the session is active, its device gets it again instead of another one. The same key with another "
+    "content is SRM-0002",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+}
 SESSION_ID = {
     "name": "sessionId",
     "in": "path",
@@ -120,7 +128,7 @@ def _set_up() -> dict[str, Any]:
         "description": "Takes a slot of the account, exactly: at no instant does an account hold more active "
         "sessions than its limit. Checked in this order: request, token, account, device, content access, limits. "
         "The body is read as JSON whatever the Content-Type says.",
-        "parameters": [CLIENT_TOKEN, CORRELATION_ID],
+        "parameters": [CLIENT_TOKEN, IDEMPOTENCY_KEY, CORRELATION_ID],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": _ref(schemas.SetupRequest)}},

@@ -26,6 +26,9 @@ UUID_FORM = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 """The text form of RFC 9562, in either case; `UUID()` alone takes more."""
 
 
+IDEMPOTENCY_KEY_FORM = re.compile(r"[!-~]{1,255}")
+
+
 class Answer(Response):
     """200 with a body of JSON or without one, sent as it was made.
 
@@ -56,10 +59,11 @@ def create_blueprint(database: Database, tokens: TokenVerifier) -> Blueprint:
     @blueprint.post("/sessions")
     def set_up() -> Response:
         setup = _parse_setup()
+        idempotency_key = _parse_idempotency_key()
         principal = _authenticate(tokens)
         content = ContentRef(setup.content.contentType, setup.content.contentID)
         with database.request() as db:
-            admission = playback.set_up(db, principal, content)
+            admission = playback.set_up(db, principal, content, idempotency_key)
         success = schemas.Setup(sessionId=admission.session_id, timeout=admission.timeout_seconds)
         body = schemas.SuccessResponse(successResponse=success).model_dump_json(exclude_none=True)
         return Answer(body)
@@ -91,6 +95,14 @@ def _parse_setup() -> schemas.SetupRequest:
         return schemas.SetupRequest.model_validate_json(_read_body())
     except ValidationError as error:
         raise MalformedRequest from error
+
+
+def _parse_idempotency_key() -> str | None:
+    """What tells a repeated setup from another one (IETF draft "The Idempotency-Key HTTP Header Field")."""
+    key: str | None = request.environ.get("HTTP_IDEMPOTENCY_KEY")
+    if key is not None and not IDEMPOTENCY_KEY_FORM.fullmatch(key):
+        raise MalformedRequest
+    return key
 
 
 def _parse_session_id(text: str) -> UUID:
