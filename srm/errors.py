@@ -4,7 +4,9 @@ SRM-0002 and SRM-0006 and their texts are fixed by NAGRA's published OTT session
 are this project's own and stable. Nothing here knows about HTTP frameworks: `http_status` is a number.
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Collection
+from typing import Any, ClassVar, Literal
+from uuid import UUID
 
 Status = Literal["ERROR", "DENIED"]
 
@@ -24,7 +26,11 @@ class StartupError(Exception):
 
 
 class SrmError(Exception):
-    """Base of the catalogue. `retry_after_seconds`, when set, goes out as the header Retry-After."""
+    """Base of the catalogue.
+
+    `retry_after_seconds`, when set, goes out as the header Retry-After. `extension`: members of the errorResponse
+    beyond those of the published API, for a client that asked for them.
+    """
 
     error_code: ClassVar[str]
     http_status: ClassVar[int]
@@ -34,6 +40,7 @@ class SrmError(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         self.text = message or self.message
+        self.extension: dict[str, Any] = {}
         super().__init__(self.text)
 
 
@@ -86,12 +93,21 @@ class DeviceNotEnabled(SrmError):
 
 
 class SessionLimitReached(SrmError):
-    """The account holds as many sessions as its limits allow."""
+    """The account holds as many sessions as its limits allow.
+
+    `rule` and `limit`: which limit. `in_the_way`: ids of the sessions whose end would make room.
+    """
 
     error_code = "SRM-0006"
     http_status = 200
     status = "DENIED"
     message = "Session Limit Reached"
+
+    def __init__(self, rule: str, limit: int, in_the_way: Collection[UUID] = ()) -> None:
+        self.rule = rule
+        self.limit = limit
+        self.in_the_way = in_the_way
+        super().__init__()
 
 
 class ContentAccessDenied(SrmError):

@@ -19,7 +19,7 @@ All times are `statement_timestamp()` of the database: `now()` stands still whil
 a lock, and the clocks of hosts differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, cast
@@ -46,6 +46,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.orm import aliased
 
 from srm import entitlements, policy
 from srm.database import Cursor, Executor, compiled, constant
@@ -90,6 +91,17 @@ class Terms(NamedTuple):
     max_sessions: int | None
     on_limit: Literal["deny", "evict_oldest", "evict_newest"]
     same_device: Literal["count", "replace"]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSession:
+    """An active session, as other devices of the account may see it."""
+
+    session_id: UUID
+    device_name: str
+    content_id: str
+    content_type: str
+    started_at: datetime
 
 
 def seconds(count: ColumnElement[int | None]) -> ColumnElement[object]:
@@ -215,14 +227,44 @@ TEAR_DOWN = compiled(
     .where(OWN_ACTIVE_SESSION)
     .values(ended_at=func.statement_timestamp(), end_reason=constant("teardown"))
 )
+OTHER_DEVICE = aliased(Device)
+LIST_SESSIONS = compiled(
+    select(
+        Account.enabled,
+        Device.enabled,
+        sessions.session_id,
+        func.coalesce(OTHER_DEVICE.name, sessions.device_id),
+        sessions.content_id,
+        sessions.content_type,
+        sessions.started_at,
+    )
+    .select_from(Account)
+    .outerjoin(Device, and_(Device.account_id == OF_ACCOUNT, Device.device_id == OF_DEVICE))
+    .outerjoin(
+        PlaybackSession,
+        and_(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None), is_lapsed().is_not(True)),
+    )
+    .outerjoin(OTHER_DEVICE, and_(OTHER_DEVICE.account_id == OF_ACCOUNT, OTHER_DEVICE.device_id == sessions.device_id))
+    .where(Account.account_id == OF_ACCOUNT)
+    .order_by(*OLDEST_FIRST)
+)
 END_OWN_IF_LAPSED = compiled(_lapse(OWN_SESSION))
 EXPLAIN = compiled(select(sessions.end_reason, sessions.ended_by).where(OWN_SESSION))
 
 
-def set_up(db: Cursor, principal: Principal, content: ContentRef, idempotency_key: str | None = None) -> Admission:
+def set_up(
+    db: Cursor,
+    principal: Principal,
+    content: ContentRef,
+    *,
+    idempotency_key: str | None = None,
+    take_over: Collection[UUID] = (),
+) -> Admission:
     """Take a slot for one more session of the account and device, and end those that have to go for it.
 
-    A repeat, with the `idempotency_key` of an active session of the device, is given that session, kept alive.
+    Those are sessions of the account that it takes over, whose place it takes by the rules of the profile, or that
+    are evicted. A repeat, with the `idempotency_key` of an active session of the device, is given that session, kept
+    alive.
 
     AccountNotEnabled, DeviceNotEnabled, ContentAccessDenied, MalformedRequest (the key was used for another content)
     or SessionLimitReached when it may not be, checked in this order (wire contract). The caller commits before it
@@ -245,9 +287,9 @@ def set_up(db: Cursor, principal: Principal, content: ContentRef, idempotency_ke
     if idempotency_key is not None:
         for session in active:
             if (session.device_id, session.idempotency_key) == (principal.device_id, idempotency_key):
-                return _repeat(db, principal, content, session)
+                return _repeat(db, principal, content, session, take_over)
     limits = Limits(terms.max_sessions, terms.on_limit, terms.same_device)
-    room = policy.make_room(limits, active, principal.device_id)
+    room = policy.make_room(limits, active, principal.device_id, take_over)
     for end_reason, ended in (("replaced", room.replaced), ("evicted", room.evicted)):
         if ended:
             ids = [session.session_id for session in ended]
@@ -276,12 +318,14 @@ def _terms_and_active(db: Cursor, names: dict[str, object]) -> tuple[Terms, list
     return Terms(*rows[0][:lapsed]), [ActiveSession(*session) for session in active]
 
 
-def _repeat(db: Cursor, principal: Principal, content: ContentRef, session: ActiveSession) -> Admission:
+def _repeat(
+    db: Cursor, principal: Principal, content: ContentRef, session: ActiveSession, take_over: Collection[UUID]
+) -> Admission:
     """Give the session of a setup that was admitted before; its answer got lost."""
     if (session.content_type, session.content_id) != (content.content_type, content.content_id):
         raise MalformedRequest("Idempotency-Key was used for another content")
     if not keep_alive(db, principal, session.session_id):  # it has ended this very moment
-        return set_up(db, principal, content, session.idempotency_key)
+        return set_up(db, principal, content, idempotency_key=session.idempotency_key, take_over=take_over)
     return Admission(session.session_id, session.timeout_seconds)
 
 
@@ -338,6 +382,17 @@ def _find_end(db: Cursor, principal: Principal, session_id: UUID) -> SessionEnde
         raise SessionNotFound
     end_reason, ended_by = session
     return None if end_reason is None else SessionEnded(end_reason, ended_by)
+
+
+def list_sessions(db: Executor, principal: Principal) -> list[ListedSession]:
+    """The active sessions of the account, the oldest first. AccountNotEnabled or DeviceNotEnabled as for a setup."""
+    names: dict[str, object] = {"of_account": principal.account_id, "of_device": principal.device_id}
+    rows = db.execute(LIST_SESSIONS, names).fetchall()
+    if not rows or not rows[0][0]:
+        raise AccountNotEnabled
+    if not rows[0][1]:
+        raise DeviceNotEnabled
+    return [ListedSession(*session) for _, _, *session in rows if session[0] is not None]
 
 
 def _named(principal: Principal, session_id: UUID) -> dict[str, object]:

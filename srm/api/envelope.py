@@ -3,6 +3,7 @@
 import json
 import re
 from random import getrandbits
+from typing import Any
 from uuid import UUID
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -25,7 +26,7 @@ PRINCIPAL = "srm.principal"
 """Key of the WSGI environment: who asks, once that is proved; for the log."""
 
 
-def render(error: SrmError) -> dict[str, dict[str, str]]:
+def render(error: SrmError) -> dict[str, dict[str, Any]]:
     """The JSON of an error. `code` is the HTTP status as a string (published API)."""
     return {
         "errorResponse": {
@@ -33,6 +34,7 @@ def render(error: SrmError) -> dict[str, dict[str, str]]:
             "status": error.status,
             "errorCode": error.error_code,
             "errorMessage": error.text,
+            **error.extension,
         }
     }
 

@@ -3,6 +3,7 @@
 No limit is exceeded, nobody is evicted without need, and nobody waits in a circle.
 """
 
+import json
 import random
 import threading
 import time
@@ -14,7 +15,7 @@ from srm.database import Database
 from srm.models import AccountProfile
 from tests import support
 from tests.concurrency.players import Player, at_once, patiently
-from tests.support import Factory
+from tests.support import SETUP, Factory
 
 SECONDS = 8
 CLIENTS = 16
@@ -26,7 +27,8 @@ def make_account(database: Database, **profile: str) -> None:
     """The account `a`, whose profile has these rules; its sessions never lapse."""
     factory = Factory(database)
     factory.account("a", *DEVICES, max_sessions=LIMIT, timeout_seconds=None)
-    factory.change(AccountProfile, {"profile_id": "profile of a"}, **profile)
+    if profile:
+        factory.change(AccountProfile, {"profile_id": "profile of a"}, **profile)
 
 
 def deadlocks(database: Database) -> int:
@@ -89,5 +91,41 @@ def test_devices_that_zap_leave_no_slots_behind(own_url: str, own_database: Data
         " count(DISTINCT device_id) FILTER (WHERE ended_at IS NULL) AS devices FROM srm.sessions",
     )
     assert (ended.replaced, ended.active, ended.devices) == (admitted - LIMIT, LIMIT, LIMIT)
+    support.assert_audit_clean(own_url)
+    assert deadlocks(own_database) == 0
+
+
+def take_over(base: str, device: str, barrier: threading.Barrier, session_ids: list[str]) -> list[str | None]:
+    """In each round take over the same session as all others, at the same instant; what was given."""
+    given: list[str | None] = []
+    with Player(base, "a", device) as player:
+        for session_id in session_ids:
+            barrier.wait()
+            body = json.dumps({**SETUP, "options": {"takeOver": [session_id]}})
+            answer = patiently(lambda: player.request("POST", "/srm/v1/sessions", body))  # noqa: B023 at once
+            given.append(answer.session_id)
+            barrier.wait()
+            if (own := given[-1]) is not None:
+                assert patiently(lambda: player.tear_down(own)).status == 200
+    return given
+
+
+def test_one_of_many_takes_the_place_of_a_session(own_url: str, own_database: Database, tmp_path: Path) -> None:
+    devices, rounds = 10, 20
+    factory = Factory(own_database)
+    make_account(own_database)
+    for _ in range(LIMIT - 1):  # two that stay, and one in each round to take over
+        factory.session("a", "device-15", timeout_seconds=None)
+    in_the_way = str(factory.session("a", "device-14", timeout_seconds=None))
+
+    with support.api(own_url, tmp_path / "api.log", workers=4) as (base, _):
+        by_device = at_once(devices, lambda i, barrier: take_over(base, DEVICES[i], barrier, [in_the_way] * rounds))
+
+    # The first round has a session to take the place of; in the others it is gone, and one slot is free.
+    assert [sum(id_ is not None for id_ in given) for given in zip(*by_device, strict=True)] == [1] * rounds
+    (ended,) = support.rows(
+        own_database, "SELECT end_reason, ended_by FROM srm.sessions WHERE session_id = :id", id=in_the_way
+    )
+    assert ended.end_reason == "replaced"
     support.assert_audit_clean(own_url)
     assert deadlocks(own_database) == 0

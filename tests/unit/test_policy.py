@@ -70,6 +70,32 @@ def test_it_evicts_nobody_when_replacing_makes_room() -> None:
     assert ended(Limits(2, "evict_oldest", "replace"), "phone", "tv", on="tv") == ([1], [])
 
 
+def test_it_takes_over_what_is_named_and_still_there() -> None:
+    active = active_on("a", "b")
+
+    room = make_room(Limits(2), active, "new", [active[1].session_id, UUID(int=99)])
+
+    assert (room.replaced, list(room.evicted)) == ([active[1]], [])
+
+
+def test_it_takes_over_nothing_when_that_is_not_enough() -> None:
+    active = active_on("a", "b", "c")
+
+    with pytest.raises(SessionLimitReached) as refusal:
+        make_room(Limits(2), active, "new", [active[1].session_id])
+
+    assert (refusal.value.rule, refusal.value.limit) == ("max_sessions", 2)
+    assert refusal.value.in_the_way == [active[0].session_id, active[2].session_id]
+
+
+def test_it_evicts_what_is_missing_after_a_takeover() -> None:
+    active = active_on("a", "b", "c")
+
+    room = make_room(Limits(2, "evict_oldest"), active, "new", [active[1].session_id])
+
+    assert (room.replaced, list(room.evicted)) == ([active[1]], [active[0]])
+
+
 @given(
     max_sessions=st.none() | st.integers(0, 6),
     on_limit=st.sampled_from(ON_LIMIT),

@@ -11,7 +11,7 @@ from srm import errors
 from srm.api.v1 import schemas
 from srm.errors import SrmError
 
-SET_UP, KEEP_ALIVE, TEAR_DOWN = "setUp", "keepAlive", "tearDown"
+SET_UP, LIST, KEEP_ALIVE, TEAR_DOWN = "setUp", "listSessions", "keepAlive", "tearDown"
 EVERYWHERE: tuple[type[SrmError], ...] = (
     errors.MalformedRequest,
     errors.RequestTooLarge,
@@ -77,7 +77,7 @@ def rendered() -> str:
 
 def document() -> dict[str, Any]:
     """The document."""
-    models = (schemas.SetupRequest, schemas.SuccessResponse, schemas.ErrorResponse)
+    models = (schemas.SetupRequest, schemas.SuccessResponse, schemas.SessionListResponse, schemas.ErrorResponse)
     _, definitions = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
@@ -97,7 +97,7 @@ def document() -> dict[str, Any]:
             {"url": "/srm", "description": "The newest version"},
         ],
         "paths": {
-            "/sessions": {"post": _set_up()},
+            "/sessions": {"post": _set_up(), "get": _list_sessions()},
             "/sessions/{sessionId}": {
                 "put": _on_session(KEEP_ALIVE, "Keep a session alive", "Starts its timeout anew."),
                 "delete": _on_session(
@@ -133,6 +133,25 @@ def _set_up() -> dict[str, Any]:
             "required": True,
             "content": {"application/json": {"schema": _ref(schemas.SetupRequest)}},
         },
+        "responses": dict(sorted(answers.items())),
+    }
+
+
+def _list_sessions() -> dict[str, Any]:
+    answers = _errors(tuple(kind for kind in EVERYWHERE if kind is not errors.RequestTooLarge))
+    answers["200"] = {
+        "description": "`successResponse`, or refused: `errorResponse`\n\n"
+        + _catalogue((errors.AccountNotEnabled, errors.DeviceNotEnabled)),
+        "headers": COMMON_HEADERS,
+        "content": {
+            "application/json": {"schema": {"oneOf": [_ref(schemas.SessionListResponse), _ref(schemas.ErrorResponse)]}}
+        },
+    }
+    return {
+        "operationId": LIST,
+        "summary": "List the active sessions of the account",
+        "description": "Those of all its devices, the oldest first.",
+        "parameters": [CLIENT_TOKEN, CORRELATION_ID],
         "responses": dict(sorted(answers.items())),
     }
 

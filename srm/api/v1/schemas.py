@@ -1,5 +1,6 @@
 """The JSON of the client API, v1: what is validated, and what the OpenAPI document is made of."""
 
+from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -28,12 +29,29 @@ class ContentRequest(BaseModel):
     )
 
 
+class SetupOptions(BaseModel):
+    """What a client may ask for beyond the published API."""
+
+    model_config = ConfigDict(frozen=True)
+
+    listConflicts: bool = Field(  # noqa: N815
+        default=False, strict=True, description="Whether a refusal by a limit shall say which sessions are in the way"
+    )
+    takeOver: tuple[UUID, ...] = Field(  # noqa: N815
+        default=(),
+        max_length=100,
+        description="sessionIds of active sessions of the account to end for the new one, both or neither. One that "
+        "is already gone does no harm",
+    )
+
+
 class SetupRequest(BaseModel):
     """Body of a setup. Unknown members are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
     content: ContentRequest
+    options: SetupOptions = SetupOptions()
 
 
 class Setup(BaseModel):
@@ -55,6 +73,35 @@ class SuccessResponse(BaseModel):
     successResponse: Setup  # noqa: N815
 
 
+class ListedSession(BaseModel):
+    """An active session of the account."""
+
+    sessionId: UUID  # noqa: N815
+    deviceName: str = Field(description="What the viewer calls it", examples=["Living-room TV"])  # noqa: N815
+    contentID: str  # noqa: N815
+    contentType: ContentType  # noqa: N815
+    startedAt: datetime  # noqa: N815
+
+
+class SessionList(BaseModel):
+    """The active sessions of the account, the oldest first."""
+
+    sessions: list[ListedSession]
+
+
+class SessionListResponse(BaseModel):
+    """Answer to a listing."""
+
+    successResponse: SessionList  # noqa: N815
+
+
+class Rule(BaseModel):
+    """The limit that was reached."""
+
+    name: str = Field(description="The column of the profile", examples=["max_sessions"])
+    limit: int
+
+
 class ErrorBody(BaseModel):
     """An answer that is not a success."""
 
@@ -64,6 +111,12 @@ class ErrorBody(BaseModel):
     )
     errorCode: str = Field(pattern=r"^SRM-\d{4}$", examples=["SRM-0006"])  # noqa: N815
     errorMessage: str = Field(description="For people", examples=["Session Limit Reached"])  # noqa: N815
+    rule: Rule | None = Field(default=None, description="With SRM-0006, where the setup said listConflicts")
+    conflicts: list[ListedSession] | None = Field(
+        default=None,
+        description="With SRM-0006, where the setup said listConflicts: the sessions whose end would make room, the "
+        "oldest first",
+    )
 
 
 class ErrorResponse(BaseModel):

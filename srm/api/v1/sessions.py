@@ -5,7 +5,8 @@ but for keep-alives. Errors leave as exceptions; `envelope` turns them into answ
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 from uuid import UUID
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -16,8 +17,8 @@ from srm import playback
 from srm.api import envelope
 from srm.api.v1 import schemas
 from srm.database import Database
-from srm.errors import MalformedRequest, RequestTooLarge
-from srm.playback import ContentRef
+from srm.errors import MalformedRequest, RequestTooLarge, SessionLimitReached
+from srm.playback import ContentRef, ListedSession
 from srm.tokens import Principal, TokenVerifier
 
 MAX_BODY_BYTES = 16 * 1024
@@ -62,11 +63,25 @@ def create_blueprint(database: Database, tokens: TokenVerifier) -> Blueprint:
         idempotency_key = _parse_idempotency_key()
         principal = _authenticate(tokens)
         content = ContentRef(setup.content.contentType, setup.content.contentID)
-        with database.request() as db:
-            admission = playback.set_up(db, principal, content, idempotency_key)
+        try:
+            with database.request() as db:
+                admission = playback.set_up(
+                    db, principal, content, idempotency_key=idempotency_key, take_over=setup.options.takeOver
+                )
+        except SessionLimitReached as refusal:
+            if setup.options.listConflicts:
+                refusal.extension = _conflicts(refusal, playback.list_sessions(database.hot, principal))
+            raise
         success = schemas.Setup(sessionId=admission.session_id, timeout=admission.timeout_seconds)
         body = schemas.SuccessResponse(successResponse=success).model_dump_json(exclude_none=True)
         return Answer(body)
+
+    @blueprint.get("/sessions")
+    def list_sessions() -> Response:
+        principal = _authenticate(tokens)
+        listed = [_listed(session) for session in playback.list_sessions(database.hot, principal)]
+        answer = schemas.SessionListResponse(successResponse=schemas.SessionList(sessions=listed))
+        return Response(answer.model_dump_json(), mimetype="application/json")
 
     @blueprint.put("/sessions/<session_id>")
     def keep_alive(session_id: str) -> Response:
@@ -87,6 +102,23 @@ def create_blueprint(database: Database, tokens: TokenVerifier) -> Blueprint:
         return DONE
 
     return blueprint
+
+
+def _conflicts(refusal: SessionLimitReached, active: Sequence[ListedSession]) -> dict[str, Any]:
+    """What the refusal adds: those that have ended since are no longer in the way."""
+    in_the_way = [_listed(session) for session in active if session.session_id in refusal.in_the_way]
+    rule = schemas.Rule(name=refusal.rule, limit=refusal.limit)
+    return {"rule": rule.model_dump(), "conflicts": [session.model_dump(mode="json") for session in in_the_way]}
+
+
+def _listed(session: ListedSession) -> schemas.ListedSession:
+    return schemas.ListedSession(
+        sessionId=session.session_id,
+        deviceName=session.device_name,
+        contentID=session.content_id,
+        contentType=session.content_type,
+        startedAt=session.started_at,
+    )
 
 
 def _parse_setup() -> schemas.SetupRequest:
