@@ -269,6 +269,8 @@ class TestArchive:
         ):
             factory.session("account", "device", silent_for=7200, ended_at=long_ago, session_id=uuid4(), **columns)
         before = [row._asdict() for row in rows(database, "SELECT * FROM srm.sessions ORDER BY session_id")]
+        for session in before:
+            del session["idempotency_key"]  # of use only while the session is active
         reaper.make_partitions()
 
         assert reaper.archive() == 3
