@@ -27,6 +27,14 @@ from srm.models import PlaybackSession
 
 SECRET = "a secret of tests, long enough for HS256"
 SETUP = {"content": {"contentID": "film", "contentType": "COD"}}
+SESSION = f"/srm/v1/sessions/{uuid4()}"
+ROUTES = {
+    "set up": ("POST", "/srm/v1/sessions"),
+    "keep alive": ("PUT", SESSION),
+    "tear down": ("DELETE", SESSION),
+    "ready": ("GET", "/readyz"),
+}
+"""What asks the database; of a session that is not there."""
 ROOT = Path(__file__).parent.parent
 
 

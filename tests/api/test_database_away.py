@@ -1,7 +1,6 @@
 """The database is away: 503 with Retry-After, at once, and only where the database is needed."""
 
 from collections.abc import Callable
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -9,16 +8,9 @@ from flask.testing import FlaskClient
 from psycopg import sql
 from werkzeug.test import TestResponse
 
-from tests.support import SETUP, Factory, error_of, free_port, issue_token
+from tests.support import ROUTES, SESSION, SETUP, Factory, error_of, free_port, issue_token
 
 UNAVAILABLE = (503, "ERROR", "SRM-0010")
-SESSION = f"/srm/v1/sessions/{uuid4()}"
-ROUTES = {
-    "set up": ("POST", "/srm/v1/sessions"),
-    "keep alive": ("PUT", SESSION),
-    "tear down": ("DELETE", SESSION),
-    "ready": ("GET", "/readyz"),
-}
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import psutil
 import psycopg
@@ -25,7 +24,7 @@ from srm.database import Database
 from srm.embedded import EmbeddedServer
 from tests import support
 from tests.concurrency.players import Answer, Player, at_once
-from tests.support import SETUP, Factory, wait_until
+from tests.support import ROUTES, SETUP, Factory, wait_until
 
 WORKERS, THREADS = 2, 4
 PROMISED_SECONDS = 3
@@ -34,13 +33,6 @@ SLACK_SECONDS = 1
 
 RECOVERY_SECONDS = 1 + 2 * SLACK_SECONDS
 
-SESSION = f"/srm/v1/sessions/{uuid4()}"
-ROUTES = {
-    "set up": ("POST", "/srm/v1/sessions"),
-    "keep alive": ("PUT", SESSION),
-    "tear down": ("DELETE", SESSION),
-    "ready": ("GET", "/readyz"),
-}
 AS_USUAL = {"set up": 200, "keep alive": 404, "tear down": 404, "ready": 200}
 
 
