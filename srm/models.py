@@ -6,6 +6,7 @@ written in migrations, the partitions by the reaper.
 """
 
 from datetime import datetime
+from typing import Literal, get_args
 from uuid import UUID
 
 from sqlalchemy import (
@@ -32,8 +33,8 @@ END_REASONS = (
     "account_disabled",
     "device_disabled",
 )
-ON_LIMIT = ("deny", "evict_oldest", "evict_newest")
-SAME_DEVICE = ("count", "replace")
+OnLimit = Literal["deny", "evict_oldest", "evict_newest"]
+SameDevice = Literal["count", "replace"]
 
 
 class Base(DeclarativeBase):
@@ -70,8 +71,8 @@ class AccountProfile(Base):
         identifier("profile_id"),
         CheckConstraint("max_sessions >= 0", name="max_sessions"),
         CheckConstraint("timeout_seconds > 0", name="timeout_seconds"),
-        one_of("on_limit", ON_LIMIT),
-        one_of("same_device", SAME_DEVICE),
+        one_of("on_limit", get_args(OnLimit)),
+        one_of("same_device", get_args(SameDevice)),
         {"comment": "Limits and timeout that accounts share"},
     )
 

@@ -22,7 +22,7 @@ a lock, and the clocks of hosts differ.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
@@ -58,7 +58,7 @@ from srm.errors import (
     SessionEnded,
     SessionNotFound,
 )
-from srm.models import Account, AccountProfile, Device, EndedSession, PlaybackSession
+from srm.models import Account, AccountProfile, Device, EndedSession, OnLimit, PlaybackSession, SameDevice
 from srm.policy import ActiveSession, Limits
 from srm.tokens import Principal
 
@@ -89,8 +89,8 @@ class Terms(NamedTuple):
     granted: bool
     timeout_seconds: int | None
     max_sessions: int | None
-    on_limit: Literal["deny", "evict_oldest", "evict_newest"]
-    same_device: Literal["count", "replace"]
+    on_limit: OnLimit
+    same_device: SameDevice
 
 
 @dataclass(frozen=True, slots=True)

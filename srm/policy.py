@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
 from uuid import UUID
 
 from srm.errors import SessionLimitReached
+from srm.models import OnLimit, SameDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,9 +14,9 @@ class Limits:
 
     max_sessions: int | None
     """Most sessions at once; None = no limit."""
-    on_limit: Literal["deny", "evict_oldest", "evict_newest"] = "deny"
+    on_limit: OnLimit = "deny"
     """Refuse a setup that goes over a limit, or end sessions for it."""
-    same_device: Literal["count", "replace"] = "count"
+    same_device: SameDevice = "count"
     """Whether a session that the device already has counts, or is ended first."""
 
 

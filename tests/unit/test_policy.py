@@ -1,5 +1,6 @@
 """May the account have one more session, and which ones have to go for it?"""
 
+from typing import get_args
 from uuid import UUID
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srm.errors import SessionLimitReached
-from srm.models import ON_LIMIT, SAME_DEVICE
+from srm.models import OnLimit, SameDevice
 from srm.policy import ActiveSession, Limits, make_room
 
 
@@ -23,7 +24,7 @@ def ended(limits: Limits, *devices: str, on: str = "new") -> tuple[list[int], li
 
 
 @pytest.mark.parametrize(("limit", "active"), [(1, 0), (3, 0), (3, 2), (None, 0), (None, 10_000)])
-@pytest.mark.parametrize("on_limit", ON_LIMIT)
+@pytest.mark.parametrize("on_limit", get_args(OnLimit))
 def test_it_admits_below_the_limit(limit: int | None, active: int, on_limit: str) -> None:
     assert ended(Limits(limit, on_limit), *["tv"] * active) == ([], [])  # type: ignore[arg-type]
 
@@ -98,8 +99,8 @@ def test_it_evicts_what_is_missing_after_a_takeover() -> None:
 
 @given(
     max_sessions=st.none() | st.integers(0, 6),
-    on_limit=st.sampled_from(ON_LIMIT),
-    same_device=st.sampled_from(SAME_DEVICE),
+    on_limit=st.sampled_from(get_args(OnLimit)),
+    same_device=st.sampled_from(get_args(SameDevice)),
     devices=st.lists(st.sampled_from(["tv", "phone", "tablet"]), max_size=9),
     device=st.sampled_from(["tv", "phone", "tablet"]),
 )

@@ -114,14 +114,7 @@ def document() -> dict[str, Any]:
 
 def _set_up() -> dict[str, Any]:
     answers = _errors(EVERYWHERE)
-    answers["200"] = {
-        "description": "Admitted: `successResponse`. Refused by a business rule: `errorResponse`\n\n"
-        + _catalogue(REFUSALS),
-        "headers": COMMON_HEADERS,
-        "content": {
-            "application/json": {"schema": {"oneOf": [_ref(schemas.SuccessResponse), _ref(schemas.ErrorResponse)]}}
-        },
-    }
+    answers["200"] = _business_answer("Admitted", schemas.SuccessResponse, REFUSALS)
     return {
         "operationId": SET_UP,
         "summary": "Set a session up",
@@ -139,14 +132,9 @@ def _set_up() -> dict[str, Any]:
 
 def _list_sessions() -> dict[str, Any]:
     answers = _errors(tuple(kind for kind in EVERYWHERE if kind is not errors.RequestTooLarge))
-    answers["200"] = {
-        "description": "`successResponse`, or refused: `errorResponse`\n\n"
-        + _catalogue((errors.AccountNotEnabled, errors.DeviceNotEnabled)),
-        "headers": COMMON_HEADERS,
-        "content": {
-            "application/json": {"schema": {"oneOf": [_ref(schemas.SessionListResponse), _ref(schemas.ErrorResponse)]}}
-        },
-    }
+    answers["200"] = _business_answer(
+        "The list", schemas.SessionListResponse, (errors.AccountNotEnabled, errors.DeviceNotEnabled)
+    )
     return {
         "operationId": LIST,
         "summary": "List the active sessions of the account",
@@ -165,6 +153,16 @@ def _on_session(operation: str, summary: str, description: str) -> dict[str, Any
         "description": description,
         "parameters": [SESSION_ID, CLIENT_TOKEN, CORRELATION_ID],
         "responses": dict(sorted(answers.items())),
+    }
+
+
+def _business_answer(success: str, model: type, refusals: tuple[type[SrmError], ...]) -> dict[str, Any]:
+    """A 200 that is a success or the refusal of a business rule."""
+    return {
+        "description": f"{success}: `successResponse`. Refused by a business rule: `errorResponse`\n\n"
+        + _catalogue(refusals),
+        "headers": COMMON_HEADERS,
+        "content": {"application/json": {"schema": {"oneOf": [_ref(model), _ref(schemas.ErrorResponse)]}}},
     }
 
 
