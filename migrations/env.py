@@ -17,7 +17,7 @@ from srm.models import SCHEMA, Base
 
 LOCK_TIMEOUT = "5s"
 ONE_RUNNER = 0x53524D  # "SRM"
-PARTITION = re.compile(r"session_history_\d{4}_\d{2}")
+PARTITION = re.compile(r"(session_history|denials)_\d{4}_\d{2}")
 
 SETTINGS: dict[str, Any] = {
     "target_metadata": Base.metadata,

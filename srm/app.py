@@ -28,7 +28,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.merge_slashes = False  # a path is what was asked for, never a redirect to another
     app.extensions["srm.database"] = database
 
-    client_api = sessions.create_blueprint(database, verifier)
+    client_api = sessions.create_blueprint(database, verifier, settings.trusted_proxies)
     client_api.add_url_rule("/openapi.json", view_func=openapi.show)
     for name, prefix in PREFIXES.items():
         app.register_blueprint(client_api, url_prefix=prefix, name=name)

@@ -114,7 +114,7 @@ def upgrade(revision: str, sql: bool) -> None:
 
 @cli.command()
 def audit() -> None:
-    """Check from the tables that no account ever held more sessions than its limit; exit code 1 if one did."""
+    """Check from the tables that no account ever went over its limits; exit code 1 if one did."""
     with _database(config.load(), AUDIT_TIMEOUT_SECONDS) as database, database.transaction() as connection:
         found = audits.excesses(connection)
         checked = audits.counted(connection)
@@ -123,7 +123,7 @@ def audit() -> None:
         return
     click.echo(f"exceeded {len(found)} times in {checked} sessions")
     for excess in found:
-        counts = f"{excess.active} active, limit {excess.max_sessions}"
+        counts = f"{excess.rule}: {excess.active} active, limit {excess.limit}"
         click.echo(f"account {excess.account_id} at {excess.at.isoformat()}: {counts}")
     sys.exit(1)
 

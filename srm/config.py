@@ -65,7 +65,14 @@ class Settings(BaseSettings):
         description="Seconds that an ended session stays in `sessions`, so that its client can learn why",
     )
     history_retention_days: int = Field(
-        default=90, ge=1, le=3650, description="Days that `session_history` reaches back, at least"
+        default=90, ge=1, le=3650, description="Days that `session_history` and `denials` reach back, at least"
+    )
+    trusted_proxies: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        description="Proxies in front, each of which appends to X-Forwarded-For whom it was asked by: so many of its "
+        "entries, from the last, are believed. 0: the client's address is that of the connection",
     )
     log_format: Literal["console", "json"] = Field(
         default="console", description="`console` for people, `json` for log collectors"

@@ -20,6 +20,7 @@ from weakref import WeakSet
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
+from psycopg.types.string import TextLoader
 from sqlalchemy import ClauseElement, ColumnElement, Connection, Text, create_engine, event, literal_column
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL, make_url
@@ -227,6 +228,7 @@ class Database:
             keepalives_count=3,
             options=" ".join(f"-c {name}={value}" for name, value in settings.items()),
         )
+        connection.adapters.register_loader("inet", TextLoader)  # an address is compared, and shown; nothing else
         connection.statement_timeout_seconds = self._statement_timeout_seconds
         return connection
 

@@ -42,7 +42,16 @@ def _rows_in_order_of_references() -> list[list[Base]]:
     return [
         [
             AccountProfile(
-                profile_id=profile, max_sessions=3, timeout_seconds=timeout, on_limit="deny", same_device="count"
+                profile_id=profile,
+                max_sessions=3,
+                max_sessions_per_content=None,
+                max_ip_addresses=None,
+                max_sessions_per_ip=None,
+                timeout_seconds=timeout,
+                max_session_seconds=None,
+                on_limit="deny",
+                same_device="count",
+                mode="enforce",
             )
             for profile, timeout in {"default": 30, "no-keep-alive": None}.items()
         ],

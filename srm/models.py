@@ -1,7 +1,7 @@
 """Tables of the schema `srm`. A change here needs a migration; `alembic check` compares the two.
 
 Every table that grows with the number of accounts has `account_id` first in its keys, so that it can be
-distributed by it. Views and the monthly partitions of `session_history` are not models: the views are
+distributed by it. Views and the monthly partitions are not models: the views are
 written in migrations, the partitions by the reaper.
 """
 
@@ -14,12 +14,14 @@ from sqlalchemy import (
     ForeignKey,
     ForeignKeyConstraint,
     Index,
+    Integer,
     MetaData,
     Text,
+    Uuid,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, INET, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 SCHEMA = "srm"
@@ -35,6 +37,7 @@ END_REASONS = (
 )
 OnLimit = Literal["deny", "evict_oldest", "evict_newest"]
 SameDevice = Literal["count", "replace"]
+Mode = Literal["enforce", "observe"]
 
 
 class Base(DeclarativeBase):
@@ -50,12 +53,23 @@ class Base(DeclarativeBase):
             "ix": "%(table_name)s_%(column_0_N_name)s_idx",
         },
     )
-    type_annotation_map = {str: Text, datetime: TIMESTAMP(timezone=True)}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        str: Text,
+        datetime: TIMESTAMP(timezone=True),
+        list[str]: ARRAY(Text),
+        list[int | None]: ARRAY(Integer),
+        list[UUID]: ARRAY(Uuid),
+    }
 
 
 def one_of(column: str, words: tuple[str, ...]) -> CheckConstraint:
     """Check that the column holds one of the words."""
     return CheckConstraint(f"{column} IN ({', '.join(repr(word) for word in words)})", name=column)
+
+
+def at_least(column: str, least: int) -> CheckConstraint:
+    """Check that the column, unless it is null, is not less than that."""
+    return CheckConstraint(f"{column} >= {least}", name=column)
 
 
 def identifier(column: str) -> CheckConstraint:
@@ -69,10 +83,15 @@ class AccountProfile(Base):
     __tablename__ = "account_profiles"
     __table_args__ = (
         identifier("profile_id"),
-        CheckConstraint("max_sessions >= 0", name="max_sessions"),
+        at_least("max_sessions", 0),
         CheckConstraint("timeout_seconds > 0", name="timeout_seconds"),
         one_of("on_limit", get_args(OnLimit)),
         one_of("same_device", get_args(SameDevice)),
+        at_least("max_sessions_per_content", 0),
+        at_least("max_ip_addresses", 0),
+        at_least("max_sessions_per_ip", 0),
+        at_least("max_session_seconds", 1),
+        one_of("mode", get_args(Mode)),
         {"comment": "Limits and timeout that accounts share"},
     )
 
@@ -81,7 +100,7 @@ class AccountProfile(Base):
         comment="Most playback sessions that an account may have at once; null = no limit"
     )
     timeout_seconds: Mapped[int | None] = mapped_column(
-        comment="Seconds in which a keep-alive is expected; null = keep-alive disabled, sessions never lapse"
+        comment="Seconds in which a keep-alive is expected; null = keep-alive disabled"
     )
     on_limit: Mapped[str] = mapped_column(
         server_default=text("'deny'"),
@@ -91,6 +110,45 @@ class AccountProfile(Base):
         server_default=text("'count'"),
         comment="The sessions that the device of a setup already has: count = they count; replace = they are ended",
     )
+    max_sessions_per_content: Mapped[int | None] = mapped_column(
+        comment="Most sessions on the same contentID; null = no limit"
+    )
+    max_ip_addresses: Mapped[int | None] = mapped_column(
+        comment="Most client addresses with a session, an IPv6 /64 being one; null = no limit"
+    )
+    max_sessions_per_ip: Mapped[int | None] = mapped_column(
+        comment="Most sessions from one client address; null = no limit"
+    )
+    max_session_seconds: Mapped[int | None] = mapped_column(
+        comment="Longest that a session may live, keep-alives or not; null = no limit"
+    )
+    mode: Mapped[str] = mapped_column(
+        server_default=text("'enforce'"),
+        comment="enforce = the limits hold; observe = a setup beyond them is admitted, and recorded in denials",
+    )
+
+
+class ProfileDeviceGroup(Base):
+    """What a profile says of the devices of a group."""
+
+    __tablename__ = "profile_device_groups"
+    __table_args__ = (
+        identifier("device_group"),
+        at_least("max_sessions", 0),
+        {"comment": "What a profile says of sessions on the devices of a group"},
+    )
+
+    profile_id: Mapped[str] = mapped_column(
+        ForeignKey(AccountProfile.profile_id, ondelete="CASCADE"), primary_key=True, comment="The profile"
+    )
+    device_group: Mapped[str] = mapped_column(primary_key=True, comment="The group, as in devices.device_group")
+    max_sessions: Mapped[int | None] = mapped_column(
+        comment="Most sessions at once on devices of the group; null = no limit"
+    )
+    counts: Mapped[bool] = mapped_column(
+        server_default=text("true"),
+        comment="False: sessions on them do not count towards max_sessions of the profile",
+    )
 
 
 class Account(Base):
@@ -99,7 +157,7 @@ class Account(Base):
     __tablename__ = "accounts"
     __table_args__ = (
         identifier("account_id"),
-        CheckConstraint("max_sessions >= 0", name="max_sessions"),
+        at_least("max_sessions", 0),
         Index(None, "profile_id"),
         {"comment": "Subscribers; the row is the lock under which the sessions of the account are counted"},
     )
@@ -151,6 +209,46 @@ class Content(Base):
         comment="For a broadcast event: the channel that it was on; else null",
     )
     title: Mapped[str | None] = mapped_column(comment="For people; SRM does not use it")
+
+
+class ContentGroup(Base):
+    """A content is in a group of contents."""
+
+    __tablename__ = "content_groups"
+    __table_args__ = (
+        identifier("content_group"),
+        {"comment": "Groups of contents that profiles may limit; an event is also in the groups of its channel"},
+    )
+
+    content_id: Mapped[str] = mapped_column(
+        ForeignKey(Content.content_id, ondelete="CASCADE"), primary_key=True, comment="The content"
+    )
+    content_group: Mapped[str] = mapped_column(primary_key=True, comment="Name of the group: sports, …")
+
+
+class ProfileContentGroup(Base):
+    """What a profile says of the contents of a group."""
+
+    __tablename__ = "profile_content_groups"
+    __table_args__ = (
+        identifier("content_group"),
+        at_least("max_sessions", 0),
+        {"comment": "What a profile says of sessions on the contents of a group"},
+    )
+
+    profile_id: Mapped[str] = mapped_column(
+        ForeignKey(AccountProfile.profile_id, ondelete="CASCADE"), primary_key=True, comment="The profile"
+    )
+    content_group: Mapped[str] = mapped_column(
+        primary_key=True, comment="The group, as in content_groups.content_group"
+    )
+    max_sessions: Mapped[int | None] = mapped_column(
+        comment="Most sessions at once on contents of the group; null = no limit"
+    )
+    counts: Mapped[bool] = mapped_column(
+        server_default=text("true"),
+        comment="False: sessions on them do not count towards max_sessions of the profile",
+    )
 
 
 class Product(Base):
@@ -226,13 +324,43 @@ class SessionColumns:
         server_default=func.statement_timestamp(), comment="When the client was last heard of"
     )
     timeout_seconds: Mapped[int | None] = mapped_column(
-        comment="Seconds from a keep-alive to the lapse, copied from the profile at setup; null = never lapses"
+        comment="Seconds from a keep-alive to the lapse, copied from the profile at setup; null = no keep-alive needed"
     )
     max_sessions: Mapped[int | None] = mapped_column(
         comment="The limit of the account at setup, under which the session was admitted; null = no limit"
     )
     ended_by: Mapped[str | None] = mapped_column(
         sort_order=3, comment="What the viewer calls the device whose setup ended the session; null = no setup did"
+    )
+    device_group: Mapped[str | None] = mapped_column(sort_order=5, comment="Group of the device, at setup")
+    content_groups: Mapped[list[str] | None] = mapped_column(
+        sort_order=5, comment="Groups of the content, at setup; null = it was in none"
+    )
+    address: Mapped[str | None] = mapped_column(
+        INET, sort_order=5, comment="Address of the client at setup, of IPv6 its /64; null = not known"
+    )
+    counts: Mapped[bool] = mapped_column(
+        server_default=text("true"),
+        sort_order=5,
+        comment="Whether it counts towards max_sessions; by the groups of device and content, at setup",
+    )
+    max_session_seconds: Mapped[int | None] = mapped_column(
+        sort_order=5, comment="Seconds from started_at to the lapse, keep-alives or not; null = no limit"
+    )
+    max_sessions_per_content: Mapped[int | None] = mapped_column(
+        sort_order=5, comment="A limit under which the session was admitted, like max_sessions; null = no limit"
+    )
+    max_ip_addresses: Mapped[int | None] = mapped_column(
+        sort_order=5, comment="A limit under which the session was admitted, like max_sessions; null = no limit"
+    )
+    max_sessions_per_ip: Mapped[int | None] = mapped_column(
+        sort_order=5, comment="A limit under which the session was admitted, like max_sessions; null = no limit"
+    )
+    max_sessions_of_device_group: Mapped[int | None] = mapped_column(
+        sort_order=5, comment="The limit of device_group under which the session was admitted; null = no limit"
+    )
+    max_sessions_of_content_groups: Mapped[list[int | None] | None] = mapped_column(
+        sort_order=5, comment="The limits of content_groups, in their order, under which the session was admitted"
     )
 
 
@@ -280,4 +408,40 @@ class EndedSession(SessionColumns, Base):
             "comment": "Ended sessions, partitioned by month (UTC) of ended_at, dropped by age",
             "postgresql_partition_by": "RANGE (ended_at)",
         },
+    )
+
+
+class Denial(Base):
+    """A setup that was refused, or would have been."""
+
+    __tablename__ = "denials"
+    __table_args__ = (
+        {
+            "comment": "Setups that were refused, or would have been, partitioned by month (UTC), dropped by age",
+            "postgresql_partition_by": "RANGE (denied_at)",
+        },
+    )
+
+    account_id: Mapped[str] = mapped_column(primary_key=True, comment="Account of the token")
+    denied_at: Mapped[datetime] = mapped_column(
+        primary_key=True, server_default=func.statement_timestamp(), comment="When it was refused"
+    )
+    denial_id: Mapped[UUID] = mapped_column(
+        primary_key=True, server_default=func.gen_random_uuid(), comment="Tells refusals of the same instant apart"
+    )
+    device_id: Mapped[str] = mapped_column(comment="Device of the token")
+    content_type: Mapped[str] = mapped_column(comment="contentType of the setup")
+    content_id: Mapped[str] = mapped_column(comment="contentID of the setup")
+    address: Mapped[str | None] = mapped_column(
+        INET, comment="Address of the client, of IPv6 its /64; null = not known"
+    )
+    error_code: Mapped[str] = mapped_column(comment="errorCode of the answer: SRM-0004 to SRM-0007")
+    rule: Mapped[str | None] = mapped_column(
+        comment="The limit that was reached: max_sessions, device_group:mobile, …; null = it was none"
+    )
+    rule_limit: Mapped[int | None] = mapped_column(comment="What the limit was at")
+    in_the_way: Mapped[list[UUID] | None] = mapped_column(comment="The sessions whose end would have made room")
+    observed: Mapped[bool] = mapped_column(
+        server_default=text("false"),
+        comment="True: the profile only observes; the session was admitted, and the refusal is what would have been",
     )

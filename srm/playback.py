@@ -20,7 +20,7 @@ a lock, and the clocks of hosts differ.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
@@ -30,22 +30,25 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     CursorResult,
-    Integer,
     Result,
     Text,
     Update,
     Uuid,
     and_,
     bindparam,
+    case,
     delete,
     func,
     insert,
     literal,
     literal_column,
+    or_,
     select,
+    true,
     tuple_,
     update,
 )
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import aliased
 
 from srm import entitlements, policy
@@ -56,13 +59,41 @@ from srm.errors import (
     DeviceNotEnabled,
     MalformedRequest,
     SessionEnded,
+    SessionLimitReached,
     SessionNotFound,
 )
-from srm.models import Account, AccountProfile, Device, EndedSession, OnLimit, PlaybackSession, SameDevice
-from srm.policy import ActiveSession, Limits
+from srm.models import (
+    Account,
+    AccountProfile,
+    Content,
+    ContentGroup,
+    Device,
+    EndedSession,
+    PlaybackSession,
+    ProfileContentGroup,
+    ProfileDeviceGroup,
+)
+from srm.policy import ActiveSession, Limits, Setup
 from srm.tokens import Principal
 
 sessions = PlaybackSession.__table__.c
+
+COPIED = (
+    "device_group",
+    "content_groups",
+    "address",
+    "counts",
+    "timeout_seconds",
+    "max_session_seconds",
+    "max_sessions",
+    "max_sessions_per_content",
+    "max_ip_addresses",
+    "max_sessions_per_ip",
+    "max_sessions_of_device_group",
+    "max_sessions_of_content_groups",
+    "idempotency_key",
+)
+"""What a session keeps of its setup, beside who and what: all that its limits look at, as it was then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +106,28 @@ class ContentRef:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A session that was set up. `timeout_seconds`: None = keep-alive is disabled."""
+    """A session that was set up.
+
+    `timeout_seconds`: None = keep-alive is disabled. `observed`: the refusal that would have been, if the limits of the
+    profile were enforced.
+    """
 
     session_id: UUID
     timeout_seconds: int | None
+    observed: SessionLimitReached | None = None
 
 
 class Terms(NamedTuple):
-    """What holds for a setup, by its account, its device and the profile."""
+    """What holds for a setup beside the limits, by its account, its device, its content and the profile."""
 
     device_enabled: bool | None
     device_name: str | None
+    device_group: str
     granted: bool
+    content_groups: list[str] | None
+    counts: bool
     timeout_seconds: int | None
-    max_sessions: int | None
-    on_limit: OnLimit
-    same_device: SameDevice
+    max_session_seconds: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +147,26 @@ def seconds(count: ColumnElement[int | None]) -> ColumnElement[object]:
 
 
 def is_lapsed() -> ColumnElement[bool]:
-    """Whether the timeout of a session has passed; null, so neither, where keep-alive is disabled.
+    """Whether a session has been silent for its timeout, or is as old as it may get; null where it has neither.
 
     Subtracts two times instead of adding to a column, which a distributed UPDATE refuses.
     """
-    return func.statement_timestamp() - sessions.last_keep_alive_at >= seconds(sessions.timeout_seconds)
+    now = func.statement_timestamp()
+    return or_(
+        now - sessions.last_keep_alive_at >= seconds(sessions.timeout_seconds),
+        now - sessions.started_at >= seconds(sessions.max_session_seconds),
+    )
 
 
 def lapsed_at() -> ColumnElement[datetime]:
-    """The instant at which a session lapses, or did; null where keep-alive is disabled.
+    """The instant at which a session lapses, or did; null where it never does.
 
-    By way of a time without zone: adding to one is immutable, as a distributed UPDATE demands.
+    By way of times without zone: adding to one is immutable, as a distributed UPDATE demands.
     """
     utc = constant("UTC")
-    return func.timezone(utc, func.timezone(utc, sessions.last_keep_alive_at) + seconds(sessions.timeout_seconds))
+    silent = func.timezone(utc, sessions.last_keep_alive_at) + seconds(sessions.timeout_seconds)
+    old = func.timezone(utc, sessions.started_at) + seconds(sessions.max_session_seconds)
+    return func.timezone(utc, func.least(silent, old))
 
 
 def _lapse(which: ColumnElement[bool]) -> Update:
@@ -143,27 +186,77 @@ OF_SESSION = bindparam("of_session", type_=Uuid)
 OF_DEVICE = bindparam("of_device", type_=Text)
 OF_CONTENT_TYPE = bindparam("of_content_type", type_=Text)
 OF_CONTENT = bindparam("of_content", type_=Text)
+OF_REPLACED = bindparam("of_replaced", type_=ARRAY(Uuid))
+OF_EVICTED = bindparam("of_evicted", type_=ARRAY(Uuid))
 
 # Alone in its statement: what is read together with a lock may be older than the lock.
 LOCK_ACCOUNT = compiled(select(Account.enabled).where(Account.account_id == OF_ACCOUNT).with_for_update(key_share=True))
-ACTIVE_SESSION = tuple(sessions[field.name] for field in fields(ActiveSession))
+ACTIVE_SESSION = tuple(sessions[name] for name in ActiveSession._fields)
 OLDEST_FIRST = (sessions.started_at, sessions.session_id)
-# Terms, whether lapsed, and a session; a row for each that is not ended, or one with nulls where there is none.
+# An event is also in the groups of its channel.
+GROUPS_OF_CONTENT = (
+    select(ContentGroup.content_group)
+    .distinct()
+    .where(
+        or_(
+            ContentGroup.content_id == OF_CONTENT,
+            ContentGroup.content_id
+            == select(Content.channel_id).where(Content.content_id == OF_CONTENT).scalar_subquery(),
+        )
+    )
+    .subquery("groups_of_content")
+)
+IN_ORDER = GROUPS_OF_CONTENT.c.content_group
+CONTENT_GROUPS = (
+    select(
+        func.array_agg(aggregate_order_by(GROUPS_OF_CONTENT.c.content_group, IN_ORDER)).label("names"),
+        func.array_agg(aggregate_order_by(ProfileContentGroup.max_sessions, IN_ORDER)).label("limits"),
+        func.bool_and(func.coalesce(ProfileContentGroup.counts, true())).label("count"),
+    )
+    .select_from(GROUPS_OF_CONTENT)
+    .outerjoin(
+        ProfileContentGroup,
+        and_(
+            ProfileContentGroup.profile_id == AccountProfile.profile_id,
+            ProfileContentGroup.content_group == GROUPS_OF_CONTENT.c.content_group,
+        ),
+    )
+    .lateral("content_groups")
+)
+# Terms, limits, whether lapsed, and a session; a row for each that is not ended, or one with nulls where there is none.
 GET_TERMS_AND_LIST = compiled(
     select(
         Device.enabled,
         Device.name,
+        Device.device_group,
         entitlements.is_granted(OF_ACCOUNT, OF_CONTENT_TYPE, OF_CONTENT),
+        CONTENT_GROUPS.c.names,
+        and_(func.coalesce(ProfileDeviceGroup.counts, true()), func.coalesce(CONTENT_GROUPS.c.count, true())),
         AccountProfile.timeout_seconds,
+        AccountProfile.max_session_seconds,
         func.coalesce(Account.max_sessions, AccountProfile.max_sessions),
+        AccountProfile.max_sessions_per_content,
+        AccountProfile.max_ip_addresses,
+        AccountProfile.max_sessions_per_ip,
+        ProfileDeviceGroup.max_sessions,
+        CONTENT_GROUPS.c.limits,
         AccountProfile.on_limit,
         AccountProfile.same_device,
+        AccountProfile.mode,
         is_lapsed(),
         *ACTIVE_SESSION,
     )
     .select_from(Account)
     .join(AccountProfile, AccountProfile.profile_id == Account.profile_id)
     .outerjoin(Device, and_(Device.account_id == OF_ACCOUNT, Device.device_id == OF_DEVICE))
+    .outerjoin(
+        ProfileDeviceGroup,
+        and_(
+            ProfileDeviceGroup.profile_id == AccountProfile.profile_id,
+            ProfileDeviceGroup.device_group == Device.device_group,
+        ),
+    )
+    .join(CONTENT_GROUPS, true())
     .outerjoin(PlaybackSession, and_(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None)))
     .where(Account.account_id == OF_ACCOUNT)
     .order_by(*OLDEST_FIRST)
@@ -185,33 +278,33 @@ NAMED_IN_ORDER = (
     select(sessions.session_id)
     .where(
         sessions.account_id == OF_ACCOUNT,
-        sessions.session_id == func.any(bindparam("of_sessions", type_=ARRAY(Uuid))),
+        or_(sessions.session_id == func.any(OF_REPLACED), sessions.session_id == func.any(OF_EVICTED)),
         sessions.ended_at.is_(None),
     )
     .order_by(sessions.session_id)
     .with_for_update()
 )
-END_FOR_ANOTHER = compiled(
+ADMISSION = insert(PlaybackSession).values(
+    account_id=OF_ACCOUNT,
+    session_id=OF_SESSION,
+    device_id=OF_DEVICE,
+    content_type=OF_CONTENT_TYPE,
+    content_id=OF_CONTENT,
+    **{name: bindparam(name, type_=sessions[name].type) for name in COPIED},
+)
+ADMIT = compiled(ADMISSION)
+END_FOR_ANOTHER = (
     update(PlaybackSession)
     .where(sessions.account_id == OF_ACCOUNT, sessions.session_id.in_(NAMED_IN_ORDER), sessions.ended_at.is_(None))
     .values(
         ended_at=func.statement_timestamp(),
-        end_reason=bindparam("end_reason", type_=Text),
+        end_reason=case(
+            (sessions.session_id == func.any(OF_REPLACED), constant("replaced")), else_=constant("evicted")
+        ),
         ended_by=bindparam("ended_by", type_=Text),
     )
 )
-ADMIT = compiled(
-    insert(PlaybackSession).values(
-        account_id=OF_ACCOUNT,
-        session_id=OF_SESSION,
-        device_id=OF_DEVICE,
-        content_type=OF_CONTENT_TYPE,
-        content_id=OF_CONTENT,
-        timeout_seconds=bindparam("timeout_seconds", type_=Integer),
-        max_sessions=bindparam("max_sessions", type_=Integer),
-        idempotency_key=bindparam("idempotency_key", type_=Text),
-    )
-)
+ADMIT_INSTEAD = compiled(ADMISSION.add_cte(END_FOR_ANOTHER.cte("ended")))
 OWN_SESSION = and_(
     sessions.account_id == OF_ACCOUNT, sessions.session_id == OF_SESSION, sessions.device_id == OF_DEVICE
 )
@@ -257,6 +350,7 @@ def set_up(
     principal: Principal,
     content: ContentRef,
     *,
+    address: str | None = None,
     idempotency_key: str | None = None,
     take_over: Collection[UUID] = (),
 ) -> Admission:
@@ -264,7 +358,7 @@ def set_up(
 
     Those are sessions of the account that it takes over, whose place it takes by the rules of the profile, or that
     are evicted. A repeat, with the `idempotency_key` of an active session of the device, is given that session, kept
-    alive.
+    alive. `address`: of the client, as the limits count it.
 
     AccountNotEnabled, DeviceNotEnabled, ContentAccessDenied, MalformedRequest (the key was used for another content)
     or SessionLimitReached when it may not be, checked in this order (wire contract). The caller commits before it
@@ -279,7 +373,7 @@ def set_up(
     account = db.execute(LOCK_ACCOUNT, names).fetchone()
     if account is None or not account[0]:
         raise AccountNotEnabled
-    terms, active = _terms_and_active(db, names)
+    terms, limits, active = _terms_and_active(db, names)
     if not terms.device_enabled:
         raise DeviceNotEnabled
     if not terms.granted:
@@ -287,45 +381,68 @@ def set_up(
     if idempotency_key is not None:
         for session in active:
             if (session.device_id, session.idempotency_key) == (principal.device_id, idempotency_key):
-                return _repeat(db, principal, content, session, take_over)
-    limits = Limits(terms.max_sessions, terms.on_limit, terms.same_device)
-    room = policy.make_room(limits, active, principal.device_id, take_over)
-    for end_reason, ended in (("replaced", room.replaced), ("evicted", room.evicted)):
-        if ended:
-            ids = [session.session_id for session in ended]
-            how = {"of_sessions": ids, "end_reason": end_reason, "ended_by": terms.device_name}
-            db.execute(END_FOR_ANOTHER, {**names, **how})
-    admission = Admission(uuid4(), terms.timeout_seconds)
-    session_values = {
+                return _repeat(db, principal, content, session, address, take_over)
+    setup = Setup(
+        principal.device_id, terms.device_group, content.content_id, terms.content_groups, address, terms.counts
+    )
+    room = policy.make_room(limits, active, setup, take_over)
+    admission = Admission(uuid4(), terms.timeout_seconds, room.observed)
+    in_force = limits if limits.mode == "enforce" else Limits()
+    of_session = {
+        **names,
         "of_session": admission.session_id,
         "timeout_seconds": terms.timeout_seconds,
-        "max_sessions": terms.max_sessions,
         "idempotency_key": idempotency_key,
+        "device_group": terms.device_group,
+        "content_groups": terms.content_groups,
+        "address": address,
+        "counts": terms.counts,
+        "max_session_seconds": terms.max_session_seconds,
+        "max_sessions": in_force.max_sessions,
+        "max_sessions_per_content": in_force.max_sessions_per_content,
+        "max_ip_addresses": in_force.max_ip_addresses,
+        "max_sessions_per_ip": in_force.max_sessions_per_ip,
+        "max_sessions_of_device_group": in_force.max_sessions_of_device_group,
+        "max_sessions_of_content_groups": in_force.max_sessions_of_content_groups,
     }
-    db.execute(ADMIT, {**names, **session_values})
+    if room.replaced or room.evicted:
+        of_session["of_replaced"] = [session.session_id for session in room.replaced]
+        of_session["of_evicted"] = [session.session_id for session in room.evicted]
+        of_session["ended_by"] = terms.device_name
+        db.execute(ADMIT_INSTEAD, of_session)
+    else:
+        db.execute(ADMIT, of_session)
     return admission
 
 
-def _terms_and_active(db: Cursor, names: dict[str, object]) -> tuple[Terms, list[ActiveSession]]:
+def _terms_and_active(db: Cursor, names: dict[str, object]) -> tuple[Terms, Limits, list[ActiveSession]]:
     """What holds for a setup, and the active sessions of its account, the oldest first. The account is locked."""
     rows = db.execute(GET_TERMS_AND_LIST, names).fetchall()
-    lapsed, session_id = len(Terms._fields), len(Terms._fields) + 1  # positions of these in a row
+    terms, limits = len(Terms._fields), len(Terms._fields) + len(Limits._fields)  # where these end in a row
+    lapsed, session_id = limits, limits + 1  # where these are
     if any(row[lapsed] for row in rows):
         db.execute(END_LAPSED, names)
         active = db.execute(LIST_ACTIVE, names).fetchall()
     else:
         active = [row[session_id:] for row in rows if row[session_id] is not None]
-    return Terms(*rows[0][:lapsed]), [ActiveSession(*session) for session in active]
+    first = rows[0]
+    return Terms(*first[:terms]), Limits(*first[terms:limits]), [ActiveSession(*session) for session in active]
 
 
 def _repeat(
-    db: Cursor, principal: Principal, content: ContentRef, session: ActiveSession, take_over: Collection[UUID]
+    db: Cursor,
+    principal: Principal,
+    content: ContentRef,
+    session: ActiveSession,
+    address: str | None,
+    take_over: Collection[UUID],
 ) -> Admission:
     """Give the session of a setup that was admitted before; its answer got lost."""
     if (session.content_type, session.content_id) != (content.content_type, content.content_id):
         raise MalformedRequest("Idempotency-Key was used for another content")
     if not keep_alive(db, principal, session.session_id):  # it has ended this very moment
-        return set_up(db, principal, content, idempotency_key=session.idempotency_key, take_over=take_over)
+        key = session.idempotency_key
+        return set_up(db, principal, content, address=address, idempotency_key=key, take_over=take_over)
     return Admission(session.session_id, session.timeout_seconds)
 
 

@@ -1,4 +1,4 @@
-"""The reaper: ends lapsed sessions, moves ended ones to the history, looks after its partitions.
+"""The reaper: ends lapsed sessions, moves ended ones to the history, looks after the monthly partitions.
 
 A process of its own. Correctness never waits for it: a lapsed session holds no slot whether or not it has
 been reaped. Any number may run; each piece of work is a short transaction that begins with an advisory
@@ -26,7 +26,8 @@ ADVISORY_LOCK = 0x53524D5245  # "SRMRE"
 STATEMENT_TIMEOUT_SECONDS = 10
 """Shorter than `srm serve` waits for the reaper to stop."""
 MONTHS_AHEAD = 2
-PARTITION = re.compile(r"session_history_(\d{4})_(\d{2})")
+PARTITIONED = ("session_history", "denials")
+"""The tables of which there is a partition for each month (UTC)."""
 
 
 class Busy(Exception):
@@ -103,15 +104,17 @@ class Reaper:
         return total
 
     def make_partitions(self) -> list[str]:
-        """Have a partition for this month, those ahead, and all that the archive needs now; the names of the new."""
+        """Have partitions for this month, those ahead, and all that the archive needs now; the names of the new."""
+        made = []
         with self._alone() as db:
             this_month = db.execute(select(func.date_trunc("month", func.statement_timestamp(), "UTC"))).scalar_one()
             wanted = {_months_after(this_month, ahead) for ahead in range(MONTHS_AHEAD + 1)}
-            wanted.update(playback.months_to_archive(db, self._ended_retention_seconds))
-            missing = sorted(wanted - set(_partitions(db)))
-            for month in missing:
-                _make_partition(db, month)
-        return [_partition_name(month) for month in missing]
+            needed = {"session_history": playback.months_to_archive(db, self._ended_retention_seconds)}
+            for table in PARTITIONED:
+                for month in sorted(wanted.union(needed.get(table, ())) - set(_partitions(db, table))):
+                    _make_partition(db, table, month)
+                    made.append(_partition_name(table, month))
+        return made
 
     def drop_partitions(self) -> list[str]:
         """Drop the partitions that hold nothing younger than the history retention; their names."""
@@ -119,10 +122,11 @@ class Reaper:
         with self._alone() as db:
             now: datetime = db.execute(select(func.statement_timestamp())).scalar_one()
             oldest = now - timedelta(days=self._history_retention_days)
-            for month in _partitions(db):
-                if _months_after(month, 1) <= oldest:
-                    db.execute(text(f"DROP TABLE {SCHEMA}.{_partition_name(month)}"))
-                    dropped.append(_partition_name(month))
+            for table in PARTITIONED:
+                for month in _partitions(db, table):
+                    if _months_after(month, 1) <= oldest:
+                        db.execute(text(f"DROP TABLE {SCHEMA}.{_partition_name(table, month)}"))
+                        dropped.append(_partition_name(table, month))
         return dropped
 
     @contextmanager
@@ -141,27 +145,27 @@ def _months_after(month: datetime, count: int) -> datetime:
     return month.replace(year=month.year + years, month=index + 1)
 
 
-def _partition_name(month: datetime) -> str:
-    return f"session_history_{month:%Y_%m}"
+def _partition_name(table: str, month: datetime) -> str:
+    return f"{table}_{month:%Y_%m}"
 
 
-def _partitions(db: Connection) -> list[datetime]:
-    """The months that have a partition, oldest first."""
+def _partitions(db: Connection, table: str) -> list[datetime]:
+    """The months of which the table has a partition, oldest first."""
     names = db.execute(
         text(
             "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
             "WHERE i.inhparent = CAST(:parent AS regclass)"
         ),
-        {"parent": f"{SCHEMA}.session_history"},
+        {"parent": f"{SCHEMA}.{table}"},
     ).scalars()
-    matches = (PARTITION.fullmatch(name) for name in names)
+    matches = (re.fullmatch(rf"{table}_(\d{{4}})_(\d{{2}})", name) for name in names)
     return sorted(datetime(int(match[1]), int(match[2]), 1, tzinfo=UTC) for match in matches if match)
 
 
-def _make_partition(db: Connection, month: datetime) -> None:
+def _make_partition(db: Connection, table: str, month: datetime) -> None:
     db.execute(
         text(
-            f"CREATE TABLE {SCHEMA}.{_partition_name(month)} PARTITION OF {SCHEMA}.session_history "
+            f"CREATE TABLE {SCHEMA}.{_partition_name(table, month)} PARTITION OF {SCHEMA}.{table} "
             f"FOR VALUES FROM ('{month.isoformat()}') TO ('{_months_after(month, 1).isoformat()}')"
         )
     )

@@ -92,8 +92,8 @@ def url(shared_url: str) -> Iterator[str]:
     yield shared_url
     with psycopg.connect(shared_url, autocommit=True) as connection:
         connection.execute(
-            "TRUNCATE srm.sessions, srm.session_history, srm.entitlements, srm.devices, srm.accounts, "
-            "srm.account_profiles"
+            "TRUNCATE srm.sessions, srm.session_history, srm.denials, srm.entitlements, srm.devices, srm.accounts, "
+            "srm.account_profiles, srm.profile_device_groups, srm.profile_content_groups, srm.content_groups"
         )
         connection.execute("DELETE FROM srm.product_contents WHERE product_id <> 'basic'")
         connection.execute("DELETE FROM srm.products WHERE product_id <> 'basic'")

@@ -77,6 +77,8 @@ def _log(error: SrmError, cause: Exception) -> None:
     facts: dict[str, object] = {"error_code": error.error_code, "message": error.text}
     if (principal := request.environ.get(PRINCIPAL)) is not None:
         facts.update(account=principal.account_id, device=principal.device_id)
+    if isinstance(error, errors.SessionLimitReached):
+        facts.update(rule=error.rule, limit=error.limit)
     if isinstance(error, errors.InternalError):
         log.error("request failed", **facts, exc_info=cause)
     elif isinstance(error, errors.DependencyUnavailable):

@@ -158,7 +158,7 @@ class TestExcess:
         request.getfixturevalue(first)(0, 10)
         at = request.getfixturevalue(second)(5, 15)
 
-        assert excesses(request.getfixturevalue("database")) == [Excess("a", at, active=2, max_sessions=1)]
+        assert excesses(request.getfixturevalue("database")) == [Excess("a", at, active=2, limit=1)]
 
     @pytest.mark.parametrize(("first_end", "second_end"), [(10, 20), (None, 20), (10, None), (None, None)])
     def test_it_counts_active_and_ended_sessions(
@@ -167,7 +167,7 @@ class TestExcess:
         kept(0, first_end)
         at = kept(5, second_end)
 
-        assert excesses(database) == [Excess("a", at, active=2, max_sessions=1)]
+        assert excesses(database) == [Excess("a", at, active=2, limit=1)]
 
     def test_it_allows_a_start_at_the_instant_of_an_end(
         self, database: Database, kept: Callable[..., datetime], moved: Callable[..., datetime]
@@ -182,7 +182,7 @@ class TestExcess:
         kept(0, 10)
         at = kept(9.999999, 20)
 
-        assert excesses(database) == [Excess("a", at, active=2, max_sessions=1)]
+        assert excesses(database) == [Excess("a", at, active=2, limit=1)]
 
     def test_it_looks_at_each_account_by_itself(self, database: Database, kept: Callable[..., datetime]) -> None:
         for account in ("a", "b", "c"):
@@ -198,8 +198,8 @@ class TestExcess:
         fifth = kept(4, 60, max_sessions=3)
 
         assert excesses(database) == [
-            Excess("a", fourth, active=4, max_sessions=3),
-            Excess("a", fifth, active=5, max_sessions=3),
+            Excess("a", fourth, active=4, limit=3),
+            Excess("a", fifth, active=5, limit=3),
         ]
 
     def test_it_lists_them_by_account_and_time(self, database: Database, kept: Callable[..., datetime]) -> None:
@@ -231,7 +231,7 @@ class TestLimits:
             kept(start, 50, max_sessions=3)
         at = kept(3, 60, max_sessions=1)
 
-        assert excesses(database) == [Excess("a", at, active=4, max_sessions=1)]
+        assert excesses(database) == [Excess("a", at, active=4, limit=1)]
 
     def test_it_allows_more_once_the_limit_was_raised(self, database: Database, kept: Callable[..., datetime]) -> None:
         kept(0, None, max_sessions=1)
@@ -249,14 +249,14 @@ class TestLimits:
         kept(0, None, max_sessions=None)
         at = kept(1, None, max_sessions=1)
 
-        assert excesses(database) == [Excess("a", at, active=2, max_sessions=1)]
+        assert excesses(database) == [Excess("a", at, active=2, limit=1)]
 
     def test_it_finds_any_session_under_a_limit_of_none_at_all(
         self, database: Database, kept: Callable[..., datetime]
     ) -> None:
         at = kept(0, 1, max_sessions=0)
 
-        assert excesses(database) == [Excess("a", at, active=1, max_sessions=0)]
+        assert excesses(database) == [Excess("a", at, active=1, limit=0)]
 
 
 class TestLapse:
@@ -273,7 +273,7 @@ class TestLapse:
         kept(0, None, timeout_seconds=30)
         at = kept(29.999999, None, timeout_seconds=30)
 
-        assert excesses(database) == [Excess("a", at, active=2, max_sessions=1)]
+        assert excesses(database) == [Excess("a", at, active=2, limit=1)]
 
     def test_it_counts_the_timeout_from_the_last_keep_alive(
         self, database: Database, kept: Callable[..., datetime]
@@ -282,7 +282,7 @@ class TestLapse:
         within = kept(129, 129.5)
         kept(130, None)
 
-        assert excesses(database) == [Excess("a", within, active=2, max_sessions=1)]
+        assert excesses(database) == [Excess("a", within, active=2, limit=1)]
 
     def test_it_believes_the_end_that_is_written(self, database: Database, kept: Callable[..., datetime]) -> None:
         """Torn down before the timeout was over."""
@@ -319,5 +319,5 @@ def test_it_copes_with_many_sessions(database: Database, kept: Callable[..., dat
 
     found = excesses(database)
 
-    assert found[0] == Excess("account 42", at, active=4, max_sessions=3)
+    assert found[0] == Excess("account 42", at, active=4, limit=3)
     assert {excess.account_id for excess in found} == {"account 42"}

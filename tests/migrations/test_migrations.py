@@ -63,11 +63,23 @@ KEYS = {
     "contents": ["content_id"],
     "products": ["product_id"],
     "product_contents": ["product_id", "content_type", "content_id"],
+    "content_groups": ["content_id", "content_group"],
+    "profile_device_groups": ["profile_id", "device_group"],
+    "profile_content_groups": ["profile_id", "content_group"],
     "entitlements": ["account_id", "product_id"],
     "sessions": ["account_id", "session_id"],
     "session_history": ["account_id", "session_id", "ended_at"],
+    "denials": ["account_id", "denied_at", "denial_id"],
 }
-CATALOGUE_TABLES = {"account_profiles", "contents", "products", "product_contents"}
+CATALOGUE_TABLES = {
+    "account_profiles",
+    "profile_device_groups",
+    "profile_content_groups",
+    "contents",
+    "content_groups",
+    "products",
+    "product_contents",
+}
 
 
 def config(url: str) -> Config:
@@ -445,5 +457,6 @@ def test_it_takes_all_times_from_the_one_clock(head: str) -> None:
         ("session_history", "started_at"): "statement_timestamp()",
         ("session_history", "last_keep_alive_at"): "statement_timestamp()",
         ("entitlements", "valid_from"): "statement_timestamp()",
+        ("denials", "denied_at"): "statement_timestamp()",
     }
     assert {kind for *_, kind in defaults} == {"timestamp with time zone"}

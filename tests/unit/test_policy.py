@@ -1,6 +1,9 @@
 """May the account have one more session, and which ones have to go for it?"""
 
-from typing import get_args
+import time
+from collections.abc import Collection, Sequence
+from itertools import combinations
+from typing import Any, get_args
 from uuid import UUID
 
 import pytest
@@ -9,122 +12,375 @@ from hypothesis import strategies as st
 
 from srm.errors import SessionLimitReached
 from srm.models import OnLimit, SameDevice
-from srm.policy import ActiveSession, Limits, make_room
+from srm.policy import ActiveSession, Limits, Room, Setup, make_room
+
+TV = Setup("new", "tv", "film")
+
+
+def a_session(number: int = 0, **columns: Any) -> ActiveSession:
+    """A session of another device, on another content, from nowhere."""
+    values = {
+        "session_id": UUID(int=number),
+        "device_id": f"device {number}",
+        "content_type": "COD",
+        "content_id": f"content {number}",
+        "timeout_seconds": 30,
+        "idempotency_key": None,
+        "device_group": "computer",
+        "content_groups": None,
+        "address": None,
+        "counts": True,
+    }
+    return ActiveSession(**{**values, **columns})
+
+
+def sessions(*columns: dict[str, Any]) -> list[ActiveSession]:
+    """Sessions with these columns, the oldest first."""
+    return [a_session(number, **these) for number, these in enumerate(columns)]
 
 
 def active_on(*devices: str) -> list[ActiveSession]:
     """Sessions on these devices, the oldest first."""
-    return [ActiveSession(UUID(int=number), device, "COD", "film", 30, None) for number, device in enumerate(devices)]
+    return sessions(*({"device_id": device} for device in devices))
+
+
+def numbers(ended: Sequence[ActiveSession]) -> list[int]:
+    """Their positions among the active ones."""
+    return [session.session_id.int for session in ended]
 
 
 def ended(limits: Limits, *devices: str, on: str = "new") -> tuple[list[int], list[int]]:
     """Positions of the sessions that are replaced, and of those that are evicted."""
-    room = make_room(limits, active_on(*devices), on)
-    return [s.session_id.int for s in room.replaced], [s.session_id.int for s in room.evicted]
+    room = make_room(limits, active_on(*devices), Setup(on, "tv", "film"))
+    return numbers(room.replaced), numbers(room.evicted)
 
 
-@pytest.mark.parametrize(("limit", "active"), [(1, 0), (3, 0), (3, 2), (None, 0), (None, 10_000)])
-@pytest.mark.parametrize("on_limit", get_args(OnLimit))
-def test_it_admits_below_the_limit(limit: int | None, active: int, on_limit: str) -> None:
-    assert ended(Limits(limit, on_limit), *["tv"] * active) == ([], [])  # type: ignore[arg-type]
+def refusal(
+    limits: Limits, active: Sequence[ActiveSession], setup: Setup = TV, **more: Any
+) -> tuple[str, int, list[int]]:
+    """Rule, limit and the positions of the sessions in the way, of a setup that must be refused."""
+    with pytest.raises(SessionLimitReached) as refused:
+        make_room(limits, active, setup, **more)
+    return refused.value.rule, refused.value.limit, [session_id.int for session_id in refused.value.in_the_way]
 
 
-@pytest.mark.parametrize(("limit", "active"), [(0, 0), (0, 1), (1, 1), (3, 3), (3, 4)])
-def test_it_refuses_from_the_limit_on(limit: int, active: int) -> None:
-    with pytest.raises(SessionLimitReached):
-        make_room(Limits(limit), active_on(*["tv"] * active), "tv")
+class TestMaxSessions:
+    @pytest.mark.parametrize(("limit", "active"), [(1, 0), (3, 0), (3, 2), (None, 0), (None, 10_000)])
+    @pytest.mark.parametrize("on_limit", get_args(OnLimit))
+    def test_it_admits_below_the_limit(self, limit: int | None, active: int, on_limit: OnLimit) -> None:
+        assert ended(Limits(limit, on_limit=on_limit), *["tv"] * active) == ([], [])
+
+    @pytest.mark.parametrize(("limit", "active"), [(1, 1), (3, 3), (3, 4)])
+    def test_it_refuses_from_the_limit_on(self, limit: int, active: int) -> None:
+        assert refusal(Limits(limit), active_on(*["tv"] * active)) == ("max_sessions", limit, list(range(active)))
+
+    @pytest.mark.parametrize("active", [0, 1])
+    @pytest.mark.parametrize("on_limit", get_args(OnLimit))
+    def test_it_refuses_when_no_end_can_make_room(self, active: int, on_limit: OnLimit) -> None:
+        assert refusal(Limits(0, on_limit=on_limit), active_on(*["tv"] * active)) == ("max_sessions", 0, [])
+
+    def test_it_leaves_aside_what_does_not_count(self) -> None:
+        active = sessions({"counts": False}, {}, {"counts": False})
+
+        assert make_room(Limits(2), active, TV) == Room([])
+        assert refusal(Limits(1), active) == ("max_sessions", 1, [1])
+
+    def test_it_lets_in_whatever_does_not_count(self) -> None:
+        assert make_room(Limits(1), active_on("a", "b"), TV._replace(counts=False)) == Room([])
 
 
-@pytest.mark.parametrize("on_limit", ["evict_oldest", "evict_newest"])
-def test_it_refuses_when_no_eviction_can_make_room(on_limit: str) -> None:
-    with pytest.raises(SessionLimitReached):
-        make_room(Limits(0, on_limit), active_on("tv"), "new")  # type: ignore[arg-type]
+class TestMaxSessionsPerContent:
+    def test_it_counts_the_sessions_on_the_content(self) -> None:
+        active = sessions({"content_id": "film"}, {}, {"content_id": "film", "content_type": "CU"})
+
+        assert make_room(Limits(max_sessions_per_content=3), active, TV) == Room([])
+        assert refusal(Limits(max_sessions_per_content=2), active) == ("max_sessions_per_content", 2, [0, 2])
+
+    def test_it_does_not_see_other_contents(self) -> None:
+        active = sessions({}, {}, {})
+
+        assert make_room(Limits(max_sessions_per_content=1), active, TV) == Room([])
 
 
-def test_it_evicts_the_oldest() -> None:
-    assert ended(Limits(3, "evict_oldest"), "a", "b", "c") == ([], [0])
+class TestAddresses:
+    HOME, CAFE, HOTEL = "192.0.2.1", "192.0.2.2", "2001:db8::/64"
+
+    def test_it_counts_addresses_and_not_sessions(self) -> None:
+        active = sessions({"address": self.HOME}, {"address": self.HOME}, {"address": self.CAFE})
+
+        assert make_room(Limits(max_ip_addresses=2), active, TV._replace(address=self.HOME)) == Room([])
+        assert refusal(Limits(max_ip_addresses=2), active, TV._replace(address=self.HOTEL)) == (
+            "max_ip_addresses",
+            2,
+            [0, 1, 2],
+        )
+
+    def test_the_address_of_the_setup_is_not_in_the_way(self) -> None:
+        active = sessions({"address": self.HOME}, {"address": self.CAFE})
+
+        assert refusal(Limits(max_ip_addresses=1), active, TV._replace(address=self.HOME)) == (
+            "max_ip_addresses",
+            1,
+            [1],
+        )
+
+    def test_it_evicts_the_address_with_the_fewest_sessions(self) -> None:
+        active = sessions({"address": self.HOME}, {"address": self.HOME}, {"address": self.CAFE})
+        limits = Limits(max_ip_addresses=2, on_limit="evict_oldest")
+
+        assert numbers(make_room(limits, active, TV._replace(address=self.HOTEL)).evicted) == [2]
+
+    @pytest.mark.parametrize(("on_limit", "evicted"), [("evict_oldest", [0, 2]), ("evict_newest", [1, 3])])
+    def test_it_evicts_all_of_an_address(self, on_limit: OnLimit, evicted: list[int]) -> None:
+        active = sessions(*({"address": address} for address in (self.HOME, self.CAFE) * 2))
+        limits = Limits(max_ip_addresses=2, on_limit=on_limit)
+
+        assert numbers(make_room(limits, active, TV._replace(address=self.HOTEL)).evicted) == evicted
+
+    def test_it_counts_the_sessions_from_the_address(self) -> None:
+        active = sessions({"address": self.HOME}, {"address": self.CAFE}, {"address": self.HOME})
+        limits = Limits(max_sessions_per_ip=2)
+
+        assert make_room(limits, active, TV._replace(address=self.CAFE)) == Room([])
+        assert refusal(limits, active, TV._replace(address=self.HOME)) == ("max_sessions_per_ip", 2, [0, 2])
+
+    def test_it_does_not_see_what_comes_from_nowhere(self) -> None:
+        limits = Limits(max_ip_addresses=1, max_sessions_per_ip=1)
+
+        assert make_room(limits, sessions({"address": self.HOME}), TV) == Room([])
+        assert make_room(limits, sessions({}, {}), TV._replace(address=self.HOME)) == Room([])
 
 
-def test_it_evicts_the_newest() -> None:
-    assert ended(Limits(3, "evict_newest"), "a", "b", "c") == ([], [2])
+class TestGroups:
+    def test_it_counts_the_sessions_on_devices_of_the_group(self) -> None:
+        active = sessions({"device_group": "tv"}, {"device_group": "mobile"}, {"device_group": None})
+        limits = Limits(max_sessions_of_device_group=1)
+
+        assert make_room(limits, active[1:], TV) == Room([])
+        assert refusal(limits, active) == ("device_group:tv", 1, [0])
+
+    def test_it_counts_the_sessions_on_contents_of_the_group(self) -> None:
+        active = sessions({"content_groups": ["news", "sports"]}, {"content_groups": ["news"]}, {})
+        setup = TV._replace(content_groups=["children", "sports"])
+
+        assert make_room(Limits(max_sessions_of_content_groups=[1, 2]), active, setup) == Room([])
+        assert refusal(Limits(max_sessions_of_content_groups=[1, 1]), active, setup) == ("content_group:sports", 1, [0])
+        assert make_room(Limits(max_sessions_of_content_groups=[1, None]), active, setup) == Room([])
 
 
-def test_it_evicts_several_when_the_limit_has_been_lowered() -> None:
-    assert ended(Limits(2, "evict_oldest"), "a", "b", "c", "d") == ([], [0, 1, 2])
-    assert ended(Limits(2, "evict_newest"), "a", "b", "c", "d") == ([], [1, 2, 3])
+class TestSameDeviceAndTakeOver:
+    def test_it_replaces_the_sessions_of_the_same_device(self) -> None:
+        limits = Limits(2, same_device="replace")
+
+        assert ended(limits, "tv", "phone", on="tv") == ([0], [])
+        assert ended(limits, "tv", "tv", "phone", on="tv") == ([0, 1], [])
+        assert ended(limits, "tv", on="phone") == ([], [])
+
+    def test_it_replaces_nothing_when_the_setup_is_refused(self) -> None:
+        assert refusal(Limits(1, same_device="replace"), active_on("tv", "phone"), TV._replace(device_id="tv")) == (
+            "max_sessions",
+            1,
+            [1],
+        )
+
+    def test_it_evicts_nobody_when_replacing_makes_room(self) -> None:
+        assert ended(Limits(2, on_limit="evict_oldest", same_device="replace"), "phone", "tv", on="tv") == ([1], [])
+
+    def test_it_takes_over_what_is_named_and_still_there(self) -> None:
+        active = active_on("a", "b")
+
+        room = make_room(Limits(2), active, TV, [active[1].session_id, UUID(int=99)])
+
+        assert (numbers(room.replaced), room.evicted) == ([1], ())
+
+    def test_it_takes_over_nothing_when_that_is_not_enough(self) -> None:
+        active = active_on("a", "b", "c")
+
+        assert refusal(Limits(2), active, take_over=[active[1].session_id]) == ("max_sessions", 2, [0, 2])
+
+    def test_it_evicts_what_is_missing_after_a_takeover(self) -> None:
+        active = active_on("a", "b", "c")
+
+        room = make_room(Limits(2, on_limit="evict_oldest"), active, TV, [active[1].session_id])
+
+        assert (numbers(room.replaced), numbers(room.evicted)) == ([1], [0])
 
 
-def test_it_replaces_the_sessions_of_the_same_device() -> None:
-    limits = Limits(2, same_device="replace")
+class TestEviction:
+    def test_it_evicts_the_oldest(self) -> None:
+        assert ended(Limits(3, on_limit="evict_oldest"), "a", "b", "c") == ([], [0])
 
-    assert ended(limits, "tv", "phone", on="tv") == ([0], [])
-    assert ended(limits, "tv", "tv", on="tv") == ([0, 1], [])
-    assert ended(Limits(None, same_device="replace"), "tv", "phone", on="tv") == ([0], [])
+    def test_it_evicts_the_newest(self) -> None:
+        assert ended(Limits(3, on_limit="evict_newest"), "a", "b", "c") == ([], [2])
+
+    def test_it_evicts_several_when_the_limit_has_been_lowered(self) -> None:
+        assert ended(Limits(2, on_limit="evict_oldest"), "a", "b", "c", "d") == ([], [0, 1, 2])
+        assert ended(Limits(2, on_limit="evict_newest"), "a", "b", "c", "d") == ([], [1, 2, 3])
+
+    def test_it_ends_one_session_that_is_in_the_way_of_two_limits(self) -> None:
+        """Rather than the oldest of each."""
+        active = sessions({"device_group": "tv"}, {"content_id": "film"}, {"device_group": "tv", "content_id": "film"})
+        limits = Limits(max_sessions_per_content=2, max_sessions_of_device_group=2, on_limit="evict_oldest")
+
+        assert numbers(make_room(limits, active, TV).evicted) == [2]
+
+    def test_it_ends_only_what_makes_room(self) -> None:
+        """The oldest session is not on a device of the group."""
+        active = sessions({}, {"device_group": "tv"})
+
+        room = make_room(Limits(max_sessions_of_device_group=1, on_limit="evict_oldest"), active, TV)
+
+        assert numbers(room.evicted) == [1]
+
+    def test_a_limit_that_no_end_can_keep_is_the_one_that_refuses(self) -> None:
+        limits = Limits(1, max_sessions_of_device_group=0, on_limit="evict_oldest")
+
+        assert refusal(limits, active_on("a")) == ("device_group:tv", 0, [])
+
+    @pytest.mark.parametrize("on_limit", ["evict_oldest", "evict_newest"])
+    def test_it_does_not_think_for_long(self, on_limit: OnLimit) -> None:
+        """Several limits were lowered while thousands of sessions were on, and the lock is held meanwhile."""
+        active = sessions(
+            *(
+                {"device_group": ("tv", "mobile")[n % 2], "content_id": ("film", "other")[n % 3 == 0]}
+                for n in range(3000)
+            )
+        )
+        limits = Limits(100, 40, max_sessions_of_device_group=70, on_limit=on_limit)
+        began_at = time.monotonic()
+
+        room = make_room(limits, active, TV)
+
+        assert time.monotonic() - began_at < 1
+        stay = [session for session in active if session not in set(room.evicted)]
+        assert len(stay) == 99
+        assert len([session for session in stay if session.content_id == "film"]) <= 39
+        assert len([session for session in stay if session.device_group == "tv"]) <= 69
 
 
-def test_it_replaces_nothing_when_the_setup_is_refused() -> None:
-    with pytest.raises(SessionLimitReached):
-        make_room(Limits(2, same_device="replace"), active_on("tv", "a", "b"), "tv")
+class TestObserve:
+    def test_it_lets_in_and_says_what_would_have_been(self) -> None:
+        room = make_room(Limits(1, mode="observe"), active_on("a"), TV)
+
+        assert (room.replaced, room.evicted) == ([], ())
+        assert room.observed is not None
+        assert (room.observed.rule, room.observed.limit, len(room.observed.in_the_way)) == ("max_sessions", 1, 1)
+
+    def test_it_evicts_nobody(self) -> None:
+        room = make_room(Limits(1, on_limit="evict_oldest", mode="observe"), active_on("a"), TV)
+
+        assert (room.evicted, room.observed is not None) == ((), True)
+
+    def test_it_says_nothing_below_the_limit(self) -> None:
+        assert make_room(Limits(2, mode="observe"), active_on("a"), TV) == Room([])
+
+    def test_it_replaces_all_the_same(self) -> None:
+        room = make_room(Limits(1, same_device="replace", mode="observe"), active_on("new"), TV)
+
+        assert (numbers(room.replaced), room.observed) == ([0], None)
 
 
-def test_it_evicts_nobody_when_replacing_makes_room() -> None:
-    assert ended(Limits(2, "evict_oldest", "replace"), "phone", "tv", on="tv") == ([1], [])
+# By brute force: which sets of sessions may go on beside the new one, and which of those is to be chosen.
+
+DEVICES = {"tv 1": "tv", "tv 2": "tv", "phone": "mobile"}
+CONTENTS: dict[str, Sequence[str]] = {"film": (), "race": ("sports",), "match": ("live", "sports")}
+ADDRESSES = (None, "192.0.2.1", "192.0.2.2")
+A_LIMIT = st.none() | st.integers(0, 4)
 
 
-def test_it_takes_over_what_is_named_and_still_there() -> None:
-    active = active_on("a", "b")
-
-    room = make_room(Limits(2), active, "new", [active[1].session_id, UUID(int=99)])
-
-    assert (room.replaced, list(room.evicted)) == ([active[1]], [])
-
-
-def test_it_takes_over_nothing_when_that_is_not_enough() -> None:
-    active = active_on("a", "b", "c")
-
-    with pytest.raises(SessionLimitReached) as refusal:
-        make_room(Limits(2), active, "new", [active[1].session_id])
-
-    assert (refusal.value.rule, refusal.value.limit) == ("max_sessions", 2)
-    assert refusal.value.in_the_way == [active[0].session_id, active[2].session_id]
+@st.composite
+def asked(draw: st.DrawFn) -> dict[str, Any]:
+    """What limits look at in a session."""
+    device, content = draw(st.sampled_from(sorted(DEVICES))), draw(st.sampled_from(sorted(CONTENTS)))
+    return {
+        "device_id": device,
+        "device_group": DEVICES[device],
+        "content_id": content,
+        "content_groups": CONTENTS[content] or None,
+        "address": draw(st.sampled_from(ADDRESSES)),
+        "counts": device != "phone",
+    }
 
 
-def test_it_evicts_what_is_missing_after_a_takeover() -> None:
-    active = active_on("a", "b", "c")
+@st.composite
+def a_situation(draw: st.DrawFn) -> tuple[Limits, list[ActiveSession], Setup]:
+    setup = Setup(**draw(asked()))
+    groups = setup.content_groups
+    limits = Limits(
+        *(draw(A_LIMIT) for _ in range(5)),
+        max_sessions_of_content_groups=groups and [draw(A_LIMIT) for _ in groups],
+        on_limit=draw(st.sampled_from(get_args(OnLimit))),
+        same_device=draw(st.sampled_from(get_args(SameDevice))),
+    )
+    return limits, sessions(*draw(st.lists(asked(), max_size=7))), setup
 
-    room = make_room(Limits(2, "evict_oldest"), active, "new", [active[1].session_id])
 
-    assert (room.replaced, list(room.evicted)) == ([active[1]], [active[0]])
+def are_kept(limits: Limits, stay: Collection[ActiveSession], setup: Setup) -> bool:
+    """Whether the limits of the setup are kept by these and one more, as it is asked for."""
+    all_of_them = [*stay, a_session(99, **setup._asdict())]
+
+    def has_at_most(limit: int | None, count: int) -> bool:
+        return limit is None or count <= limit
+
+    known = {session.address for session in all_of_them} - {None}
+    groups = zip(setup.content_groups or (), limits.max_sessions_of_content_groups or (), strict=True)
+    return (
+        (not setup.counts or has_at_most(limits.max_sessions, sum(s.counts for s in all_of_them)))
+        and has_at_most(limits.max_sessions_per_content, sum(s.content_id == setup.content_id for s in all_of_them))
+        and (setup.address is None or has_at_most(limits.max_ip_addresses, len(known)))
+        and (
+            setup.address is None
+            or has_at_most(limits.max_sessions_per_ip, sum(s.address == setup.address for s in all_of_them))
+        )
+        and has_at_most(
+            limits.max_sessions_of_device_group, sum(s.device_group == setup.device_group for s in all_of_them)
+        )
+        and all(has_at_most(n, sum(g in (s.content_groups or ()) for s in all_of_them)) for g, n in groups)
+    )
 
 
-@given(
-    max_sessions=st.none() | st.integers(0, 6),
-    on_limit=st.sampled_from(get_args(OnLimit)),
-    same_device=st.sampled_from(get_args(SameDevice)),
-    devices=st.lists(st.sampled_from(["tv", "phone", "tablet"]), max_size=9),
-    device=st.sampled_from(["tv", "phone", "tablet"]),
-)
-def test_it_keeps_the_limit_and_ends_nobody_without_need(
-    max_sessions: int | None, on_limit: str, same_device: str, devices: list[str], device: str
-) -> None:
-    limits = Limits(max_sessions, on_limit, same_device)  # type: ignore[arg-type]
-    active = active_on(*devices)
-    own = [session for session in active if session.device_id == device] if same_device == "replace" else []
-    others = [session for session in active if session not in own]
-    most = float("inf") if max_sessions is None else max_sessions
-
+def outcome(*arguments: Any) -> Room | SessionLimitReached:
     try:
-        room = make_room(limits, active, device)
-    except SessionLimitReached:
-        assert len(others) + 1 > most
-        assert on_limit == "deny" or max_sessions == 0
-        return
+        return make_room(*arguments)
+    except SessionLimitReached as refusal:
+        return refusal
 
+
+@given(a_situation())
+def test_it_keeps_all_limits_and_ends_as_few_as_needed(situation: tuple[Limits, list[ActiveSession], Setup]) -> None:
+    limits, active, setup = situation
+    own = [s for s in active if s.device_id == setup.device_id] if limits.same_device == "replace" else []
+    others = [session for session in active if session not in own]
+    in_order = others if limits.on_limit != "evict_newest" else others[::-1]
+    sets = (set_ for size in range(len(others) + 1) for set_ in combinations(in_order, size))
+    fewest = next((set_ for set_ in sets if are_kept(limits, [s for s in others if s not in set_], setup)), None)
+
+    room = outcome(limits, active, setup)
+
+    if isinstance(room, SessionLimitReached):
+        assert fewest != ()
+        assert fewest is None or limits.on_limit == "deny"
+        assert set(room.in_the_way) <= {session.session_id for session in others}
+        return
     assert list(room.replaced) == own
-    assert set(room.evicted) <= set(others)
-    assert len(room.evicted) == max(0, len(others) + 1 - most)
-    stay = [session for session in others if session not in room.evicted]
-    if on_limit == "evict_oldest":
-        assert others == [*room.evicted, *stay]
-    else:
-        assert others == [*stay, *room.evicted]
+    assert fewest is not None
+    assert not (fewest and limits.on_limit == "deny")
+    assert sorted(numbers(room.evicted)) == sorted(numbers(fewest))
+
+
+@given(a_situation())
+def test_who_takes_over_what_is_in_the_way_gets_in_or_learns_of_the_next_limit(
+    situation: tuple[Limits, list[ActiveSession], Setup],
+) -> None:
+    limits, active, setup = situation
+    limits = limits._replace(on_limit="deny")
+    take_over: set[UUID] = set()
+    rules = []
+
+    while isinstance(refusal := outcome(limits, active, setup, take_over), SessionLimitReached):
+        assert refusal.rule not in rules
+        rules.append(refusal.rule)
+        take_over |= set(refusal.in_the_way)
+        if not refusal.in_the_way:
+            assert refusal.limit == 0
+            return

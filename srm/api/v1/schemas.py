@@ -98,8 +98,12 @@ class SessionListResponse(BaseModel):
 class Rule(BaseModel):
     """The limit that was reached."""
 
-    name: str = Field(description="The column of the profile", examples=["max_sessions"])
-    limit: int
+    name: str = Field(
+        description="`max_sessions`, `max_sessions_per_content`, `max_ip_addresses`, `max_sessions_per_ip`, "
+        "`device_group:` or `content_group:` and the name of the group",
+        examples=["max_sessions", "device_group:mobile"],
+    )
+    limit: int = Field(description="What it is at", examples=[3])
 
 
 class ErrorBody(BaseModel):

@@ -13,11 +13,12 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from flask import Blueprint, Response, request
 from pydantic import ValidationError
 
-from srm import playback
+from srm import denials, playback
 from srm.api import envelope
+from srm.api.client_address import client_address
 from srm.api.v1 import schemas
 from srm.database import Database
-from srm.errors import MalformedRequest, RequestTooLarge, SessionLimitReached
+from srm.errors import MalformedRequest, RequestTooLarge, SessionLimitReached, SrmError
 from srm.playback import ContentRef, ListedSession
 from srm.tokens import Principal, TokenVerifier
 
@@ -53,7 +54,7 @@ DONE = Answer()
 """Shared by all requests: nothing in it is a request's own, and making one costs as much as the token."""
 
 
-def create_blueprint(database: Database, tokens: TokenVerifier) -> Blueprint:
+def create_blueprint(database: Database, tokens: TokenVerifier, trusted_proxies: int) -> Blueprint:
     """The routes of the client API, to be registered under `/srm/v1` and under `/srm`."""
     blueprint = Blueprint("v1", __name__)
 
@@ -63,15 +64,25 @@ def create_blueprint(database: Database, tokens: TokenVerifier) -> Blueprint:
         idempotency_key = _parse_idempotency_key()
         principal = _authenticate(tokens)
         content = ContentRef(setup.content.contentType, setup.content.contentID)
+        address = client_address(request.environ, trusted_proxies)
         try:
             with database.request() as db:
                 admission = playback.set_up(
-                    db, principal, content, idempotency_key=idempotency_key, take_over=setup.options.takeOver
+                    db,
+                    principal,
+                    content,
+                    address=address,
+                    idempotency_key=idempotency_key,
+                    take_over=setup.options.takeOver,
                 )
-        except SessionLimitReached as refusal:
-            if setup.options.listConflicts:
+        except SrmError as refusal:
+            if refusal.status == "DENIED":
+                denials.record(database.hot, principal, content, address, refusal)
+            if isinstance(refusal, SessionLimitReached) and setup.options.listConflicts:
                 refusal.extension = _conflicts(refusal, playback.list_sessions(database.hot, principal))
             raise
+        if admission.observed is not None:
+            denials.record(database.hot, principal, content, address, admission.observed, observed=True)
         success = schemas.Setup(sessionId=admission.session_id, timeout=admission.timeout_seconds)
         body = schemas.SuccessResponse(successResponse=success).model_dump_json(exclude_none=True)
         return Answer(body)

@@ -1,0 +1,61 @@
+"""Records of the setups that were refused, or would have been: why a customer could not watch last night."""
+
+import psycopg
+import structlog
+from sqlalchemy import bindparam, insert
+
+from srm.database import Executor, compiled
+from srm.errors import DependencyUnavailable, SessionLimitReached, SrmError
+from srm.models import Denial
+from srm.playback import ContentRef
+from srm.tokens import Principal
+
+log = structlog.get_logger("srm.denials")
+
+FACTS = (
+    "account_id",
+    "device_id",
+    "content_type",
+    "content_id",
+    "address",
+    "error_code",
+    "rule",
+    "rule_limit",
+    "in_the_way",
+    "observed",
+)
+RECORD = compiled(insert(Denial).values({name: bindparam(name, type_=Denial.__table__.c[name].type) for name in FACTS}))
+
+
+def record(
+    db: Executor,
+    principal: Principal,
+    content: ContentRef,
+    address: str | None,
+    refusal: SrmError,
+    *,
+    observed: bool = False,
+) -> None:
+    """Record a refusal, or with `observed` one that would have been.
+
+    Never raises: the answer does not depend on it. What cannot be recorded is logged.
+    """
+    by_limit = refusal if isinstance(refusal, SessionLimitReached) else None
+    facts: dict[str, object] = {
+        "account_id": principal.account_id,
+        "device_id": principal.device_id,
+        "content_type": content.content_type,
+        "content_id": content.content_id,
+        "address": address,
+        "error_code": refusal.error_code,
+        "rule": by_limit and by_limit.rule,
+        "rule_limit": by_limit and by_limit.limit,
+        "in_the_way": by_limit and list(by_limit.in_the_way),
+        "observed": observed,
+    }
+    try:
+        db.execute(RECORD, facts)
+    except (DependencyUnavailable, psycopg.Error) as error:
+        cause = str(error.__cause__ or error).split("\n")[0]
+        in_the_way = [str(session_id) for session_id in by_limit.in_the_way] if by_limit else None
+        log.warning("denial not recorded", cause=cause, **{**facts, "in_the_way": in_the_way})
