@@ -117,7 +117,7 @@ def _taken(spans: CTE) -> Iterator[Select[Any]]:
         of.device_group.is_not(None)
     )
     in_groups = func.unnest(of.content_groups, of.max_sessions_of_content_groups)
-    group = in_groups.table_valued(column("name", Text), "limit").lateral("content_group").render_derived()
+    group = in_groups.table_valued(column("name", Text), "limit", name="content_group").render_derived()
     yield taken("content_group:" + group.c.name, nothing, group.c.limit).join_from(spans, group, true())
 
 

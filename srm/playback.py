@@ -30,6 +30,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     CursorResult,
+    Integer,
     Result,
     Text,
     Update,
@@ -189,8 +190,12 @@ OF_CONTENT = bindparam("of_content", type_=Text)
 OF_REPLACED = bindparam("of_replaced", type_=ARRAY(Uuid))
 OF_EVICTED = bindparam("of_evicted", type_=ARRAY(Uuid))
 
-# Alone in its statement: what is read together with a lock may be older than the lock.
-LOCK_ACCOUNT = compiled(select(Account.enabled).where(Account.account_id == OF_ACCOUNT).with_for_update(key_share=True))
+# Alone in its statement: what is read together with a lock, other than the locked row, may be older than the lock.
+LOCK_ACCOUNT = compiled(
+    select(Account.enabled, Account.profile_id, Account.max_sessions)
+    .where(Account.account_id == OF_ACCOUNT)
+    .with_for_update(key_share=True)
+)
 ACTIVE_SESSION = tuple(sessions[name] for name in ActiveSession._fields)
 OLDEST_FIRST = (sessions.started_at, sessions.session_id)
 # An event is also in the groups of its channel.
@@ -234,7 +239,7 @@ GET_TERMS_AND_LIST = compiled(
         and_(func.coalesce(ProfileDeviceGroup.counts, true()), func.coalesce(CONTENT_GROUPS.c.count, true())),
         AccountProfile.timeout_seconds,
         AccountProfile.max_session_seconds,
-        func.coalesce(Account.max_sessions, AccountProfile.max_sessions),
+        func.coalesce(bindparam("of_own_limit", type_=Integer), AccountProfile.max_sessions),
         AccountProfile.max_sessions_per_content,
         AccountProfile.max_ip_addresses,
         AccountProfile.max_sessions_per_ip,
@@ -246,8 +251,7 @@ GET_TERMS_AND_LIST = compiled(
         is_lapsed(),
         *ACTIVE_SESSION,
     )
-    .select_from(Account)
-    .join(AccountProfile, AccountProfile.profile_id == Account.profile_id)
+    .select_from(AccountProfile)
     .outerjoin(Device, and_(Device.account_id == OF_ACCOUNT, Device.device_id == OF_DEVICE))
     .outerjoin(
         ProfileDeviceGroup,
@@ -258,7 +262,7 @@ GET_TERMS_AND_LIST = compiled(
     )
     .join(CONTENT_GROUPS, true())
     .outerjoin(PlaybackSession, and_(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None)))
-    .where(Account.account_id == OF_ACCOUNT)
+    .where(AccountProfile.profile_id == bindparam("of_profile", type_=Text))
     .order_by(*OLDEST_FIRST)
 )
 LAPSED_IN_ORDER = (
@@ -373,6 +377,7 @@ def set_up(
     account = db.execute(LOCK_ACCOUNT, names).fetchone()
     if account is None or not account[0]:
         raise AccountNotEnabled
+    _, names["of_profile"], names["of_own_limit"] = account
     terms, limits, active = _terms_and_active(db, names)
     if not terms.device_enabled:
         raise DeviceNotEnabled

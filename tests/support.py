@@ -51,7 +51,7 @@ class Factory:
     database: Database
 
     def profile(self, profile_id: str = "p", max_sessions: int | None = 3, timeout_seconds: int | None = 30) -> str:
-        self._add(
+        self.add(
             models.AccountProfile,
             profile_id=profile_id,
             max_sessions=max_sessions,
@@ -73,7 +73,7 @@ class Factory:
         Its own profile, with `max_sessions` and `timeout_seconds`, unless one is named.
         """
         profile = profile or self.profile(f"profile of {account_id}", **limits)
-        self._add(models.Account, account_id=account_id, profile_id=profile, enabled=enabled)
+        self.add(models.Account, account_id=account_id, profile_id=profile, enabled=enabled)
         for device in devices or ("tv",):
             self.device(account_id, device)
         for product in products:
@@ -81,7 +81,7 @@ class Factory:
         return account_id
 
     def device(self, account_id: str, device_id: str, *, enabled: bool = True, group: str = "tv") -> str:
-        self._add(
+        self.add(
             models.Device,
             account_id=account_id,
             device_id=device_id,
@@ -92,18 +92,18 @@ class Factory:
         return device_id
 
     def content(self, content_id: str, channel_id: str | None = None) -> str:
-        self._add(models.Content, content_id=content_id, channel_id=channel_id)
+        self.add(models.Content, content_id=content_id, channel_id=channel_id)
         return content_id
 
     def product(self, product_id: str, *contents: tuple[str, str]) -> str:
         """A product with (content type, content id)s, which have to exist."""
-        self._add(models.Product, product_id=product_id, name=product_id)
+        self.add(models.Product, product_id=product_id, name=product_id)
         for content_type, content_id in contents:
-            self._add(models.ProductContent, product_id=product_id, content_type=content_type, content_id=content_id)
+            self.add(models.ProductContent, product_id=product_id, content_type=content_type, content_id=content_id)
         return product_id
 
     def entitlement(self, account_id: str, product_id: str, **validity: Any) -> None:
-        self._add(models.Entitlement, account_id=account_id, product_id=product_id, **validity)
+        self.add(models.Entitlement, account_id=account_id, product_id=product_id, **validity)
 
     def session(self, account_id: str = "a", device_id: str = "tv", *, silent_for: float = 0, **columns: Any) -> UUID:
         """A session that was set up, and last heard of, so many seconds ago."""
@@ -143,7 +143,8 @@ class Factory:
                 update(model).where(*(getattr(model, name) == value for name, value in where.items())).values(values)
             )
 
-    def _add(self, model: type, **columns: Any) -> None:
+    def add(self, model: type, **columns: Any) -> None:
+        """A row of a table."""
         with self.database.transaction() as db:
             db.execute(insert(model), columns)
 
