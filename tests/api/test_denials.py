@@ -1,0 +1,198 @@
+"""What is on record of the setups that were refused, or would have been."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+
+from srm.database import Database
+from srm.models import Account, AccountProfile, Device
+from tests.support import SETUP, Factory, error_of, issue_token, rows, wait_until
+
+ADDRESS = "192.0.2.1"
+
+WAITS_FOR_DENIALS = """
+    SELECT count(*) FROM pg_locks WHERE relation = 'srm.denials'::regclass AND NOT granted
+"""
+
+
+@pytest.fixture(autouse=True)
+def account(factory: Factory) -> None:
+    factory.account("a", "tv", "phone", max_sessions=1)
+
+
+def set_up(client: FlaskClient, device: str = "tv", account: str = "a", content: str = "film", **headers: str) -> Any:
+    return client.post(
+        "/srm/v1/sessions",
+        json={"content": {"contentID": content, "contentType": "COD"}},
+        headers={"Client-Token": issue_token(account, device), **headers},
+        environ_overrides={"REMOTE_ADDR": ADDRESS},
+    )
+
+
+def denials(database: Database) -> list[dict[str, Any]]:
+    """All that is on record, the oldest first, without when and which."""
+    found = [row._asdict() for row in rows(database, "SELECT * FROM srm.denials ORDER BY denied_at")]
+    return [{name: row[name] for name in row if name not in ("denied_at", "denial_id")} for row in found]
+
+
+def denial(**columns: Any) -> dict[str, Any]:
+    """The refusal of a setup of the film from `tv` of the account `a`."""
+    facts = {
+        "account_id": "a",
+        "device_id": "tv",
+        "content_type": "COD",
+        "content_id": "film",
+        "address": ADDRESS,
+        "rule": None,
+        "rule_limit": None,
+        "in_the_way": None,
+        "observed": False,
+    }
+    return {**facts, **columns}
+
+
+def test_a_refusal_by_a_limit_is_on_record(client: FlaskClient, database: Database) -> None:
+    first = set_up(client, "phone").json["successResponse"]["sessionId"]
+
+    assert error_of(set_up(client, "tv"))[2] == "SRM-0006"
+
+    assert denials(database) == [
+        denial(error_code="SRM-0006", rule="max_sessions", rule_limit=1, in_the_way=[UUID(first)])
+    ]
+    ((age,),) = rows(database, "SELECT extract(epoch FROM statement_timestamp() - denied_at) FROM srm.denials")
+    assert 0 <= age < 60
+
+
+@pytest.mark.parametrize(
+    ("setup", "code"),
+    [
+        ({"account": "unknown"}, "SRM-0004"),
+        ({"device": "unknown"}, "SRM-0005"),
+        ({"content": "unknown"}, "SRM-0007"),
+        ({"content": "ümlaut %s {x}"}, "SRM-0007"),
+    ],
+)
+def test_any_other_refusal_is_on_record(
+    client: FlaskClient, database: Database, setup: dict[str, str], code: str
+) -> None:
+    assert error_of(set_up(client, **setup)) == (200, "DENIED", code)
+
+    columns = {f"{name}_id": value for name, value in setup.items()}
+    assert denials(database) == [denial(error_code=code, **columns)]
+
+
+@pytest.mark.parametrize(
+    ("model", "where", "code"),
+    [(Account, {"account_id": "a"}, "SRM-0004"), (Device, {"account_id": "a", "device_id": "tv"}, "SRM-0005")],
+)
+def test_who_was_disabled_is_on_record(
+    client: FlaskClient, factory: Factory, database: Database, model: type, where: dict[str, Any], code: str
+) -> None:
+    factory.change(model, where, enabled=False)
+
+    set_up(client)
+
+    assert denials(database) == [denial(error_code=code)]
+
+
+def test_what_only_would_have_been_refused_is_on_record(
+    client: FlaskClient, factory: Factory, database: Database
+) -> None:
+    factory.change(AccountProfile, {"profile_id": "profile of a"}, mode="observe")
+    first = set_up(client, "phone").json["successResponse"]["sessionId"]
+    assert denials(database) == []
+
+    assert "successResponse" in set_up(client, "tv").json
+
+    assert denials(database) == [
+        denial(error_code="SRM-0006", rule="max_sessions", rule_limit=1, in_the_way=[UUID(first)], observed=True)
+    ]
+
+
+def test_what_is_admitted_is_not(client: FlaskClient, factory: Factory, database: Database) -> None:
+    factory.change(AccountProfile, {"profile_id": "profile of a"}, on_limit="evict_oldest")
+    set_up(client, "phone")
+    set_up(client, "tv")
+
+    assert denials(database) == []
+
+
+def test_what_is_no_refusal_by_a_rule_is_not(client: FlaskClient, database: Database) -> None:
+    set_up(client, **{"Client-Token": "x"})
+    set_up(client, content="")
+    session = set_up(client, **{"Idempotency-Key": "k"}).json["successResponse"]["sessionId"]
+    set_up(client, content="other", **{"Idempotency-Key": "k"})
+    client.put(f"/srm/v1/sessions/{session}", headers={"Client-Token": issue_token("a", "phone")})
+    client.get("/srm/v1/sessions", headers={"Client-Token": issue_token("unknown", "tv")})
+
+    assert [row["error_code"] for row in denials(database)] == ["SRM-0007"]  # the other content, not the key
+
+
+def test_a_refusal_is_recorded_once_where_conflicts_are_listed(client: FlaskClient, database: Database) -> None:
+    set_up(client, "phone")
+
+    client.post(
+        "/srm/v1/sessions",
+        json={**SETUP, "options": {"listConflicts": True}},
+        headers={"Client-Token": issue_token("a", "tv")},
+    )
+
+    assert len(denials(database)) == 1
+
+
+@pytest.mark.parametrize("trouble", ["DROP TABLE srm.denials", "DROP TABLE srm.denials_{month}"])
+def test_the_answer_does_not_depend_on_the_record(
+    make_client: Callable[..., FlaskClient], clone: Callable[[], str], trouble: str
+) -> None:
+    """There is no table, or no partition."""
+    url = clone()
+    database = Database(url, application_name="srm-tests")
+    Factory(database).account("a", max_sessions=0)
+    ((month,),) = rows(database, "SELECT to_char(statement_timestamp() AT TIME ZONE 'UTC', 'YYYY_MM')")
+    with database.transaction() as db:
+        db.exec_driver_sql(trouble.format(month=month))
+    database.dispose()
+
+    answer = set_up(make_client(database_url=url))
+
+    assert error_of(answer) == (200, "DENIED", "SRM-0006")
+
+
+def test_the_answer_does_not_wait_for_the_disk(client: FlaskClient, database: Database) -> None:
+    set_up(client, "phone")
+    with database.transaction() as db:
+        db.exec_driver_sql(
+            "ALTER TABLE srm.denials ADD COLUMN commits text DEFAULT current_setting('synchronous_commit')"
+        )
+
+    set_up(client, "tv")
+
+    seen = rows(database, "SELECT commits FROM srm.denials")
+    with database.transaction() as db:
+        db.exec_driver_sql("ALTER TABLE srm.denials DROP COLUMN commits")
+    assert seen == [("off",)]
+
+
+def test_others_of_the_account_do_not_wait_for_the_record(client: FlaskClient, url: str, factory: Factory) -> None:
+    """While it is written the account is not locked."""
+    factory.change(Account, {"account_id": "a"}, max_sessions=0)
+
+    def look() -> bool:
+        """Whether the account could be locked while the refusal was being written."""
+        with psycopg.connect(url, autocommit=True) as somebody:
+            wait_until(lambda: somebody.execute(WAITS_FOR_DENIALS).fetchone() == (1,))
+            somebody.execute("SELECT FROM srm.accounts WHERE account_id = 'a' FOR UPDATE NOWAIT")
+        return True
+
+    with ThreadPoolExecutor(1) as threads, psycopg.connect(url) as somebody:
+        somebody.execute("LOCK TABLE srm.denials IN ACCESS EXCLUSIVE MODE")
+        looked = threads.submit(look)
+        answer = set_up(client)  # waits for the table as long as for any lock, and then does without the record
+
+    assert looked.result()
+    assert error_of(answer) == (200, "DENIED", "SRM-0006")
