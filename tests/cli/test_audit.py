@@ -299,6 +299,144 @@ class TestLapse:
 
         assert [(excess.account_id, excess.active) for excess in excesses(database)] == [("a", 2)]
 
+    def test_it_ends_a_session_that_is_as_old_as_it_may_get(
+        self, database: Database, kept: Callable[..., datetime]
+    ) -> None:
+        kept(0, None, max_session_seconds=60, timeout_seconds=30, last_keep_alive_at=NOON + timedelta(seconds=59))
+        within = kept(59, 59.5)
+        kept(60, None)
+
+        assert excesses(database) == [Excess("a", within, active=2, limit=1)]
+
+
+class TestOtherLimits:
+    """Each session is without max_sessions here."""
+
+    @pytest.fixture(params=["kept", "moved"])
+    def session(self, request: pytest.FixtureRequest) -> Callable[..., datetime]:
+        """Writes a session into one of the tables."""
+        session: Callable[..., datetime] = request.getfixturevalue(request.param)
+        return lambda start, end, **columns: session(start, end, max_sessions=None, **columns)
+
+    def test_it_knows_the_limit_of_a_content(self, database: Database, session: Callable[..., datetime]) -> None:
+        for start, content in ((0, "film"), (1, "race"), (2, "news")):
+            session(start, 10, content_id=content, max_sessions_per_content=1)
+        at = session(3, 10, content_id="race", content_type="LIVE", max_sessions_per_content=1)
+        session(10, 20, content_id="race", max_sessions_per_content=1)
+
+        assert excesses(database) == [Excess("a", at, 2, 1, "max_sessions_per_content")]
+
+    def test_it_knows_the_limit_of_an_address(self, database: Database, session: Callable[..., datetime]) -> None:
+        for start, address in ((0, "192.0.2.1"), (1, "192.0.2.2"), (2, "2001:db8::/64"), (3, None), (4, None)):
+            session(start, 10, address=address, max_sessions_per_ip=1)
+        at = session(5, 10, address="2001:db8::/64", max_sessions_per_ip=1)
+
+        assert excesses(database) == [Excess("a", at, 2, 1, "max_sessions_per_ip")]
+
+    def test_it_knows_the_limit_of_a_device_group(self, database: Database, session: Callable[..., datetime]) -> None:
+        for start, group in ((0, "tv"), (1, "mobile"), (2, None), (3, None)):
+            session(start, 10, device_group=group, max_sessions_of_device_group=1)
+        at = session(4, 10, device_group="mobile", max_sessions_of_device_group=1)
+
+        assert excesses(database) == [Excess("a", at, 2, 1, "device_group:mobile")]
+
+    def test_it_knows_the_limits_of_content_groups(self, database: Database, session: Callable[..., datetime]) -> None:
+        session(0, 10, content_groups=["cars", "sports"], max_sessions_of_content_groups=[1, 2])
+        session(1, 10, content_groups=["sports"], max_sessions_of_content_groups=[2])
+        session(2, 10, content_groups=["news"], max_sessions_of_content_groups=[None])
+        session(3, 10, content_groups=["news"], max_sessions_of_content_groups=None)
+        session(4, 10, content_groups=None, max_sessions_of_content_groups=None)
+        at = session(5, 10, content_groups=["cars", "sports"], max_sessions_of_content_groups=[1, 2])
+
+        assert excesses(database) == [
+            Excess("a", at, 2, 1, "content_group:cars"),
+            Excess("a", at, 3, 2, "content_group:sports"),
+        ]
+
+    def test_it_counts_towards_max_sessions_what_counts(
+        self, database: Database, kept: Callable[..., datetime]
+    ) -> None:
+        kept(0, 10)
+        kept(1, 10, counts=False)
+        at = kept(2, 10)
+        kept(3, 10, counts=False)
+
+        assert excesses(database) == [Excess("a", at, 2, 1)]
+
+
+class TestAddresses:
+    """The limit of addresses with a session is two."""
+
+    @pytest.fixture
+    def session(self, kept: Callable[..., datetime]) -> Callable[..., datetime]:
+        """Writes a session from an address that ends with the number."""
+
+        def write_from(host: int | None, start: float, end: float | None, limit: int | None = 2) -> datetime:
+            address = None if host is None else f"192.0.2.{host}"
+            return kept(start, end, max_sessions=None, address=address, max_ip_addresses=limit)
+
+        return write_from
+
+    def test_it_counts_addresses_and_not_sessions(self, database: Database, session: Callable[..., datetime]) -> None:
+        for start in range(5):
+            session(start % 2, start, 10)
+
+        assert excesses(database) == []
+
+    def test_it_finds_a_third_address(self, database: Database, session: Callable[..., datetime]) -> None:
+        session(1, 0, 10)
+        session(2, 1, None)
+        at = session(3, 2, 3)
+
+        assert excesses(database) == [Excess("a", at, 3, 2, "max_ip_addresses")]
+
+    def test_an_address_is_there_until_its_last_session_ends(
+        self, database: Database, session: Callable[..., datetime]
+    ) -> None:
+        session(1, 0, 10)
+        session(1, 1, 20)
+        session(2, 1, 30)
+        too_early = session(3, 19, 40)
+        session(3, 20, 25)
+        session(1, 40, 50)
+        session(3, 41, 50)
+
+        assert excesses(database) == [Excess("a", too_early, 3, 2, "max_ip_addresses")]
+
+    def test_it_holds_a_setup_from_a_known_address_against_the_limit_too(
+        self, database: Database, session: Callable[..., datetime]
+    ) -> None:
+        """The limit was lowered from three to two: one more session is one too many, wherever it is from."""
+        for host in (1, 2, 3):
+            session(host, host, 100, limit=3)
+        at = session(1, 10, 100)
+
+        assert excesses(database) == [Excess("a", at, 3, 2, "max_ip_addresses")]
+
+    def test_it_leaves_aside_what_comes_from_nowhere(
+        self, database: Database, session: Callable[..., datetime]
+    ) -> None:
+        for host in (1, None, 2, None):
+            session(host, 0, None)
+
+        assert excesses(database) == []
+
+    def test_it_looks_at_each_account_by_itself(self, database: Database, kept: Callable[..., datetime]) -> None:
+        for host, account in enumerate("abc"):
+            kept(0, None, account, None, address=f"192.0.2.{host}", max_ip_addresses=1)
+
+        assert excesses(database) == []
+
+
+def test_it_names_the_limit(call: Callable[..., Result], url: str, kept: Callable[..., datetime]) -> None:
+    for start in (0, 1):
+        kept(start, None, max_sessions=None, device_group="mobile", max_sessions_of_device_group=1)
+
+    result = call("audit", SRM_DATABASE_URL=url)
+
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[1].endswith(": device_group:mobile: 2 active, limit 1")
+
 
 def test_it_copes_with_many_sessions(database: Database, kept: Callable[..., datetime]) -> None:
     """Within the time that a statement of a request may take, which is no measure, only a bound."""

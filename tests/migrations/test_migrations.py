@@ -216,6 +216,56 @@ def test_setups_that_end_sessions_come_to_a_database_in_use(blank: str) -> None:
     assert query(blank, "SELECT started_at, last_keep_alive_at, max_sessions FROM srm.sessions") == sessions
 
 
+BEFORE_LIMITS = """
+    INSERT INTO srm.account_profiles (profile_id, max_sessions, timeout_seconds, on_limit, same_device)
+    VALUES ('p', 2, 30, 'evict_oldest', 'replace');
+    INSERT INTO srm.accounts (account_id, profile_id, max_sessions) VALUES ('a', 'p', 3);
+    INSERT INTO srm.devices (account_id, device_id, device_group, name) VALUES ('a', 'phone', 'mobile', 'Phone');
+    INSERT INTO srm.sessions (account_id, session_id, device_id, content_type, content_id, timeout_seconds,
+                              max_sessions, idempotency_key)
+    VALUES ('a', '00000000-0000-4000-8000-000000000001', 'phone', 'COD', 'film', 30, 3, 'k');
+    CREATE TABLE srm.session_history_2020_02 PARTITION OF srm.session_history
+    FOR VALUES FROM ('2020-02-01 00:00+00') TO ('2020-03-01 00:00+00');
+    INSERT INTO srm.session_history (account_id, session_id, device_id, content_type, content_id, max_sessions,
+                                     started_at, ended_at, end_reason, ended_by)
+    VALUES ('a', '00000000-0000-4000-8000-000000000002', 'phone', 'COD', 'film', 3,
+            '2020-02-01 10:00+00', '2020-02-01 11:00+00', 'evicted', 'TV')
+"""
+"""Rows of the schema 0006."""
+
+
+@pytest.mark.parametrize("revision", ["0007", "0008", "0009"])
+def test_limits_come_to_a_database_in_use(blank: str, revision: str) -> None:
+    """What was there is as it was, and the new limits hold nobody; on the way back as well."""
+    tables = ("account_profiles", "accounts", "devices", "sessions", "session_history")
+    views = ("active_sessions", "account_usage")
+
+    def seen() -> dict[str, list[dict[str, Any]]]:
+        return {
+            what: [row for (row,) in query(blank, f"SELECT to_jsonb(t) FROM srm.{what} t")] for what in tables + views
+        }
+
+    command.upgrade(config(blank), "0006")
+    execute(blank, BEFORE_LIMITS)
+    command.upgrade(config(blank), f"{int(revision) - 1:04}")
+    before = seen()
+
+    command.upgrade(config(blank), revision)
+
+    after = seen()
+    for what in tables + views:
+        for old, new in zip(before[what], after[what], strict=True):
+            assert {name: new[name] for name in old} == old
+            added = {name: new[name] for name in new.keys() - old.keys()}
+            assert {name: value for name, value in added.items() if value is not None} in (
+                {},
+                {"counts": True},
+                {"mode": "enforce"},
+            )
+    command.downgrade(config(blank), "-1")
+    assert seen() == before
+
+
 def test_it_finds_no_difference_with_the_models(url_of_role: str) -> None:
     schema.upgrade(url_of_role)
 
@@ -224,7 +274,8 @@ def test_it_finds_no_difference_with_the_models(url_of_role: str) -> None:
 
 def test_it_finds_no_difference_when_there_are_partitions(clone: Callable[[], str]) -> None:
     url = clone()
-    assert query(url, "SELECT 1 FROM pg_inherits WHERE inhparent = 'srm.session_history'::regclass")
+    for table in ("session_history", "denials"):
+        assert query(url, "SELECT 1 FROM pg_inherits WHERE inhparent = %s::regclass", f"srm.{table}")
 
     command.check(config(url))
 

@@ -44,6 +44,24 @@ def test_it_shows_a_session_that_never_lapses(factory: Factory, database: Databa
     assert shown == (session, None)
 
 
+@pytest.mark.parametrize(("timeout_seconds", "lapses_in"), [(None, 60), (30, 30), (90, 60)])
+def test_it_shows_when_a_session_is_as_old_as_it_may_get(
+    factory: Factory, database: Database, timeout_seconds: int | None, lapses_in: int
+) -> None:
+    factory.session(timeout_seconds=timeout_seconds, max_session_seconds=60)
+
+    (shown,) = rows(database, "SELECT * FROM srm.active_sessions")
+
+    assert shown.lapses_at == shown.started_at + timedelta(seconds=lapses_in)
+
+
+def test_it_does_not_show_a_session_that_is_as_old_as_it_may_get(factory: Factory, database: Database) -> None:
+    session = factory.session(timeout_seconds=None, max_session_seconds=60)
+    factory.age(session, 60, "started_at")
+
+    assert rows(database, "SELECT * FROM srm.active_sessions") == []
+
+
 @pytest.mark.parametrize("silent_for", [30, 31, 100_000])
 def test_it_does_not_show_a_lapsed_session(factory: Factory, database: Database, silent_for: float) -> None:
     factory.session(silent_for=silent_for, timeout_seconds=30)
@@ -65,6 +83,7 @@ def test_it_counts_what_each_account_uses(factory: Factory, database: Database) 
     factory.session("a")
     factory.session("a", timeout_seconds=None, silent_for=1000)
     factory.session("a", silent_for=31)
+    factory.session("a", counts=False)
     end(database, factory.session("a"))
     factory.session("b")
     factory.session("nobody")

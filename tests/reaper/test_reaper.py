@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from srm import playback
 from srm import reaper as reaper_module
 from srm.database import Database
-from srm.reaper import ADVISORY_LOCK, Busy, Reaper, _months_after
+from srm.reaper import ADVISORY_LOCK, Busy, Reaper, _make_partition, _months_after
 from srm.tokens import Principal
 from tests import support
 from tests.cli.command import assert_refused, srm
@@ -115,13 +115,14 @@ def count(database: Database, what: str) -> int:
     return int(rows(database, f"SELECT count(*) FROM srm.{what}")[0][0])
 
 
-def partitions(database: Database) -> list[str]:
+def partitions(database: Database, table: str = "session_history") -> list[str]:
     found = rows(
         database,
         """
         SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-        WHERE i.inhparent = 'srm.session_history'::regclass ORDER BY 1
+        WHERE i.inhparent = CAST(:parent AS regclass) ORDER BY 1
         """,
+        parent=f"srm.{table}",
     )
     return [name for (name,) in found]
 
@@ -135,13 +136,13 @@ def partition_of_each(database: Database) -> dict[UUID, str]:
 
 
 def drop_all_partitions(database: Database) -> None:
-    for name in partitions(database):
+    for name in partitions(database) + partitions(database, "denials"):
         with database.transaction() as db:
             db.exec_driver_sql(f"DROP TABLE srm.{name}")
 
 
-def name_of(month: datetime) -> str:
-    return f"session_history_{month:%Y_%m}"
+def name_of(month: datetime, table: str = "session_history") -> str:
+    return f"{table}_{month:%Y_%m}"
 
 
 def this_month(database: Database) -> datetime:
@@ -171,6 +172,30 @@ class TestExpire:
 
         assert session_row(database, just_lapsed).ended_at is not None
         assert session_row(database, about_to_lapse).ended_at is None
+
+    @pytest.mark.parametrize(
+        ("timeout_seconds", "old_after", "lived"),
+        [(None, 60, 60), (30, 60, 60), (80, 60, 60), (30, 500, 90)],
+    )
+    def test_it_ends_a_session_that_is_as_old_as_it_may_get(
+        self,
+        reaper: Reaper,
+        factory: Factory,
+        database: Database,
+        timeout_seconds: int | None,
+        old_after: int,
+        lived: int,
+    ) -> None:
+        """Set up 100 s ago, and last heard of 40 s ago: whichever comes first."""
+        session = factory.session(silent_for=40, timeout_seconds=timeout_seconds, max_session_seconds=old_after)
+        factory.age(session, 60, "started_at")
+        young = factory.session(silent_for=20, timeout_seconds=timeout_seconds, max_session_seconds=old_after)
+
+        assert reaper.expire() == 1
+
+        row = session_row(database, session)
+        assert (row.end_reason, row.ended_at) == ("expired", row.started_at + timedelta(seconds=lived))
+        assert session_row(database, young).ended_at is None
 
     def test_it_leaves_all_others_alone(self, reaper: Reaper, factory: Factory, database: Database) -> None:
         factory.session("active")
@@ -266,6 +291,19 @@ class TestArchive:
             {"timeout_seconds": 17, "max_sessions": 5, "end_reason": "expired", "content_type": "NPVR"},
             {"timeout_seconds": None, "max_sessions": None, "end_reason": "device_disabled", "content_id": "ä'%"},
             {"end_reason": "evicted", "ended_by": "Fernseher im „Wohnzimmer“"},
+            {
+                "end_reason": "expired",
+                "device_group": "mobile",
+                "content_groups": ["cars", "sports"],
+                "address": "2001:db8::/64",
+                "counts": False,
+                "max_session_seconds": 3600,
+                "max_sessions_per_content": 1,
+                "max_ip_addresses": 2,
+                "max_sessions_per_ip": 3,
+                "max_sessions_of_device_group": 4,
+                "max_sessions_of_content_groups": [None, 5],
+            },
         ):
             factory.session("account", "device", silent_for=7200, ended_at=long_ago, session_id=uuid4(), **columns)
         before = [row._asdict() for row in rows(database, "SELECT * FROM srm.sessions ORDER BY session_id")]
@@ -273,7 +311,7 @@ class TestArchive:
             del session["idempotency_key"]  # of use only while the session is active
         reaper.make_partitions()
 
-        assert reaper.archive() == 3
+        assert reaper.archive() == 4
 
         after = [row._asdict() for row in rows(database, "SELECT * FROM srm.session_history ORDER BY session_id")]
         assert after == before
@@ -316,13 +354,14 @@ class TestArchive:
 
 
 class TestMakePartitions:
-    def test_it_makes_this_month_and_two_ahead(self, own: Database) -> None:
+    @pytest.mark.parametrize("table", ["session_history", "denials"])
+    def test_it_makes_this_month_and_two_ahead(self, own: Database, table: str) -> None:
         drop_all_partitions(own)
 
         reaper_of(own).make_partitions()
 
         month = this_month(own)
-        assert partitions(own) == [name_of(_months_after(month, ahead)) for ahead in (0, 1, 2)]
+        assert partitions(own, table) == [name_of(_months_after(month, ahead), table) for ahead in (0, 1, 2)]
 
     def test_it_can_be_repeated(self, own: Database) -> None:
         drop_all_partitions(own)
@@ -415,6 +454,22 @@ class TestDropPartitions:
         assert reaper_of(own, days).drop_partitions() == []
 
         assert partitions(own) == before
+
+    def test_it_drops_denials_by_the_same_age(self, own: Database, old: datetime) -> None:
+        with own.transaction() as db:
+            month = _months_after(old, -1)
+            _make_partition(db, "denials", month)
+            db.exec_driver_sql(
+                "INSERT INTO srm.denials (account_id, denied_at, device_id, content_type, content_id, error_code) "
+                "VALUES ('a', %s, 'tv', 'COD', 'film', 'SRM-0006')",
+                (month,),
+            )
+        days = (datetime.now(UTC) - old).days
+
+        assert name_of(month, "denials") not in reaper_of(own, days + 1).drop_partitions()
+        assert count(own, "denials") == 1
+        assert name_of(month, "denials") in reaper_of(own, days).drop_partitions()
+        assert count(own, "denials") == 0
 
     def test_it_keeps_this_month_whatever_the_retention(self, own: Database) -> None:
         before = partitions(own)
