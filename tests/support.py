@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import jwt
-from sqlalchemy import Connection, func, insert, literal, select, text, update
+from sqlalchemy import Connection, delete, func, insert, literal, select, text, update
 from werkzeug.test import TestResponse
 
 from srm import models
@@ -142,6 +142,11 @@ class Factory:
             db.execute(
                 update(model).where(*(getattr(model, name) == value for name, value in where.items())).values(values)
             )
+
+    def remove(self, model: type, **where: Any) -> None:
+        """Delete rows of a table."""
+        with self.database.transaction() as db:
+            db.execute(delete(model).where(*(getattr(model, name) == value for name, value in where.items())))
 
     def add(self, model: type, **columns: Any) -> None:
         """A row of a table."""

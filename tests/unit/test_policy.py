@@ -1,8 +1,7 @@
 """May the account have one more session, and which ones have to go for it?"""
 
 import time
-from collections.abc import Collection, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 from typing import Any, get_args
 from uuid import UUID
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from srm.errors import SessionLimitReached
 from srm.models import OnLimit, SameDevice
 from srm.policy import ActiveSession, Limits, Room, Setup, make_room
+from tests import rules
 
 TV = Setup("new", "tv", "film")
 
@@ -280,7 +280,7 @@ class TestObserve:
         assert (numbers(room.replaced), room.observed) == ([0], None)
 
 
-# By brute force: which sets of sessions may go on beside the new one, and which of those is to be chosen.
+# Against the rules written plainly.
 
 DEVICES = {"tv 1": "tv", "tv 2": "tv", "phone": "mobile"}
 CONTENTS: dict[str, Sequence[str]] = {"film": (), "race": ("sports",), "match": ("live", "sports")}
@@ -315,30 +315,6 @@ def a_situation(draw: st.DrawFn) -> tuple[Limits, list[ActiveSession], Setup]:
     return limits, sessions(*draw(st.lists(asked(), max_size=7))), setup
 
 
-def are_kept(limits: Limits, stay: Collection[ActiveSession], setup: Setup) -> bool:
-    """Whether the limits of the setup are kept by these and one more, as it is asked for."""
-    all_of_them = [*stay, a_session(99, **setup._asdict())]
-
-    def has_at_most(limit: int | None, count: int) -> bool:
-        return limit is None or count <= limit
-
-    known = {session.address for session in all_of_them} - {None}
-    groups = zip(setup.content_groups or (), limits.max_sessions_of_content_groups or (), strict=True)
-    return (
-        (not setup.counts or has_at_most(limits.max_sessions, sum(s.counts for s in all_of_them)))
-        and has_at_most(limits.max_sessions_per_content, sum(s.content_id == setup.content_id for s in all_of_them))
-        and (setup.address is None or has_at_most(limits.max_ip_addresses, len(known)))
-        and (
-            setup.address is None
-            or has_at_most(limits.max_sessions_per_ip, sum(s.address == setup.address for s in all_of_them))
-        )
-        and has_at_most(
-            limits.max_sessions_of_device_group, sum(s.device_group == setup.device_group for s in all_of_them)
-        )
-        and all(has_at_most(n, sum(g in (s.content_groups or ()) for s in all_of_them)) for g, n in groups)
-    )
-
-
 def outcome(*arguments: Any) -> Room | SessionLimitReached:
     try:
         return make_room(*arguments)
@@ -351,21 +327,21 @@ def test_it_keeps_all_limits_and_ends_as_few_as_needed(situation: tuple[Limits, 
     limits, active, setup = situation
     own = [s for s in active if s.device_id == setup.device_id] if limits.same_device == "replace" else []
     others = [session for session in active if session not in own]
-    in_order = others if limits.on_limit != "evict_newest" else others[::-1]
-    sets = (set_ for size in range(len(others) + 1) for set_ in combinations(in_order, size))
-    fewest = next((set_ for set_ in sets if are_kept(limits, [s for s in others if s not in set_], setup)), None)
+    to_end = rules.fewest(limits, others, setup)
 
     room = outcome(limits, active, setup)
 
     if isinstance(room, SessionLimitReached):
-        assert fewest != ()
-        assert fewest is None or limits.on_limit == "deny"
+        assert to_end != ()
+        assert to_end is None or limits.on_limit == "deny"
+        assert room.rule in rules.broken(limits, others, setup)
         assert set(room.in_the_way) <= {session.session_id for session in others}
         return
+
     assert list(room.replaced) == own
-    assert fewest is not None
-    assert not (fewest and limits.on_limit == "deny")
-    assert sorted(numbers(room.evicted)) == sorted(numbers(fewest))
+    assert to_end is not None
+    assert not (to_end and limits.on_limit == "deny")
+    assert sorted(numbers(room.evicted)) == sorted(numbers(to_end))
 
 
 @given(a_situation())
@@ -375,11 +351,11 @@ def test_who_takes_over_what_is_in_the_way_gets_in_or_learns_of_the_next_limit(
     limits, active, setup = situation
     limits = limits._replace(on_limit="deny")
     take_over: set[UUID] = set()
-    rules = []
+    seen = []
 
     while isinstance(refusal := outcome(limits, active, setup, take_over), SessionLimitReached):
-        assert refusal.rule not in rules
-        rules.append(refusal.rule)
+        assert refusal.rule not in seen
+        seen.append(refusal.rule)
         take_over |= set(refusal.in_the_way)
         if not refusal.in_the_way:
             assert refusal.limit == 0
