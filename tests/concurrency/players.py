@@ -16,7 +16,7 @@ from srm.database import Database
 from srm.errors import SessionLimitReached
 from srm.playback import ContentRef
 from srm.tokens import Principal
-from tests.support import SETUP, issue_token
+from tests.support import SETUP, issue_token, rows
 
 Result = TypeVar("Result")
 
@@ -112,6 +112,12 @@ def set_up(database: Database, account: str, device: str) -> UUID | None:
             return playback.set_up(db, Principal(account, device), FILM).session_id
     except SessionLimitReached:
         return None
+
+
+def deadlocks(database: Database) -> int:
+    """How many the server has had to resolve in this database (SQLSTATE 40P01)."""
+    count: int = rows(database, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")[0][0]
+    return count
 
 
 def patiently(ask: Callable[[], Answer]) -> Answer:

@@ -14,7 +14,7 @@ import pytest
 from srm.database import Database
 from srm.models import AccountProfile
 from tests import support
-from tests.concurrency.players import Player, at_once, patiently
+from tests.concurrency.players import Player, at_once, deadlocks, patiently
 from tests.support import SETUP, Factory
 
 SECONDS = 8
@@ -29,12 +29,6 @@ def make_account(database: Database, **profile: str) -> None:
     factory.account("a", *DEVICES, max_sessions=LIMIT, timeout_seconds=None)
     if profile:
         factory.change(AccountProfile, {"profile_id": "profile of a"}, **profile)
-
-
-def deadlocks(database: Database) -> int:
-    (row,) = support.rows(database, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-    count: int = row.deadlocks
-    return count
 
 
 def zap(base: str, device: str, barrier: threading.Barrier) -> tuple[int, int]:

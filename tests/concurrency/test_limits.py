@@ -1,0 +1,166 @@
+"""Thirty-two devices of an account, from several addresses and on several contents, at once: no limit is exceeded."""
+
+import json
+import random
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srm.database import Database
+from srm.models import AccountProfile, ContentGroup, ProfileContentGroup, ProfileDeviceGroup
+from srm.policy import Limits
+from tests import rules, support
+from tests.concurrency.players import Player, at_once, deadlocks, patiently
+from tests.support import Factory
+
+CLIENTS = 32
+SECONDS = 3
+DEVICES = {f"device-{index}": ("tv", "mobile", "computer", "game")[index % 4] for index in range(CLIENTS)}
+CONTENTS = {"film": (), "race": ("cars", "sports"), "match": ("sports",)}
+ADDRESSES = ("192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::")
+
+EACH_ALONE: dict[str, dict[str, Any]] = {
+    "max_sessions": {"max_sessions": 3},
+    "max_sessions_per_content": {"max_sessions_per_content": 2},
+    "max_ip_addresses": {"max_ip_addresses": 2},
+    "max_sessions_per_ip": {"max_sessions_per_ip": 2},
+    "device_group": {"device_group": 2},
+    "content_group": {"content_group": 2},
+}
+ALL_TOGETHER = {
+    "max_sessions": 5,
+    "max_sessions_per_content": 3,
+    "max_ip_addresses": 3,
+    "max_sessions_per_ip": 3,
+    "device_group": 2,
+    "content_group": 3,
+}
+
+
+def make_account(database: Database, limits: dict[str, Any], **profile: Any) -> None:
+    """The account `a`: games do not count, the limit of a device group is for mobile, that of contents for sports."""
+    factory = Factory(database)
+    for content, groups in CONTENTS.items():
+        if groups:
+            factory.content(content)
+        for group in groups:
+            factory.add(ContentGroup, content_id=content, content_group=group)
+    factory.product("sports", ("COD", "race"), ("COD", "match"))
+    factory.account("a", "nothing", max_sessions=None, products=("basic", "sports"))
+    for device, group in DEVICES.items():
+        factory.device("a", device, group=group)
+    of_profile = {"profile_id": "profile of a"}
+    of_account = {name: limit for name, limit in limits.items() if name.startswith("max_")}
+    factory.change(AccountProfile, of_profile, timeout_seconds=None, **of_account, **profile)
+    factory.add(ProfileDeviceGroup, **of_profile, device_group="game", counts=False)
+    factory.add(ProfileDeviceGroup, **of_profile, device_group="mobile", max_sessions=limits.get("device_group"))
+    factory.add(ProfileContentGroup, **of_profile, content_group="sports", max_sessions=limits.get("content_group"))
+
+
+def zap(base: str, device: str, barrier: threading.Barrier, *, and_tear_down: bool) -> tuple[int, int]:
+    """Set up again and again, anywhere and anything; how many were admitted, and how many refused."""
+    admitted = refused = 0
+    with Player(base, "a", device) as player:
+        barrier.wait()
+        stop_at = time.monotonic() + SECONDS
+        while time.monotonic() < stop_at:
+            content = {"contentID": random.choice(list(CONTENTS)), "contentType": "COD"}
+            address = random.choice(ADDRESSES)
+            forwarded = address if address[0] == "1" else f"{address}{random.randrange(1, 0xFFFF):x}"
+            ask = partial(player.request, "POST", "/srm/v1/sessions", json.dumps({"content": content}))
+            answer = patiently(partial(ask, **{"X-Forwarded-For": forwarded}))
+            if (session_id := answer.session_id) is None:
+                assert answer.error_code == "SRM-0006"
+                refused += 1
+                continue
+            admitted += 1
+            assert patiently(partial(player.keep_alive, session_id)).status in (200, 410)
+            if and_tear_down:
+                time.sleep(random.uniform(0, 0.02))
+                assert patiently(partial(player.tear_down, session_id)).status in (200, 410)
+    return admitted, refused
+
+
+def play(database: Database, url: str, log: Path, *, and_tear_down: bool) -> tuple[int, int]:
+    """Let all of them zap; how many were admitted, and how many refused."""
+    with support.api(url, log, workers=4, SRM_TRUSTED_PROXIES="1") as (base, _):
+        devices = list(DEVICES)
+        work = partial(zap, and_tear_down=and_tear_down)
+        tallies = at_once(CLIENTS, lambda i, barrier: work(base, devices[i], barrier))
+    support.assert_audit_clean(url)
+    assert deadlocks(database) == 0
+    return sum(tally[0] for tally in tallies), sum(tally[1] for tally in tallies)
+
+
+@dataclass(frozen=True)
+class Played:
+    """A session that was, as the database has it."""
+
+    session_id: str
+    device_group: str
+    content_id: str
+    content_groups: tuple[str, ...]
+    address: str
+    counts: bool
+    started_at: datetime
+    ended_at: datetime | None
+    end_reason: str | None
+
+
+def played(database: Database) -> list[Played]:
+    """All sessions, in the order in which they were set up."""
+    found = support.rows(
+        database,
+        "SELECT session_id, device_group, content_id, content_groups, address, counts, started_at, ended_at, "
+        "end_reason FROM srm.sessions ORDER BY started_at",
+    )
+    return [Played(*row[:3], tuple(row[3] or ()), *row[4:]) for row in found]
+
+
+def limits_of(session: Played, on_limit: str) -> Limits:
+    """ALL_TOGETHER, as they hold for the session."""
+    return Limits(
+        ALL_TOGETHER["max_sessions"],
+        ALL_TOGETHER["max_sessions_per_content"],
+        ALL_TOGETHER["max_ip_addresses"],
+        ALL_TOGETHER["max_sessions_per_ip"],
+        ALL_TOGETHER["device_group"] if session.device_group == "mobile" else None,
+        [ALL_TOGETHER["content_group"] if group == "sports" else None for group in session.content_groups],
+        on_limit,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("rule", EACH_ALONE)
+def test_no_limit_is_ever_exceeded(own_url: str, own_database: Database, tmp_path: Path, rule: str) -> None:
+    make_account(own_database, EACH_ALONE[rule])
+
+    admitted, refused = play(own_database, own_url, tmp_path / "api.log", and_tear_down=True)
+
+    assert admitted > CLIENTS
+    assert refused > CLIENTS
+    denials = support.rows(own_database, "SELECT rule, count(*) AS count FROM srm.denials GROUP BY rule")
+    assert sum(row.count for row in denials) >= refused  # more where an answer 503 came after a refusal
+    assert {row.rule.partition(":")[0] for row in denials} == {rule}
+
+
+@pytest.mark.parametrize("on_limit", ["evict_oldest", "evict_newest"])
+def test_nobody_is_evicted_without_need(own_url: str, own_database: Database, tmp_path: Path, on_limit: str) -> None:
+    """Nobody tears down here: what is active changes by setups alone, so it is known what each of them found."""
+    make_account(own_database, dict(ALL_TOGETHER), on_limit=on_limit)
+
+    admitted, refused = play(own_database, own_url, tmp_path / "api.log", and_tear_down=False)
+
+    assert admitted > 10 * CLIENTS
+    assert refused == 0
+    active: list[Played] = []
+    for new in played(own_database):
+        evicted = {session for session in active if session.ended_at == new.started_at}
+        assert evicted == set(rules.fewest(limits_of(new, on_limit), active, new) or ())
+        active = [*(session for session in active if session not in evicted), new]
+    assert [session.end_reason for session in active] == [None] * len(active)
