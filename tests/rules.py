@@ -53,6 +53,8 @@ def fewest(limits: Limits, others: Sequence[Session], new: Playing) -> tuple[Ses
     Of several sets of that size the one with the oldest sessions in it, or the newest, as the limits say; `others` come
     oldest first.
     """
+    if broken(limits, [], new):
+        return None
     in_order = others[::-1] if limits.on_limit == "evict_newest" else others
     for size in range(len(others) + 1):
         for ended in combinations(in_order, size):

@@ -9,7 +9,14 @@ from uuid import uuid4
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from srm.database import Database
 from srm.models import (
@@ -28,12 +35,35 @@ from tests.support import Factory, issue_token, rows
 DEVICES = {"tv 1": "tv", "tv 2": "tv", "phone": "mobile", "tablet": "mobile"}
 CONTENTS = {"film": (), "race": ("cars", "sports"), "match": ("sports",)}
 ADDRESSES = {"": None, "192.0.2.1": "192.0.2.1", "2001:db8::1": "2001:db8::/64", "2001:db8::2": "2001:db8::/64"}
-KEYS = ("one", "two")
 TIMEOUT_SECONDS, MAX_SESSION_SECONDS = 1000, 5000
+MOST_ACTIVE = 9
 NUMBERS = count()
 
-A_LIMIT = st.none() | st.integers(0, 4)
+A_LIMIT = st.sampled_from([None, None, None, 3, 2, 1, 0])
 GROUPS = st.fixed_dictionaries({"max_sessions": A_LIMIT, "counts": st.booleans()})
+PROFILES: dict[str, Any] = {
+    "limits": st.fixed_dictionaries(
+        {
+            "max_sessions": A_LIMIT,
+            "max_sessions_per_content": A_LIMIT,
+            "max_ip_addresses": A_LIMIT,
+            "max_sessions_per_ip": A_LIMIT,
+            "on_limit": st.sampled_from(get_args(OnLimit)),
+            "same_device": st.sampled_from(get_args(SameDevice)),
+            "mode": st.sampled_from(["enforce", "enforce", "enforce", "observe"]),
+        }
+    ),
+    "of_account": st.sampled_from([None, None, 0, 1, 4]),
+    "device_groups": st.dictionaries(st.sampled_from(["tv", "mobile"]), GROUPS),
+    "content_groups": st.dictionaries(st.sampled_from(["cars", "sports"]), GROUPS),
+}
+SETUPS = st.tuples(
+    st.sampled_from(sorted(DEVICES)),
+    st.sampled_from(sorted(CONTENTS)),
+    st.sampled_from(sorted(ADDRESSES)),
+    st.sampled_from([None, None, None, "one", "two"]),
+)
+"""Device, content, address and Idempotency-Key."""
 
 
 @dataclass(frozen=True)
@@ -106,22 +136,7 @@ class Playback(RuleBasedStateMachine):
         self.active.remove(session)
         self.ended[session.session_id] = (session.device_id, reason)
 
-    @rule(
-        limits=st.fixed_dictionaries(
-            {
-                "max_sessions": A_LIMIT,
-                "max_sessions_per_content": A_LIMIT,
-                "max_ip_addresses": A_LIMIT,
-                "max_sessions_per_ip": A_LIMIT,
-                "on_limit": st.sampled_from(get_args(OnLimit)),
-                "same_device": st.sampled_from(get_args(SameDevice)),
-                "mode": st.sampled_from(["enforce", "enforce", "enforce", "observe"]),
-            }
-        ),
-        of_account=st.none() | A_LIMIT,
-        device_groups=st.dictionaries(st.sampled_from(["tv", "mobile"]), GROUPS),
-        content_groups=st.dictionaries(st.sampled_from(["cars", "sports"]), GROUPS),
-    )
+    @rule(**PROFILES)
     def change_profile(
         self,
         limits: dict[str, Any],
@@ -140,14 +155,16 @@ class Playback(RuleBasedStateMachine):
             for group, says in groups.items():
                 self.factory.add(model, **self.of_profile, **{name: group}, **says)
 
-    @rule(
-        device=st.sampled_from(sorted(DEVICES)),
-        content=st.sampled_from(sorted(CONTENTS)),
-        address=st.sampled_from(sorted(ADDRESSES)),
-        key=st.none() | st.none() | st.sampled_from(KEYS),
-        data=st.data(),
-    )
-    def set_up(self, device: str, content: str, address: str, key: str | None, data: st.DataObject) -> None:
+    @initialize(**PROFILES)
+    def begin_with_a_profile(self, **says: Any) -> None:
+        self.change_profile(**says)
+
+    @rule(setups=st.lists(SETUPS, min_size=1, max_size=5), data=st.data())
+    def set_up(self, setups: list[tuple[str, str, str, str | None]], data: st.DataObject) -> None:
+        for setup in setups[: max(0, MOST_ACTIVE - len(self.active))]:  # brute force doubles with each session
+            self.set_up_one(*setup, data)
+
+    def set_up_one(self, device: str, content: str, address: str, key: str | None, data: st.DataObject) -> None:
         known = [session.session_id for session in self.active] + list(self.ended)
         take_over = data.draw(
             st.just([]) | st.just([]) | st.lists(st.sampled_from(known), unique=True, max_size=3)
@@ -258,6 +275,6 @@ def test_service_and_model_never_differ(client: FlaskClient, database: Database,
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         lambda: Playback(client, database),
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
