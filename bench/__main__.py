@@ -48,12 +48,21 @@ ROUNDS = 3
 SEED = f"""
 INSERT INTO srm.account_profiles (profile_id, max_sessions, timeout_seconds)
 VALUES ('bench', 1000, 3600), ('bench-full', 3, 3600);
+INSERT INTO srm.account_profiles (profile_id, max_sessions, max_sessions_per_content, max_ip_addresses,
+                                  max_sessions_per_ip, timeout_seconds, max_session_seconds, on_limit, same_device)
+VALUES ('bench-rules', 1000, 1000, 1000, 1000, 3600, 86400, 'evict_oldest', 'replace');
+INSERT INTO srm.profile_device_groups (profile_id, device_group, max_sessions, counts)
+VALUES ('bench-rules', 'tv', 1000, true), ('bench-rules', 'mobile', 1000, false);
+INSERT INTO srm.profile_content_groups (profile_id, content_group, max_sessions)
+VALUES ('bench-rules', 'films', 1000), ('bench-rules', 'sports', 1000);
 INSERT INTO srm.contents (content_id) VALUES ('film');
+INSERT INTO srm.content_groups (content_id, content_group) VALUES ('film', 'films');
 INSERT INTO srm.products (product_id, name) VALUES ('bench', 'bench');
 INSERT INTO srm.product_contents (product_id, content_type, content_id) VALUES ('bench', 'COD', 'film');
 INSERT INTO srm.accounts (account_id, profile_id)
 SELECT 'live-' || n, 'bench' FROM generate_series(1, {LIVE_SESSIONS // 4}) n
 UNION ALL SELECT 'new-' || n, 'bench' FROM generate_series(1, {PLAYERS}) n
+UNION ALL SELECT 'rules-' || n, 'bench-rules' FROM generate_series(1, {PLAYERS}) n
 UNION ALL SELECT 'full-' || n, 'bench-full' FROM generate_series(1, {PLAYERS}) n;
 INSERT INTO srm.devices (account_id, device_id, device_group, name)
 SELECT account_id, 'device-' || n, 'tv', 'device ' || n FROM srm.accounts, generate_series(0, 3) n;
@@ -64,14 +73,26 @@ FROM generate_series(0, {LIVE_SESSIONS - 1}) n;
 INSERT INTO srm.sessions (account_id, session_id, device_id, content_type, content_id, timeout_seconds, max_sessions)
 SELECT 'full-' || n, gen_random_uuid(), 'device-' || s, 'COD', 'film', 3600, 3
 FROM generate_series(1, {PLAYERS}) n, generate_series(1, 3) s;
+INSERT INTO srm.sessions (account_id, session_id, device_id, content_type, content_id, timeout_seconds, max_sessions,
+                          device_group, content_groups, address)
+SELECT account || n, gen_random_uuid(), 'device-' || s, 'COD', 'film', 3600, 1000, 'tv', ARRAY['films'], '192.0.2.1'
+FROM unnest(ARRAY['new-', 'rules-']) account, generate_series(1, {PLAYERS}) n, generate_series(1, 3) s;
 """
+
+FORGET_SETUPS = """
+DELETE FROM srm.sessions WHERE device_id = 'device-0' AND (account_id LIKE 'new-%' OR account_id LIKE 'rules-%')
+"""
+"""Each of these accounts has three sessions again, on its other devices."""
+
+SESSIONS = "SELECT count(*) FROM srm.sessions"
 
 BARE_KEEP_ALIVE = f"""
 \\set n random(0, {PLAYERS - 1})
 UPDATE srm.sessions SET last_keep_alive_at = greatest(last_keep_alive_at, statement_timestamp())
 WHERE account_id = 'live-' || (1 + :n::int / 4) AND session_id = lpad(to_hex(:n::int), 32, '0')::uuid
   AND device_id = 'device-' || (:n::int % 4) AND ended_at IS NULL
-  AND (statement_timestamp() - last_keep_alive_at >= make_interval(secs => timeout_seconds)) IS NOT TRUE;
+  AND (statement_timestamp() - last_keep_alive_at >= make_interval(secs => timeout_seconds)
+       OR statement_timestamp() - started_at >= make_interval(secs => max_session_seconds)) IS NOT TRUE;
 """
 
 
@@ -130,6 +151,11 @@ class Bench:
         with psycopg.connect(self.url) as connection:
             row = connection.execute(sql).fetchone()  # type: ignore[call-overload]
         return row[0] if row else None
+
+    def execute(self, sql: str) -> None:
+        """Change something, for good."""
+        with psycopg.connect(self.url) as connection:
+            connection.execute(sql)  # type: ignore[call-overload]
 
     def write_requests(self, name: str, requests: Iterable[tuple[str, str, str, str]]) -> None:
         """A file of requests: method, path, token, body."""
@@ -218,6 +244,7 @@ def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
     bench.write_requests("keep_alive_new_token", on_session("PUT", range(PLAYERS, LIVE_SESSIONS // 2)))
     bench.write_requests("teardown", on_session("DELETE", range(LIVE_SESSIONS // 2, LIVE_SESSIONS)))
     bench.write_requests("setup", setups("new", PLAYERS))
+    bench.write_requests("setup_all_rules", setups("rules", PLAYERS))
     bench.write_requests("setup_refused", setups("full", PLAYERS))
 
     loads: dict[str, Load] = {}
@@ -233,6 +260,14 @@ def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
         time.sleep(1)  # what was under way when it stopped; and the counters of the server lag behind
         return load
 
+    def admitted_by(name: str) -> None:
+        """Measure setups, all of which must be admitted."""
+        before = loads[name].requests if name in loads else 0, bench.query(SESSIONS)
+        answered = side_by_side(name, bench.seconds // ROUNDS).requests - before[0]
+        admitted = bench.query(SESSIONS) - before[1]
+        if abs(admitted - answered) > CONNECTIONS:
+            raise SystemExit(f"bench: {answered} setups answered, {admitted} admitted")
+
     with (
         gunicorn("wsgi:app", port, bench.url, workers, threads),
         gunicorn("bench.empty:app", empty_port, bench.url, workers, threads),
@@ -247,24 +282,24 @@ def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
             "SELECT n_tup_hot_upd::float / n_tup_upd FROM pg_stat_user_tables WHERE relid = 'srm.sessions'::regclass"
         )
         side_by_side("keep_alive_new_token", min(5, bench.seconds))  # there are no more
-        before = bench.query("SELECT count(*) FROM srm.sessions")
+        before = bench.query(SESSIONS)
         bench.wrk(port, "setup_refused", WARM_UP_SECONDS)
         for _ in range(ROUNDS):
             side_by_side("setup_refused", bench.seconds // ROUNDS)
-        if bench.query("SELECT count(*) FROM srm.sessions") != before:
+        if bench.query(SESSIONS) != before:
             raise SystemExit("bench: a setup beyond the limit was admitted")
-        bench.wrk(port, "setup", WARM_UP_SECONDS)
+        for name in ("setup", "setup_all_rules"):
+            bench.wrk(port, name, WARM_UP_SECONDS // 2)
         time.sleep(1)
-        bench.query("DELETE FROM srm.sessions WHERE account_id LIKE 'new-%' RETURNING 1")  # again none to begin with
         for _ in range(ROUNDS):
-            setup = side_by_side("setup", bench.seconds // ROUNDS)
-        admitted = bench.query("SELECT count(*) FROM srm.sessions") - before
-        if abs(admitted - setup.requests) > CONNECTIONS * ROUNDS:
-            raise SystemExit(f"bench: {setup.requests} setups answered, {admitted} admitted")
+            for name in ("setup", "setup_all_rules"):
+                bench.execute(FORGET_SETUPS)
+                admitted_by(name)
         side_by_side("teardown", min(10, bench.seconds))  # nor of these
     report: dict[str, Any] = {"empty_view": empty["keep_alive"].summary()}
     for name, load in loads.items():
         report[name] = {**load.summary(), "ratio_to_empty_view": round(load.rps / empty[name].rps, 3)}
+    report["setup_all_rules"]["cost_of_rules"] = round(loads["setup"].rps / loads["setup_all_rules"].rps, 3)
     report["keep_alive"]["ratio_to_pgbench"] = round(loads["keep_alive"].rps / statements, 3)
     report["keep_alive"]["hot_share"] = round(hot_share, 4)
     report["pgbench"] = {"rps": round(statements)}
@@ -289,6 +324,7 @@ def show(report: dict[str, Any]) -> None:
             keys = ("rps", "p50_ms", "p99_ms", "ratio_to_empty_view", "ratio_to_pgbench")
             table.add_row(name, *(f"{row[key]:,}" if key in row else "" for key in keys))
     Console().print(table)
+    print(f"A setup by all rules costs {report['setup_all_rules']['cost_of_rules']} times one by max_sessions alone")
     print(f"HOT share of the keep-alives: {report['keep_alive']['hot_share']:.2%}; audit: {report['audit']}")
 
 

@@ -275,6 +275,6 @@ def test_service_and_model_never_differ(client: FlaskClient, database: Database,
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         lambda: Playback(client, database),
         settings=settings(
-            max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=250, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
