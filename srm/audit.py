@@ -40,15 +40,16 @@ LOOKED_AT = (
     "max_sessions_per_ip",
     "max_sessions_of_device_group",
     "max_sessions_of_content_groups",
+    "max_session_seconds",
 )
 """What the audit needs of a session, beside its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """An instant at which a setup was admitted though a limit in force was reached.
+    """A limit that was not kept: at that instant a setup was admitted though it was reached, or a session had lived on.
 
-    `active`: how many sessions, or addresses, took the limit up once it was admitted.
+    `active`: how many sessions, or addresses, took the limit up; of `max_session_seconds` how long the session lived.
     """
 
     account_id: str
@@ -59,7 +60,7 @@ class Excess:
 
 
 def excesses(db: Connection) -> list[Excess]:
-    """Every setup, kept in `sessions` or `session_history`, that took an account over one of its limits.
+    """Every setup, kept in `sessions` or `session_history`, that took an account over a limit, and every overlong life.
 
     A sweep over [start, end) of all sessions that take up the same limit, ends before starts at the same instant;
     each session is held against the limit under which it was admitted, since limits change. A lapsed session ended
@@ -68,6 +69,7 @@ def excesses(db: Connection) -> list[Excess]:
     spans = _spans()
     found = [Excess(*row) for taken in _taken(spans) for row in db.execute(_over_the_limit(taken))]
     found += [Excess(*row) for row in db.execute(_over_the_limit_of_addresses(spans))]
+    found += [Excess(*row) for row in db.execute(_too_old(spans))]
     return sorted(found, key=lambda excess: (excess.account_id, excess.at, excess.rule))
 
 
@@ -154,6 +156,16 @@ def _over_the_limit_of_addresses(spans: CTE) -> Select[Any]:
     rule = literal("max_ip_addresses")
     return select(sweep.c.account_id, sweep.c.at, sweep.c.addresses, sweep.c.max_ip_addresses, rule).where(
         sweep.c.change == 1, sweep.c.addresses > sweep.c.max_ip_addresses
+    )
+
+
+def _too_old(spans: CTE) -> Select[Any]:
+    """The same for the sessions that were still active when they were as old as they may get."""
+    of = spans.c
+    seconds = func.extract("epoch", of.ended_at - of.started_at)
+    rule = literal("max_session_seconds")
+    return select(of.account_id, of.ended_at, func.ceil(seconds), of.max_session_seconds, rule).where(
+        seconds > of.max_session_seconds
     )
 
 

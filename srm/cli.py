@@ -123,7 +123,8 @@ def audit() -> None:
         return
     click.echo(f"exceeded {len(found)} times in {checked} sessions")
     for excess in found:
-        counts = f"{excess.rule}: {excess.active} active, limit {excess.limit}"
+        what = "seconds" if excess.rule == "max_session_seconds" else "active"
+        counts = f"{excess.rule}: {excess.active} {what}, limit {excess.limit}"
         click.echo(f"account {excess.account_id} at {excess.at.isoformat()}: {counts}")
     sys.exit(1)
 

@@ -147,13 +147,14 @@ class ThreadConnections:
         self._kept = Kept()
         self._all: WeakSet[BoundedConnection] = WeakSet()
 
-    def execute(self, statement: str, parameters: dict[str, object]) -> Cursor:
+    def execute(self, statement: str, parameters: dict[str, object], patience_seconds: float | None = None) -> Cursor:
         """Execute a `compiled` statement, which may be repeated, as a transaction of its own.
 
-        DependencyUnavailable when the database is away.
+        DependencyUnavailable when the database is away, or takes longer than `patience_seconds`, if that is less than
+        a request may take.
         """
         with self._silence:
-            return self._first(lambda cursor: cursor.execute(statement, parameters))
+            return self._first(lambda cursor: cursor.execute(statement, parameters), patience_seconds)
 
     def begin(self) -> Cursor:
         """Begin a transaction."""
@@ -164,13 +165,13 @@ class ThreadConnections:
 
         return self._first(begin)
 
-    def _first(self, ask: Callable[[Cursor], Cursor]) -> Cursor:
+    def _first(self, ask: Callable[[Cursor], Cursor], patience_seconds: float | None = None) -> Cursor:
         """Ask the first thing of a request; once more when the connection turns out to be broken.
 
         To look at the connection before would cost a system call and a hand-over of the interpreter lock each time.
-        The patience of the request begins here, and is for all its statements.
+        The patience begins here, and is for all statements of the transaction.
         """
-        answer_by = time.monotonic() + self._patience_seconds
+        answer_by = time.monotonic() + (patience_seconds or self._patience_seconds)
         cursor = self._cursor(answer_by)
         try:
             return ask(cursor)

@@ -4,13 +4,16 @@ import psycopg
 import structlog
 from sqlalchemy import bindparam, insert
 
-from srm.database import Executor, compiled
+from srm.database import ThreadConnections, compiled
 from srm.errors import DependencyUnavailable, SessionLimitReached, SrmError
 from srm.models import Denial
 from srm.playback import ContentRef
 from srm.tokens import Principal
 
 log = structlog.get_logger("srm.denials")
+
+PATIENCE_SECONDS = 0.3
+"""The answer waits for the record no longer than that: somebody may have locked the table."""
 
 FACTS = (
     "account_id",
@@ -28,7 +31,7 @@ RECORD = compiled(insert(Denial).values({name: bindparam(name, type_=Denial.__ta
 
 
 def record(
-    db: Executor,
+    db: ThreadConnections,
     principal: Principal,
     content: ContentRef,
     address: str | None,
@@ -38,7 +41,8 @@ def record(
 ) -> None:
     """Record a refusal, or with `observed` one that would have been.
 
-    Never raises: the answer does not depend on it. What cannot be recorded is logged.
+    Never raises, and takes PATIENCE_SECONDS at most: the answer does not depend on it. What cannot be recorded is
+    logged.
     """
     by_limit = refusal if isinstance(refusal, SessionLimitReached) else None
     facts: dict[str, object] = {
@@ -54,7 +58,7 @@ def record(
         "observed": observed,
     }
     try:
-        db.execute(RECORD, facts)
+        db.execute(RECORD, facts, PATIENCE_SECONDS)
     except (DependencyUnavailable, psycopg.Error) as error:
         cause = str(error.__cause__ or error).split("\n")[0]
         in_the_way = [str(session_id) for session_id in by_limit.in_the_way] if by_limit else None

@@ -443,5 +443,6 @@ class Denial(Base):
     in_the_way: Mapped[list[UUID] | None] = mapped_column(comment="The sessions whose end would have made room")
     observed: Mapped[bool] = mapped_column(
         server_default=text("false"),
-        comment="True: the profile only observes; the session was admitted, and the refusal is what would have been",
+        comment="True: the profile only observes; the session was admitted, and by an enforced limit it would have "
+        "been refused or, as on_limit says, have evicted others",
     )

@@ -288,27 +288,28 @@ NAMED_IN_ORDER = (
     .order_by(sessions.session_id)
     .with_for_update()
 )
-ADMISSION = insert(PlaybackSession).values(
-    account_id=OF_ACCOUNT,
-    session_id=OF_SESSION,
-    device_id=OF_DEVICE,
-    content_type=OF_CONTENT_TYPE,
-    content_id=OF_CONTENT,
-    **{name: bindparam(name, type_=sessions[name].type) for name in COPIED},
-)
-ADMIT = compiled(ADMISSION)
-END_FOR_ANOTHER = (
+# On its own, before the admission: where it has to wait for a teardown, the new session starts after that.
+END_FOR_ANOTHER = compiled(
     update(PlaybackSession)
     .where(sessions.account_id == OF_ACCOUNT, sessions.session_id.in_(NAMED_IN_ORDER), sessions.ended_at.is_(None))
     .values(
-        ended_at=func.statement_timestamp(),
+        ended_at=func.least(func.statement_timestamp(), lapsed_at()),
         end_reason=case(
             (sessions.session_id == func.any(OF_REPLACED), constant("replaced")), else_=constant("evicted")
         ),
         ended_by=bindparam("ended_by", type_=Text),
     )
 )
-ADMIT_INSTEAD = compiled(ADMISSION.add_cte(END_FOR_ANOTHER.cte("ended")))
+ADMIT = compiled(
+    insert(PlaybackSession).values(
+        account_id=OF_ACCOUNT,
+        session_id=OF_SESSION,
+        device_id=OF_DEVICE,
+        content_type=OF_CONTENT_TYPE,
+        content_id=OF_CONTENT,
+        **{name: bindparam(name, type_=sessions[name].type) for name in COPIED},
+    )
+)
 OWN_SESSION = and_(
     sessions.account_id == OF_ACCOUNT, sessions.session_id == OF_SESSION, sessions.device_id == OF_DEVICE
 )
@@ -392,46 +393,33 @@ def set_up(
     )
     room = policy.make_room(limits, active, setup, take_over)
     admission = Admission(uuid4(), terms.timeout_seconds, room.observed)
-    in_force = limits if limits.mode == "enforce" else Limits()
-    of_session = {
-        **names,
-        "of_session": admission.session_id,
-        "timeout_seconds": terms.timeout_seconds,
-        "idempotency_key": idempotency_key,
-        "device_group": terms.device_group,
-        "content_groups": terms.content_groups,
-        "address": address,
-        "counts": terms.counts,
-        "max_session_seconds": terms.max_session_seconds,
-        "max_sessions": in_force.max_sessions,
-        "max_sessions_per_content": in_force.max_sessions_per_content,
-        "max_ip_addresses": in_force.max_ip_addresses,
-        "max_sessions_per_ip": in_force.max_sessions_per_ip,
-        "max_sessions_of_device_group": in_force.max_sessions_of_device_group,
-        "max_sessions_of_content_groups": in_force.max_sessions_of_content_groups,
-    }
     if room.replaced or room.evicted:
-        of_session["of_replaced"] = [session.session_id for session in room.replaced]
-        of_session["of_evicted"] = [session.session_id for session in room.evicted]
-        of_session["ended_by"] = terms.device_name
-        db.execute(ADMIT_INSTEAD, of_session)
-    else:
-        db.execute(ADMIT, of_session)
+        ended = {
+            "of_replaced": [session.session_id for session in room.replaced],
+            "of_evicted": [session.session_id for session in room.evicted],
+            "ended_by": terms.device_name,
+        }
+        db.execute(END_FOR_ANOTHER, {**names, **ended})
+    in_force = limits if limits.mode == "enforce" else Limits()
+    copied = {**terms._asdict(), **in_force._asdict(), "address": address, "idempotency_key": idempotency_key}
+    db.execute(ADMIT, {**names, **copied, "of_session": admission.session_id})
     return admission
 
 
 def _terms_and_active(db: Cursor, names: dict[str, object]) -> tuple[Terms, Limits, list[ActiveSession]]:
     """What holds for a setup, and the active sessions of its account, the oldest first. The account is locked."""
     rows = db.execute(GET_TERMS_AND_LIST, names).fetchall()
-    terms, limits = len(Terms._fields), len(Terms._fields) + len(Limits._fields)  # where these end in a row
-    lapsed, session_id = limits, limits + 1  # where these are
-    if any(row[lapsed] for row in rows):
+    limits_at = len(Terms._fields)
+    lapsed_at = limits_at + len(Limits._fields)
+    session_at = lapsed_at + 1
+    if any(row[lapsed_at] for row in rows):
         db.execute(END_LAPSED, names)
         active = db.execute(LIST_ACTIVE, names).fetchall()
     else:
-        active = [row[session_id:] for row in rows if row[session_id] is not None]
+        active = [row[session_at:] for row in rows if row[session_at] is not None]
     first = rows[0]
-    return Terms(*first[:terms]), Limits(*first[terms:limits]), [ActiveSession(*session) for session in active]
+    terms, limits = Terms(*first[:limits_at]), Limits(*first[limits_at:lapsed_at])
+    return terms, limits, [ActiveSession(*session) for session in active]
 
 
 def _repeat(

@@ -11,8 +11,8 @@ from srm.errors import SessionLimitReached
 from srm.models import Mode, OnLimit, SameDevice
 
 MOST_LOOKED_AT = 100_000
-"""Sessions, counted once for each set that they might be in, that are looked at for the smallest set: some 50 ms, while
-the lock of the account is held."""
+"""Sessions, once for each set that they are tried in and each limit, that are looked at for the smallest set that makes
+room: some 50 ms, while the account is locked. Enough for a dozen sessions and three limits broken at once."""
 
 
 class Limits(NamedTuple):
@@ -97,12 +97,7 @@ class Rule(NamedTuple):
     @property
     def can_be_kept(self) -> bool:
         """Whether the end of sessions can make room at all."""
-        return self.surplus <= len(self.taken)
-
-    @property
-    def in_the_way(self) -> list[int]:
-        """The sessions whose end makes room, or helps to."""
-        return list(chain.from_iterable(self.taken)) if self.can_be_kept else []
+        return self.limit > 0
 
     def is_kept_without(self, ended: Collection[int]) -> bool:
         """Whether there is room when these have ended."""
@@ -126,13 +121,14 @@ def make_room(limits: Limits, active: Sequence[ActiveSession], setup: Setup, tak
         return Room(replaced)
     hopeless = [rule for rule in broken if not rule.can_be_kept]
     rule = (hopeless or broken)[0]
-    refusal = SessionLimitReached(rule.name, rule.limit, [others[position].session_id for position in rule.in_the_way])
+    in_the_way = [] if hopeless else sorted(_in_the_way(broken))
+    refusal = SessionLimitReached(rule.name, rule.limit, [others[at].session_id for at in in_the_way])
     if limits.mode == "observe":
         return Room(replaced, observed=refusal)
     if hopeless or limits.on_limit == "deny":
         raise refusal
     evicted = _fewest(broken, newest_first=limits.on_limit == "evict_newest")
-    return Room(replaced, [others[position] for position in sorted(evicted)])
+    return Room(replaced, [others[at] for at in sorted(evicted)])
 
 
 def _rules(limits: Limits, others: Sequence[ActiveSession], setup: Setup) -> Iterator[Rule]:
@@ -166,17 +162,24 @@ def _by_other_address(others: Sequence[ActiveSession], address: str) -> list[lis
     return list(by_address.values())
 
 
+def _in_the_way(broken: Sequence[Rule]) -> Collection[int]:
+    """The sessions whose end makes room: those that help every broken limit, if that is enough, else all that help."""
+    of_each = [set(chain.from_iterable(rule.taken)) for rule in broken]
+    of_all = set.intersection(*of_each)
+    return of_all if all(rule.is_kept_without(of_all) for rule in broken) else set.union(*of_each)
+
+
 def _fewest(broken: Sequence[Rule], *, newest_first: bool) -> Sequence[int]:
     """Of the smallest sets of sessions whose end makes room, the one with the oldest, or the newest, in it.
 
     Where there are too many sets to look at (the limits were lowered, say, while hundreds of sessions were on), a
     set of which none can be spared.
     """
-    candidates = sorted({at for rule in broken for at in rule.in_the_way}, reverse=newest_first)
+    candidates = sorted({at for rule in broken for at in chain.from_iterable(rule.taken)}, reverse=newest_first)
     at_least = max(sum(sorted(map(len, rule.taken))[: rule.surplus]) for rule in broken)
     sizes = range(at_least, len(candidates) + 1)
     sets = chain.from_iterable(combinations(candidates, size) for size in sizes)
-    for ended in map(frozenset, islice(sets, MOST_LOOKED_AT // len(candidates))):
+    for ended in map(frozenset, islice(sets, MOST_LOOKED_AT // (len(candidates) * len(broken)))):
         if all(rule.is_kept_without(ended) for rule in broken):
             return list(ended)
     return _none_to_spare(candidates, broken)

@@ -25,6 +25,8 @@ log = structlog.get_logger("srm.reaper")
 ADVISORY_LOCK = 0x53524D5245  # "SRMRE"
 STATEMENT_TIMEOUT_SECONDS = 10
 """Shorter than `srm serve` waits for the reaper to stop."""
+DROP_LOCK_MILLISECONDS = 100
+"""How long a partition to be dropped is waited for, and all others behind it; the next run comes anyway."""
 MONTHS_AHEAD = 2
 PARTITIONED = ("session_history", "denials")
 """The tables of which there is a partition for each month (UTC)."""
@@ -120,6 +122,8 @@ class Reaper:
         """Drop the partitions that hold nothing younger than the history retention; their names."""
         dropped = []
         with self._alone() as db:
+            # It wants the table for itself. Behind it everybody would wait for whoever reads just now.
+            db.execute(text(f"SET LOCAL lock_timeout = {DROP_LOCK_MILLISECONDS}"))
             now: datetime = db.execute(select(func.statement_timestamp())).scalar_one()
             oldest = now - timedelta(days=self._history_retention_days)
             for table in PARTITIONED:
@@ -163,9 +167,12 @@ def _partitions(db: Connection, table: str) -> list[datetime]:
 
 
 def _make_partition(db: Connection, table: str, month: datetime) -> None:
+    """Attach a new table: unlike `CREATE TABLE … PARTITION OF`, this lets others read and write meanwhile."""
+    partition = f"{SCHEMA}.{_partition_name(table, month)}"
+    db.execute(text(f"CREATE TABLE {partition} (LIKE {SCHEMA}.{table} INCLUDING DEFAULTS)"))
     db.execute(
         text(
-            f"CREATE TABLE {SCHEMA}.{_partition_name(table, month)} PARTITION OF {SCHEMA}.{table} "
+            f"ALTER TABLE {SCHEMA}.{table} ATTACH PARTITION {partition} "
             f"FOR VALUES FROM ('{month.isoformat()}') TO ('{_months_after(month, 1).isoformat()}')"
         )
     )

@@ -45,6 +45,7 @@ COMMENTS = {
         "Seconds from a keep-alive to the lapse, copied from the profile at setup; null = no keep-alive needed",
     ),
 }
+LAPSES_AT_COMMENT = "COMMENT ON COLUMN srm.active_sessions.lapses_at IS '{}'"
 
 
 def max_session_seconds(comment: str) -> sa.Column:
@@ -70,10 +71,16 @@ def upgrade() -> None:
         op.alter_column(table, "timeout_seconds", comment=after, existing_comment=before, schema="srm")
     at_the_latest = "s.started_at + make_interval(secs => s.max_session_seconds)"
     op.execute(ACTIVE_SESSIONS.format(lapses_at=f"least({LAPSES_AT}, {at_the_latest})") + YOUNG_ENOUGH)
+    op.execute(
+        LAPSES_AT_COMMENT.format(
+            "When the session lapses unless a keep-alive comes, or is as old as it may get; null = never"
+        )
+    )
 
 
 def downgrade() -> None:
     op.execute(ACTIVE_SESSIONS.format(lapses_at=LAPSES_AT))
+    op.execute(LAPSES_AT_COMMENT.format("When the session lapses unless a keep-alive comes; null = never"))
     for table, (before, after) in COMMENTS.items():
         op.alter_column(table, "timeout_seconds", comment=before, existing_comment=after, schema="srm")
     for table in ("session_history", "sessions", "account_profiles"):

@@ -78,7 +78,8 @@ def upgrade() -> None:
             sa.Boolean(),
             server_default=sa.text("false"),
             nullable=False,
-            comment="True: the profile only observes; the session was admitted, and the refusal is what would have been",
+            comment="True: the profile only observes; the session was admitted, and by an enforced limit it would have "
+            "been refused or, as on_limit says, have evicted others",
         ),
         sa.PrimaryKeyConstraint("account_id", "denied_at", "denial_id", name=op.f("denials_pkey")),
         schema="srm",

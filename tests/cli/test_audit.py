@@ -428,6 +428,31 @@ class TestAddresses:
         assert excesses(database) == []
 
 
+class TestAge:
+    @pytest.mark.parametrize("table", ["kept", "moved"])
+    def test_it_finds_a_session_that_lived_too_long(
+        self, request: pytest.FixtureRequest, call: Callable[..., Result], url: str, table: str
+    ) -> None:
+        write = request.getfixturevalue(table)
+        write(0, 60, "as long as it may", max_session_seconds=60)
+        write(0, 60.5, "longer", max_session_seconds=60)
+        write(0, 1000, "without limit")
+
+        result = call("audit", SRM_DATABASE_URL=url)
+
+        assert result.returncode == 1
+        (line,) = result.stdout.splitlines()[1:]
+        assert line.startswith("account longer at ")
+        assert line.endswith(": max_session_seconds: 61 seconds, limit 60")
+
+    def test_one_that_nobody_has_ended_yet_lived_as_long_as_it_may(
+        self, database: Database, kept: Callable[..., datetime]
+    ) -> None:
+        kept(0, None, max_session_seconds=60)
+
+        assert excesses(database) == []
+
+
 def test_it_names_the_limit(call: Callable[..., Result], url: str, kept: Callable[..., datetime]) -> None:
     for start in (0, 1):
         kept(start, None, max_sessions=None, device_group="mobile", max_sessions_of_device_group=1)

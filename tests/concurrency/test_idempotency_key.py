@@ -6,7 +6,7 @@ from pathlib import Path
 
 from srm.database import Database
 from tests import support
-from tests.concurrency.players import Player, at_once, patiently
+from tests.concurrency.players import Player, at_once, deadlocks, patiently
 from tests.support import Factory
 
 CLIENTS = 20
@@ -37,3 +37,4 @@ def test_one_session_for_all_repeats(own_url: str, own_database: Database, tmp_p
     assert len(set.union(*by_round)) == ROUNDS
     assert support.rows(own_database, "SELECT count(*) FROM srm.sessions")[0][0] == ROUNDS
     support.assert_audit_clean(own_url)
+    assert deadlocks(own_database) == 0

@@ -1,4 +1,4 @@
-"""Setups that end other sessions meet, with keep-alives and teardowns among them.
+"""Setups that end other sessions meet each other, keep-alives and teardowns.
 
 No limit is exceeded, nobody is evicted without need, and nobody waits in a circle.
 """
@@ -7,6 +7,7 @@ import json
 import random
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,37 +90,79 @@ def test_devices_that_zap_leave_no_slots_behind(own_url: str, own_database: Data
     assert deadlocks(own_database) == 0
 
 
-def take_over(base: str, device: str, barrier: threading.Barrier, session_ids: list[str]) -> list[str | None]:
-    """In each round take over the same session as all others, at the same instant; what was given."""
+def zap_and_tear_down(base: str, device: str, barrier: threading.Barrier) -> int:
+    """Set up and, at a random moment, tear down, again and again; how many were admitted."""
+    admitted = 0
+    with Player(base, "a", device) as player:
+        barrier.wait()
+        stop_at = time.monotonic() + SECONDS / 2
+        while time.monotonic() < stop_at:
+            answer = patiently(player.set_up)
+            if (session_id := answer.session_id) is None:
+                assert answer.error_code == "SRM-0006"
+                continue
+            admitted += 1
+            time.sleep(random.uniform(0, 0.003))
+            if random.random() < 0.8:
+                assert patiently(partial(player.tear_down, session_id)).status in (200, 410)
+    return admitted
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [{"on_limit": "evict_oldest"}, {"on_limit": "evict_newest"}, {"same_device": "replace"}],
+    ids=lambda profile: "-".join(profile.values()),
+)
+def test_teardowns_that_meet_setups_that_end_the_session(
+    own_url: str, own_database: Database, tmp_path: Path, profile: dict[str, str]
+) -> None:
+    """Two players on each device: one may tear down what the setup of the other is about to end."""
+    make_account(own_database, **profile)
+
+    with support.api(own_url, tmp_path / "api.log", workers=4) as (base, _):
+        admitted = at_once(2 * LIMIT, lambda i, barrier: zap_and_tear_down(base, DEVICES[i // 2], barrier))
+
+    assert sum(admitted) > 10 * CLIENTS
+    ended = support.rows(own_database, "SELECT end_reason, count(*) FROM srm.sessions GROUP BY end_reason")
+    counts = {reason: count for reason, count in ended if reason}
+    assert counts.keys() == {"teardown", "replaced" if "same_device" in profile else "evicted"}
+    assert min(counts.values()) > CLIENTS
+    support.assert_audit_clean(own_url)
+    assert deadlocks(own_database) == 0
+
+
+def take_over(
+    base: str, device: str, barrier: threading.Barrier, occupants: list[str], rounds: int
+) -> list[str | None]:
+    """In each round take over the session of the last round's winner, as all others do; what was given."""
     given: list[str | None] = []
     with Player(base, "a", device) as player:
-        for session_id in session_ids:
+        for number in range(rounds):
             barrier.wait()
-            body = json.dumps({**SETUP, "options": {"takeOver": [session_id]}})
-            answer = patiently(lambda: player.request("POST", "/srm/v1/sessions", body))  # noqa: B023 at once
+            body = json.dumps({**SETUP, "options": {"takeOver": [occupants[number]]}})
+            answer = patiently(partial(player.request, "POST", "/srm/v1/sessions", body))
             given.append(answer.session_id)
+            if answer.session_id is not None:
+                occupants.append(answer.session_id)
+            else:
+                assert answer.error_code == "SRM-0006"
             barrier.wait()
-            if (own := given[-1]) is not None:
-                assert patiently(lambda: player.tear_down(own)).status == 200
     return given
 
 
 def test_one_of_many_takes_the_place_of_a_session(own_url: str, own_database: Database, tmp_path: Path) -> None:
-    devices, rounds = 10, 20
+    devices, rounds = 10, 50
     factory = Factory(own_database)
     make_account(own_database)
-    for _ in range(LIMIT - 1):  # two that stay, and one in each round to take over
+    for _ in range(LIMIT - 1):  # that stay
         factory.session("a", "device-15", timeout_seconds=None)
-    in_the_way = str(factory.session("a", "device-14", timeout_seconds=None))
+    occupants = [str(factory.session("a", "device-14", timeout_seconds=None))]
 
     with support.api(own_url, tmp_path / "api.log", workers=4) as (base, _):
-        by_device = at_once(devices, lambda i, barrier: take_over(base, DEVICES[i], barrier, [in_the_way] * rounds))
+        by_device = at_once(devices, lambda i, barrier: take_over(base, DEVICES[i], barrier, occupants, rounds))
 
-    # The first round has a session to take the place of; in the others it is gone, and one slot is free.
     assert [sum(id_ is not None for id_ in given) for given in zip(*by_device, strict=True)] == [1] * rounds
-    (ended,) = support.rows(
-        own_database, "SELECT end_reason, ended_by FROM srm.sessions WHERE session_id = :id", id=in_the_way
-    )
-    assert ended.end_reason == "replaced"
+    replaced = support.rows(own_database, "SELECT session_id FROM srm.sessions WHERE end_reason = 'replaced'")
+    assert {str(row.session_id) for row in replaced} == set(occupants[:-1])
     support.assert_audit_clean(own_url)
     assert deadlocks(own_database) == 0

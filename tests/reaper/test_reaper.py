@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,8 @@ from structlog.testing import capture_logs
 
 from srm import playback
 from srm import reaper as reaper_module
-from srm.database import Database
+from srm.database import Database, is_timeout
+from srm.errors import DependencyUnavailable
 from srm.reaper import ADVISORY_LOCK, Busy, Reaper, _make_partition, _months_after
 from srm.tokens import Principal
 from tests import support
@@ -372,6 +374,30 @@ class TestMakePartitions:
 
         assert partitions(own) == made
 
+    @pytest.mark.parametrize("table", ["session_history", "denials"])
+    def test_it_waits_for_nobody_who_reads_or_writes(self, own: Database, own_url: str, table: str) -> None:
+        drop_all_partitions(own)
+        with psycopg.connect(own_url) as somebody:
+            somebody.execute(f"SELECT FROM srm.{table}")  # type: ignore[arg-type]
+            somebody.execute(f"LOCK TABLE srm.{table} IN ROW EXCLUSIVE MODE")  # type: ignore[arg-type]
+
+            reaper_of(own).make_partitions()
+
+        assert len(partitions(own, table)) == 3
+
+    @pytest.mark.parametrize("table", ["session_history", "denials"])
+    def test_its_partitions_are_like_the_table(self, own: Database, table: str) -> None:
+        partition = partitions(own, table)[0]
+        of_columns = """
+            SELECT column_name, data_type, is_nullable, column_default FROM information_schema.columns
+            WHERE table_schema = 'srm' AND table_name = :table ORDER BY ordinal_position
+        """
+
+        assert rows(own, of_columns, table=partition) == rows(own, of_columns, table=table)
+        assert rows(
+            own, "SELECT 1 FROM pg_index WHERE indisprimary AND indrelid = CAST(:of AS regclass)", of=f"srm.{partition}"
+        )
+
     def test_it_fills_a_gap(self, own: Database) -> None:
         made = partitions(own)
         with own.transaction() as db:
@@ -470,6 +496,19 @@ class TestDropPartitions:
         assert count(own, "denials") == 1
         assert name_of(month, "denials") in reaper_of(own, days).drop_partitions()
         assert count(own, "denials") == 0
+
+    def test_it_does_not_make_others_wait_for_who_reads(self, own: Database, own_url: str, old: datetime) -> None:
+        days = (datetime.now(UTC) - old).days
+        with psycopg.connect(own_url) as somebody:
+            somebody.execute("SELECT FROM srm.session_history")
+            began_at = time.monotonic()
+
+            with pytest.raises(DependencyUnavailable) as gave_up:
+                reaper_of(own, days).drop_partitions()
+
+            assert is_timeout(gave_up.value)
+            assert time.monotonic() - began_at < 1
+        assert reaper_of(own, days).drop_partitions() != []
 
     def test_it_keeps_this_month_whatever_the_retention(self, own: Database) -> None:
         before = partitions(own)

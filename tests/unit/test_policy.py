@@ -232,6 +232,16 @@ class TestEviction:
 
         assert numbers(room.evicted) == [1]
 
+    def test_what_is_in_the_way_of_all_limits_is_in_the_way(self) -> None:
+        active = sessions({"content_id": "film"}, {}, {"content_id": "film"})
+
+        assert refusal(Limits(3, 2), active) == ("max_sessions", 3, [0, 2])
+
+    def test_where_that_is_not_enough_all_are(self) -> None:
+        active = sessions({"content_id": "film"}, {})
+
+        assert refusal(Limits(1, 1), active) == ("max_sessions", 1, [0, 1])
+
     def test_a_limit_that_no_end_can_keep_is_the_one_that_refuses(self) -> None:
         limits = Limits(1, max_sessions_of_device_group=0, on_limit="evict_oldest")
 
@@ -345,18 +355,16 @@ def test_it_keeps_all_limits_and_ends_as_few_as_needed(situation: tuple[Limits, 
 
 
 @given(a_situation())
-def test_who_takes_over_what_is_in_the_way_gets_in_or_learns_of_the_next_limit(
-    situation: tuple[Limits, list[ActiveSession], Setup],
-) -> None:
+def test_the_end_of_what_is_in_the_way_makes_room(situation: tuple[Limits, list[ActiveSession], Setup]) -> None:
     limits, active, setup = situation
     limits = limits._replace(on_limit="deny")
-    take_over: set[UUID] = set()
-    seen = []
+    refusal = outcome(limits, active, setup)
+    if not isinstance(refusal, SessionLimitReached):
+        return
 
-    while isinstance(refusal := outcome(limits, active, setup, take_over), SessionLimitReached):
-        assert refusal.rule not in seen
-        seen.append(refusal.rule)
-        take_over |= set(refusal.in_the_way)
-        if not refusal.in_the_way:
-            assert refusal.limit == 0
-            return
+    again = outcome(limits, active, setup, refusal.in_the_way)
+
+    if refusal.in_the_way:
+        assert isinstance(again, Room)
+    else:
+        assert refusal.limit == 0

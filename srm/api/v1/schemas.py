@@ -62,7 +62,7 @@ class Setup(BaseModel):
         default=None,
         ge=1,
         description="Seconds in which a keep-alive is expected. Left out when keep-alive is disabled for the "
-        "session; such a session does not lapse",
+        "session; such a session does not lapse for want of keep-alives",
         json_schema_extra={"type": "integer"},
     )
 
@@ -119,7 +119,7 @@ class ErrorBody(BaseModel):
     conflicts: list[ListedSession] | None = Field(
         default=None,
         description="With SRM-0006, where the setup said listConflicts: the sessions whose end would make room, the "
-        "oldest first",
+        "oldest first; empty where no end would",
     )
 
 
