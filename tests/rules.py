@@ -1,6 +1,6 @@
 """The limits once more, as plainly as can be: what the code is held against. By brute force."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Protocol, TypeVar
 
@@ -25,26 +25,47 @@ class Playing(Protocol):
 Session = TypeVar("Session", bound=Playing)
 
 
-def broken(limits: Limits, others: Collection[Playing], new: Playing) -> set[str]:
-    """The limits that do not hold when the new session plays beside the others."""
-    playing = [*others, new]
-    taken = {
-        "max_sessions": (limits.max_sessions if new.counts else None, sum(s.counts for s in playing)),
+def limits_and_takers(limits: Limits, others: Sequence[Session], new: Playing) -> dict[str, tuple[int, list[Session]]]:
+    """Each limit that holds for the new session, and who of the others takes it up, in the order of the README."""
+    takers: dict[str, tuple[int | None, list[Session]]] = {
+        "max_sessions": (limits.max_sessions if new.counts else None, [s for s in others if s.counts]),
         "max_sessions_per_content": (
             limits.max_sessions_per_content,
-            sum(s.content_id == new.content_id for s in playing),
-        ),
-        f"device_group:{new.device_group}": (
-            limits.max_sessions_of_device_group,
-            sum(s.device_group == new.device_group for s in playing),
+            [s for s in others if s.content_id == new.content_id],
         ),
     }
     if new.address is not None:
-        taken["max_ip_addresses"] = (limits.max_ip_addresses, len({s.address for s in playing} - {None}))
-        taken["max_sessions_per_ip"] = (limits.max_sessions_per_ip, sum(s.address == new.address for s in playing))
+        elsewhere = [s for s in others if s.address not in (None, new.address)]
+        takers["max_ip_addresses"] = (limits.max_ip_addresses, elsewhere)
+        takers["max_sessions_per_ip"] = (limits.max_sessions_per_ip, [s for s in others if s.address == new.address])
+    takers[f"device_group:{new.device_group}"] = (
+        limits.max_sessions_of_device_group,
+        [s for s in others if s.device_group == new.device_group],
+    )
     for group, limit in zip(new.content_groups or (), limits.max_sessions_of_content_groups or (), strict=True):
-        taken[f"content_group:{group}"] = (limit, sum(group in (s.content_groups or ()) for s in playing))
-    return {name for name, (limit, count) in taken.items() if limit is not None and count > limit}
+        takers[f"content_group:{group}"] = (limit, [s for s in others if group in (s.content_groups or ())])
+    return {name: (limit, who) for name, (limit, who) in takers.items() if limit is not None}
+
+
+def broken(limits: Limits, others: Sequence[Playing], new: Playing) -> dict[str, int]:
+    """The limits that do not hold when the new session plays beside the others, in the order of the README."""
+    return {
+        name: limit
+        for name, (limit, who) in limits_and_takers(limits, others, new).items()
+        if 1 + (len({s.address for s in who}) if name == "max_ip_addresses" else len(who)) > limit
+    }
+
+
+def refusal(limits: Limits, others: Sequence[Session], new: Playing) -> tuple[str, int, list[Session]]:
+    """What a refusal says: the rule, its limit, and the sessions in the way. There must be one."""
+    of_all = broken(limits, others, new)
+    if hopeless := [name for name, limit in of_all.items() if limit == 0]:
+        return hopeless[0], 0, []
+    takers = limits_and_takers(limits, others, new)
+    in_each = [s for s in others if all(s in takers[name][1] for name in of_all)]
+    if broken(limits, [s for s in others if s not in in_each], new):
+        in_each = [s for s in others if any(s in takers[name][1] for name in of_all)]
+    return (*next(iter(of_all.items())), in_each)
 
 
 def fewest(limits: Limits, others: Sequence[Session], new: Playing) -> tuple[Session, ...] | None:

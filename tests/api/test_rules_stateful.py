@@ -123,7 +123,8 @@ class Playback(RuleBasedStateMachine):
         self.profile = Profile()
         self.active: list[Session] = []
         self.ended: dict[str, tuple[str, str]] = {}
-        self.denials: list[tuple[str, bool]] = []
+        self.silent_seconds: dict[str, int] = {}
+        self.denials: list[tuple[str, int, set[str], bool]] = []
 
     @property
     def of_profile(self) -> dict[str, str]:
@@ -185,6 +186,7 @@ class Playback(RuleBasedStateMachine):
         if repeated:
             if repeated[0].content_id == content:
                 assert success == {"sessionId": repeated[0].session_id, "timeout": TIMEOUT_SECONDS}
+                self.silent_seconds.pop(repeated[0].session_id, None)
             else:
                 assert error["errorCode"] == "SRM-0002"
             return
@@ -205,14 +207,17 @@ class Playback(RuleBasedStateMachine):
         others = [session for session in self.active if session not in replaced]
         broken = rules.broken(limits, others, new)
         evicted = rules.fewest(limits, others, new)
+        if broken:
+            name, limit, in_the_way = rules.refusal(limits, others, new)
+            refusal = (name, limit, {session.session_id for session in in_the_way})
         if broken and limits.mode == "observe":
-            self.denials.append(("SRM-0006", True))
+            self.denials.append((*refusal, True))
             evicted = ()
         elif broken and (limits.on_limit == "deny" or evicted is None):
-            self.denials.append(("SRM-0006", False))
+            self.denials.append((*refusal, False))
             assert error["errorCode"] == "SRM-0006"
-            assert error["rule"]["name"] in broken
-            assert {s["sessionId"] for s in error["conflicts"]} <= {s.session_id for s in others}
+            assert error["rule"] == {"name": name, "limit": limit}
+            assert [s["sessionId"] for s in error["conflicts"]] == [session.session_id for session in in_the_way]
             return
         assert success == {"sessionId": new.session_id, "timeout": TIMEOUT_SECONDS}
         for session in replaced:
@@ -234,18 +239,26 @@ class Playback(RuleBasedStateMachine):
             assert (answer.status_code, answer.data) == (200, b"")
         else:
             assert (answer.status_code, answer.headers["SRM-End-Reason"]) == (410, reason)
+        self.silent_seconds.pop(session_id, None)
         if not reason and method == "DELETE":
             self.end(next(s for s in self.active if s.session_id == session_id), "teardown")
 
     @precondition(lambda self: self.active)
-    @rule(data=st.data(), of_age=st.booleans())
-    def lapse(self, data: st.DataObject, of_age: bool) -> None:
-        """It has been silent for its timeout, or is as old as it may get."""
+    @rule(data=st.data(), seconds=st.sampled_from([TIMEOUT_SECONDS // 2, TIMEOUT_SECONDS]))
+    def be_silent(self, data: st.DataObject, seconds: int) -> None:
+        """It lapses once it has been silent for its timeout, with no keep-alive meanwhile."""
         session = data.draw(st.sampled_from(self.active))
-        if of_age:
-            self.factory.age(session.session_id, MAX_SESSION_SECONDS, "started_at")
-        else:
-            self.factory.age(session.session_id, TIMEOUT_SECONDS, "last_keep_alive_at")
+        self.factory.age(session.session_id, seconds, "last_keep_alive_at")
+        silent = self.silent_seconds[session.session_id] = self.silent_seconds.get(session.session_id, 0) + seconds
+        if silent >= TIMEOUT_SECONDS:
+            self.end(session, "expired")
+
+    @precondition(lambda self: self.active)
+    @rule(data=st.data())
+    def grow_old(self, data: st.DataObject) -> None:
+        """It is as old as it may get."""
+        session = data.draw(st.sampled_from(self.active))
+        self.factory.age(session.session_id, MAX_SESSION_SECONDS, "started_at")
         self.end(session, "expired")
 
     @invariant()
@@ -258,10 +271,12 @@ class Playback(RuleBasedStateMachine):
     def teardown(self) -> None:
         recorded = rows(
             self.factory.database,
-            "SELECT error_code, observed FROM srm.denials WHERE account_id = :account ORDER BY denied_at",
+            "SELECT error_code, rule, rule_limit, in_the_way, observed FROM srm.denials "
+            "WHERE account_id = :account ORDER BY denied_at",
             account=self.account,
         )
-        assert [tuple(row) for row in recorded] == self.denials
+        assert {row.error_code for row in recorded} <= {"SRM-0006"}
+        assert [(row[1], row[2], set(map(str, row[3])), row[4]) for row in recorded] == self.denials
 
 
 def test_service_and_model_never_differ(client: FlaskClient, database: Database, factory: Factory) -> None:
