@@ -22,6 +22,7 @@ a lock, and the clocks of hosts differ.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
@@ -300,16 +301,25 @@ END_FOR_ANOTHER = compiled(
         ended_by=bindparam("ended_by", type_=Text),
     )
 )
-ADMIT = compiled(
-    insert(PlaybackSession).values(
-        account_id=OF_ACCOUNT,
-        session_id=OF_SESSION,
-        device_id=OF_DEVICE,
-        content_type=OF_CONTENT_TYPE,
-        content_id=OF_CONTENT,
-        **{name: bindparam(name, type_=sessions[name].type) for name in COPIED},
-    )
-)
+
+
+@lru_cache
+def _admit(columns: tuple[str, ...]) -> str:
+    """The statement that admits a session with values in these columns of COPIED.
+
+    The others are null, most of them nearly always: to send that costs as much as it does to send a value.
+    """
+    values = {name: bindparam(name, type_=sessions[name].type) for name in columns}
+    who_and_what = {
+        "account_id": OF_ACCOUNT,
+        "session_id": OF_SESSION,
+        "device_id": OF_DEVICE,
+        "content_type": OF_CONTENT_TYPE,
+        "content_id": OF_CONTENT,
+    }
+    return compiled(insert(PlaybackSession).values(**who_and_what, **values))
+
+
 OWN_SESSION = and_(
     sessions.account_id == OF_ACCOUNT, sessions.session_id == OF_SESSION, sessions.device_id == OF_DEVICE
 )
@@ -401,8 +411,9 @@ def set_up(
         }
         db.execute(END_FOR_ANOTHER, {**names, **ended})
     in_force = limits if limits.mode == "enforce" else Limits()
-    copied = {**terms._asdict(), **in_force._asdict(), "address": address, "idempotency_key": idempotency_key}
-    db.execute(ADMIT, {**names, **copied, "of_session": admission.session_id})
+    of_setup = {**terms._asdict(), **in_force._asdict(), "address": address, "idempotency_key": idempotency_key}
+    columns = tuple(name for name in COPIED if of_setup[name] is not None)
+    db.execute(_admit(columns), {**names, **of_setup, "of_session": admission.session_id})
     return admission
 
 
