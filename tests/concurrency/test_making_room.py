@@ -97,6 +97,7 @@ def zap_and_tear_down(base: str, device: str, barrier: threading.Barrier) -> int
         barrier.wait()
         stop_at = time.monotonic() + SECONDS / 2
         while time.monotonic() < stop_at:
+            time.sleep(random.uniform(0, 0.01))  # long enough for others to tear theirs down
             answer = patiently(player.set_up)
             if (session_id := answer.session_id) is None:
                 assert answer.error_code == "SRM-0006"
