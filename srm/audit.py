@@ -22,7 +22,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from srm import playback
+from srm import playback, policy
 from srm.models import EndedSession, PlaybackSession, SessionColumns
 from srm.playback import sessions
 
@@ -34,13 +34,8 @@ LOOKED_AT = (
     "content_groups",
     "address",
     "counts",
-    "max_sessions",
-    "max_sessions_per_content",
-    "max_ip_addresses",
-    "max_sessions_per_ip",
-    "max_sessions_of_device_group",
-    "max_sessions_of_content_groups",
     "max_session_seconds",
+    *policy.LIMITS,
 )
 """What the audit needs of a session, beside its end."""
 

@@ -87,12 +87,7 @@ COPIED = (
     "counts",
     "timeout_seconds",
     "max_session_seconds",
-    "max_sessions",
-    "max_sessions_per_content",
-    "max_ip_addresses",
-    "max_sessions_per_ip",
-    "max_sessions_of_device_group",
-    "max_sessions_of_content_groups",
+    *policy.LIMITS,
     "idempotency_key",
 )
 """What a session keeps of its setup, beside who and what: all that its limits look at, as it was then."""

@@ -38,6 +38,10 @@ class Limits(NamedTuple):
     """Whether the limits hold, or are only looked at."""
 
 
+LIMITS = tuple(name for name in Limits._fields if name.startswith("max_"))
+"""The limits proper: a session keeps those under which it was admitted, under these names."""
+
+
 class Setup(NamedTuple):
     """What the limits look at in a session that is asked for."""
 
