@@ -128,7 +128,23 @@ class AccountProfile(Base):
     )
 
 
-class ProfileDeviceGroup(Base):
+class ProfileGroupColumns:
+    """What a profile may say of a group, of devices or of contents."""
+
+    profile_id: Mapped[str] = mapped_column(
+        ForeignKey(AccountProfile.profile_id, ondelete="CASCADE"), primary_key=True, comment="The profile"
+    )
+    max_sessions: Mapped[int | None] = mapped_column(
+        sort_order=1, comment="Most sessions at once in the group; null = no limit"
+    )
+    counts: Mapped[bool] = mapped_column(
+        server_default=text("true"),
+        sort_order=1,
+        comment="False: sessions in it do not count towards max_sessions of the profile",
+    )
+
+
+class ProfileDeviceGroup(ProfileGroupColumns, Base):
     """What a profile says of the devices of a group."""
 
     __tablename__ = "profile_device_groups"
@@ -138,17 +154,7 @@ class ProfileDeviceGroup(Base):
         {"comment": "What a profile says of sessions on the devices of a group"},
     )
 
-    profile_id: Mapped[str] = mapped_column(
-        ForeignKey(AccountProfile.profile_id, ondelete="CASCADE"), primary_key=True, comment="The profile"
-    )
     device_group: Mapped[str] = mapped_column(primary_key=True, comment="The group, as in devices.device_group")
-    max_sessions: Mapped[int | None] = mapped_column(
-        comment="Most sessions at once on devices of the group; null = no limit"
-    )
-    counts: Mapped[bool] = mapped_column(
-        server_default=text("true"),
-        comment="False: sessions on them do not count towards max_sessions of the profile",
-    )
 
 
 class Account(Base):
@@ -226,7 +232,7 @@ class ContentGroup(Base):
     content_group: Mapped[str] = mapped_column(primary_key=True, comment="Name of the group: sports, …")
 
 
-class ProfileContentGroup(Base):
+class ProfileContentGroup(ProfileGroupColumns, Base):
     """What a profile says of the contents of a group."""
 
     __tablename__ = "profile_content_groups"
@@ -236,18 +242,8 @@ class ProfileContentGroup(Base):
         {"comment": "What a profile says of sessions on the contents of a group"},
     )
 
-    profile_id: Mapped[str] = mapped_column(
-        ForeignKey(AccountProfile.profile_id, ondelete="CASCADE"), primary_key=True, comment="The profile"
-    )
     content_group: Mapped[str] = mapped_column(
         primary_key=True, comment="The group, as in content_groups.content_group"
-    )
-    max_sessions: Mapped[int | None] = mapped_column(
-        comment="Most sessions at once on contents of the group; null = no limit"
-    )
-    counts: Mapped[bool] = mapped_column(
-        server_default=text("true"),
-        comment="False: sessions on them do not count towards max_sessions of the profile",
     )
 
 
