@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +91,11 @@ class Factory:
         )
         return device_id
 
-    def content(self, content_id: str, channel_id: str | None = None) -> str:
+    def content(self, content_id: str, channel_id: str | None = None, groups: Collection[str] = ()) -> str:
+        """A content that is in these groups."""
         self.add(models.Content, content_id=content_id, channel_id=channel_id)
+        for group in groups:
+            self.add(models.ContentGroup, content_id=content_id, content_group=group)
         return content_id
 
     def product(self, product_id: str, *contents: tuple[str, str]) -> str:
