@@ -16,13 +16,28 @@ def is_granted(
 
     A content that the catalogue does not know is in no product, so it is not granted.
     """
-    channel_id = select(Content.channel_id).where(Content.content_id == content_id).scalar_subquery()
     now = func.statement_timestamp()
     return exists().where(
         Entitlement.account_id == account_id,
         Entitlement.valid_from <= now,
         or_(Entitlement.valid_until.is_(None), Entitlement.valid_until > now),
         ProductContent.product_id == Entitlement.product_id,
+        _lets_watch(content_type, content_id),
+    )
+
+
+def is_in_product(
+    product_id: ColumnElement[str], content_type: ColumnElement[str], content_id: ColumnElement[str]
+) -> ColumnElement[bool]:
+    """Condition that the product has the content."""
+    return exists().where(ProductContent.product_id == product_id, _lets_watch(content_type, content_id))
+
+
+def _lets_watch(content_type: ColumnElement[str], content_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Condition that a row of `product_contents` is for the content, or for the channel of the event."""
+    of_event = select(Content.channel_id).where(Content.content_id == content_id)
+    channel_id = of_event.correlate_except(Content).scalar_subquery()
+    return and_(
         ProductContent.content_type == content_type,
         or_(
             ProductContent.content_id == content_id,

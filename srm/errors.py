@@ -74,6 +74,14 @@ class TokenNotValid(SrmError):
     message = "Client-Token not valid"
 
 
+class OperatorKeyNotValid(SrmError):
+    """There is no Operator-Key, or it proves nothing."""
+
+    error_code = "SRM-0003"
+    http_status = 401
+    message = "Operator-Key not valid"
+
+
 class AccountNotEnabled(SrmError):
     """The account of the token is unknown or not enabled."""
 
@@ -167,3 +175,26 @@ class MethodNotAllowed(SrmError):
     error_code = "SRM-0012"
     http_status = 405
     message = "Method not allowed"
+
+
+class NotAllowed(SrmError):
+    """The role of the operator does not have the right for this call."""
+
+    error_code = "SRM-0014"
+    http_status = 403
+    message = "Not allowed"
+
+
+class Conflict(SrmError):
+    """What is asked for contradicts the present state: something that it needs is missing, or it is in use."""
+
+    error_code = "SRM-0015"
+    http_status = 409
+    message = "Conflict with the present state"
+
+
+class PreconditionFailed(Conflict):
+    """The resource is not, or no longer, as If-Match or If-None-Match says."""
+
+    http_status = 412
+    message = "Changed since it was read"

@@ -6,7 +6,7 @@ written in migrations, the partitions by the reaper.
 """
 
 from datetime import datetime
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from uuid import UUID
 
 from sqlalchemy import (
@@ -21,23 +21,18 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, INET, TIMESTAMP
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.dialects.postgresql import ARRAY, INET, JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, attribute_keyed_dict, mapped_column, relationship
 
 SCHEMA = "srm"
-CONTENT_TYPES = ("COD", "CU", "TS", "NPVR", "LIVE")
-END_REASONS = (
-    "teardown",
-    "expired",
-    "operator",
-    "evicted",
-    "replaced",
-    "account_disabled",
-    "device_disabled",
-)
+ContentType = Literal["COD", "CU", "TS", "NPVR", "LIVE"]
+CONTENT_TYPES = get_args(ContentType)
+EndReason = Literal["teardown", "expired", "operator", "evicted", "replaced", "account_disabled", "device_disabled"]
+END_REASONS = get_args(EndReason)
 OnLimit = Literal["deny", "evict_oldest", "evict_newest"]
 SameDevice = Literal["count", "replace"]
 Mode = Literal["enforce", "observe"]
+Role = Literal["viewer", "care", "admin"]
 
 
 class Base(DeclarativeBase):
@@ -59,6 +54,7 @@ class Base(DeclarativeBase):
         list[str]: ARRAY(Text),
         list[int | None]: ARRAY(Integer),
         list[UUID]: ARRAY(Uuid),
+        dict[str, Any]: JSONB(none_as_null=True),
     }
 
 
@@ -125,6 +121,13 @@ class AccountProfile(Base):
     mode: Mapped[str] = mapped_column(
         server_default=text("'enforce'"),
         comment="enforce = the limits hold; observe = a setup beyond them is admitted, and recorded in denials",
+    )
+
+    device_groups: Mapped[dict[str, "ProfileDeviceGroup"]] = relationship(
+        collection_class=attribute_keyed_dict("device_group"), cascade="all, delete-orphan", lazy="selectin"
+    )
+    content_groups: Mapped[dict[str, "ProfileContentGroup"]] = relationship(
+        collection_class=attribute_keyed_dict("content_group"), cascade="all, delete-orphan", lazy="selectin"
     )
 
 
@@ -216,6 +219,15 @@ class Content(Base):
     )
     title: Mapped[str | None] = mapped_column(comment="For people; SRM does not use it")
 
+    in_groups: Mapped[list["ContentGroup"]] = relationship(
+        cascade="all, delete-orphan", lazy="selectin", order_by="ContentGroup.content_group"
+    )
+
+    @property
+    def groups(self) -> list[str]:
+        """The names of its groups."""
+        return [group.content_group for group in self.in_groups]
+
 
 class ContentGroup(Base):
     """A content is in a group of contents."""
@@ -258,6 +270,12 @@ class Product(Base):
 
     product_id: Mapped[str] = mapped_column(primary_key=True, comment="Id of the product")
     name: Mapped[str] = mapped_column(comment="For people; SRM does not use it")
+
+    contents: Mapped[list["ProductContent"]] = relationship(
+        cascade="all, delete-orphan",
+        lazy="selectin",
+        order_by="ProductContent.content_type, ProductContent.content_id",
+    )
 
 
 class ProductContent(Base):
@@ -442,3 +460,48 @@ class Denial(Base):
         comment="True: the profile only observes; the session was admitted, and by an enforced limit it would have "
         "been refused or, as on_limit says, have evicted others",
     )
+
+
+class Operator(Base):
+    """Somebody, or some system, that may use the operator API."""
+
+    __tablename__ = "operators"
+    __table_args__ = (
+        identifier("name"),
+        one_of("role", get_args(Role)),
+        {"comment": "Who may use the operator API; srm operator add, list, revoke"},
+    )
+
+    name: Mapped[str] = mapped_column(primary_key=True, comment="Name of the person or system")
+    role: Mapped[str] = mapped_column(comment="viewer = reads; care = also ends sessions; admin = all")
+    key_hash: Mapped[bytes] = mapped_column(comment="SHA-256 of the secret part of the Operator-Key")
+    created_at: Mapped[datetime] = mapped_column(
+        server_default=func.statement_timestamp(), comment="When the key was made"
+    )
+    revoked_at: Mapped[datetime | None] = mapped_column(comment="When the key stopped working; null = it works")
+
+
+class OperatorChange(Base):
+    """What an operator changed."""
+
+    __tablename__ = "operator_audit"
+    __table_args__ = (
+        Index(None, "changed_at", "change_id"),
+        {"comment": "What operators changed, and the sessions that they ended; nothing in it is ever changed"},
+    )
+
+    account_id: Mapped[str] = mapped_column(
+        primary_key=True, comment="Account that was changed; empty = none: the catalogue, a profile, an operator"
+    )
+    changed_at: Mapped[datetime] = mapped_column(
+        primary_key=True, server_default=func.statement_timestamp(), comment="When"
+    )
+    change_id: Mapped[UUID] = mapped_column(
+        primary_key=True, server_default=func.gen_random_uuid(), comment="Tells changes of the same instant apart"
+    )
+    operator: Mapped[str] = mapped_column(comment="Who: name in operators, or cli: and a user of the system")
+    action: Mapped[str] = mapped_column(comment="What was done: create, update, delete, end, import, revoke")
+    resource: Mapped[str] = mapped_column(comment="To what: its path below /srm/v1/")
+    before: Mapped[dict[str, Any] | None] = mapped_column(comment="What it was; null = it was not there")
+    after: Mapped[dict[str, Any] | None] = mapped_column(comment="What it is now; null = it is gone")
+    correlation_id: Mapped[str | None] = mapped_column(comment="X-Correlation-Id of the request; null = it was none")

@@ -71,6 +71,7 @@ from srm.models import (
     ContentGroup,
     Device,
     EndedSession,
+    EndReason,
     PlaybackSession,
     ProfileContentGroup,
     ProfileDeviceGroup,
@@ -513,6 +514,45 @@ def list_sessions(db: Executor, principal: Principal) -> list[ListedSession]:
 
 def _named(principal: Principal, session_id: UUID) -> dict[str, object]:
     return {"of_account": principal.account_id, "of_session": session_id, "of_device": principal.device_id}
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A session that was ended for a reason other than its client's."""
+
+    account_id: str
+    session_id: UUID
+    device_id: str
+    content_type: str
+    content_id: str
+    started_at: datetime
+    ended_at: datetime
+    end_reason: str
+
+
+def end_sessions(db: Connection, reason: EndReason, which: ColumnElement[bool]) -> list[Ended]:
+    """End the sessions for that reason; those that were ended, without any that turned out to have lapsed.
+
+    The caller holds the locks of their accounts, taken in a statement before: no setup is under way that this one does
+    not see, and none that comes later takes a slot before this end.
+    """
+    in_order = (
+        select(sessions.account_id, sessions.session_id)
+        .where(which, sessions.ended_at.is_(None))
+        .order_by(sessions.account_id, sessions.session_id)
+        .with_for_update(of=PlaybackSession)
+    )
+    ended = db.execute(
+        update(PlaybackSession)
+        .where(tuple_(sessions.account_id, sessions.session_id).in_(in_order), sessions.ended_at.is_(None))
+        .values(
+            ended_at=func.least(func.statement_timestamp(), lapsed_at()),
+            end_reason=case((is_lapsed(), constant("expired")), else_=literal(reason)),
+        )
+        .returning(*(sessions[name] for name in Ended.__slots__))
+    )
+    found = [Ended(*row) for row in ended]
+    return sorted((row for row in found if row.end_reason == reason), key=lambda row: (row.account_id, row.started_at))
 
 
 LAPSED_AT_ONCE = 10_000

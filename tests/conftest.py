@@ -93,7 +93,8 @@ def url(shared_url: str) -> Iterator[str]:
     with psycopg.connect(shared_url, autocommit=True) as connection:
         connection.execute(
             "TRUNCATE srm.sessions, srm.session_history, srm.denials, srm.entitlements, srm.devices, srm.accounts, "
-            "srm.account_profiles, srm.profile_device_groups, srm.profile_content_groups, srm.content_groups"
+            "srm.account_profiles, srm.profile_device_groups, srm.profile_content_groups, srm.content_groups, "
+            "srm.operators, srm.operator_audit"
         )
         connection.execute("DELETE FROM srm.product_contents WHERE product_id <> 'basic'")
         connection.execute("DELETE FROM srm.products WHERE product_id <> 'basic'")

@@ -234,9 +234,9 @@ BEFORE_LIMITS = """
 """Rows of the schema 0006."""
 
 
-@pytest.mark.parametrize("revision", ["0007", "0008", "0009"])
-def test_limits_come_to_a_database_in_use(blank: str, revision: str) -> None:
-    """What was there is as it was, and the new limits hold nobody; on the way back as well."""
+@pytest.mark.parametrize("revision", ["0007", "0008", "0009", "0010", "0011", "0012"])
+def test_what_is_new_comes_to_a_database_in_use(blank: str, revision: str) -> None:
+    """What was there is as it was, and new limits hold nobody; on the way back as well."""
     tables = ("account_profiles", "accounts", "devices", "sessions", "session_history")
     views = ("active_sessions", "account_usage")
 
@@ -509,5 +509,20 @@ def test_it_takes_all_times_from_the_one_clock(head: str) -> None:
         ("session_history", "last_keep_alive_at"): "statement_timestamp()",
         ("entitlements", "valid_from"): "statement_timestamp()",
         ("denials", "denied_at"): "statement_timestamp()",
+        ("operators", "created_at"): "statement_timestamp()",
+        ("operator_audit", "changed_at"): "statement_timestamp()",
     }
     assert {kind for *_, kind in defaults} == {"timestamp with time zone"}
+
+
+@pytest.mark.parametrize("url_of_role", ["somebody"], indirect=True)
+@pytest.mark.parametrize(
+    "change",
+    ["UPDATE srm.operator_audit SET operator = 'x'", "DELETE FROM srm.operator_audit", "TRUNCATE srm.operator_audit"],
+)
+def test_not_even_its_owner_changes_the_record_of_changes(url_of_role: str, change: str) -> None:
+    schema.upgrade(url_of_role)
+    execute(url_of_role, "INSERT INTO srm.operator_audit VALUES ('a', DEFAULT, DEFAULT, 'joe', 'create', 'accounts/a')")
+
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        execute(url_of_role, change)

@@ -14,6 +14,7 @@ CATALOGUE = {
     errors.MalformedRequest: ("SRM-0002", 400, "ERROR"),
     errors.RequestTooLarge: ("SRM-0002", 413, "ERROR"),
     errors.TokenNotValid: ("SRM-0003", 401, "ERROR"),
+    errors.OperatorKeyNotValid: ("SRM-0003", 401, "ERROR"),
     errors.AccountNotEnabled: ("SRM-0004", 200, "DENIED"),
     errors.DeviceNotEnabled: ("SRM-0005", 200, "DENIED"),
     errors.SessionLimitReached: ("SRM-0006", 200, "DENIED"),
@@ -23,7 +24,12 @@ CATALOGUE = {
     errors.DependencyUnavailable: ("SRM-0010", 503, "ERROR"),
     errors.ResourceNotFound: ("SRM-0011", 404, "ERROR"),
     errors.MethodNotAllowed: ("SRM-0012", 405, "ERROR"),
+    errors.NotAllowed: ("SRM-0014", 403, "ERROR"),
+    errors.Conflict: ("SRM-0015", 409, "ERROR"),
+    errors.PreconditionFailed: ("SRM-0015", 412, "ERROR"),
 }
+SAME_MEANING = {errors.RequestTooLarge, errors.OperatorKeyNotValid, errors.PreconditionFailed}
+"""Share the code of another error, of another status or credential."""
 PUBLISHED = {
     errors.MalformedRequest: "Malformed request or mandatory parameters missing from request",
     errors.RequestTooLarge: "Malformed request or mandatory parameters missing from request",
@@ -55,7 +61,7 @@ def test_the_published_texts_are_kept(kind: type[SrmError], text: str) -> None:
 
 def test_every_code_has_one_meaning() -> None:
     kinds = descendants(SrmError)
-    codes = [kind.error_code for kind in kinds if kind is not errors.RequestTooLarge]  # the same, of another status
+    codes = [kind.error_code for kind in kinds if kind not in SAME_MEANING]
 
     assert len(set(codes)) == len(codes)
     assert all(re.fullmatch(r"SRM-00(0[1-9]|1[0-5])", code) for code in codes)

@@ -6,7 +6,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-ContentType = Literal["COD", "CU", "TS", "NPVR", "LIVE"]
+from srm.models import ContentType
+
 ContentId = Annotated[
     str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", strict=True)
 ]
