@@ -5,7 +5,7 @@ from flask_swagger_ui import get_swaggerui_blueprint
 
 from srm import config, logs, tokens
 from srm.api import envelope, health
-from srm.api.v1 import openapi, sessions
+from srm.api.v1 import openapi, operator, sessions
 from srm.config import Settings
 from srm.database import Database
 
@@ -30,8 +30,10 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     client_api = sessions.create_blueprint(database, verifier, settings.trusted_proxies)
     client_api.add_url_rule("/openapi.json", view_func=openapi.show)
+    operator_api = operator.create_blueprint(database)
     for name, prefix in PREFIXES.items():
         app.register_blueprint(client_api, url_prefix=prefix, name=name)
+        app.register_blueprint(operator_api, url_prefix=prefix, name=f"{name}-operator")
     app.register_blueprint(
         get_swaggerui_blueprint(
             "/srm/docs", "/srm/v1/openapi.json", {"app_name": "SRM client API", "validatorUrl": None}

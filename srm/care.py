@@ -24,6 +24,7 @@ from sqlalchemy import (
 from srm.database import constant
 from srm.models import Denial, EndedSession, PlaybackSession, SessionColumns
 from srm.playback import is_lapsed, lapsed_at, sessions
+from srm.resources import Shown
 
 State = Literal["active", "ended", "all"]
 Position = tuple[datetime, UUID]
@@ -32,8 +33,7 @@ Position = tuple[datetime, UUID]
 IS_ACTIVE = and_(sessions.ended_at.is_(None), is_lapsed().is_not(True))
 
 
-@dataclass(frozen=True, slots=True)
-class SeenSession:
+class SeenSession(Shown):
     """A session, as an operator sees it. One that has lapsed has ended, whether or not the reaper has seen it."""
 
     account_id: str
@@ -51,8 +51,7 @@ class SeenSession:
     ended_by: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Shown):
     """A setup that was refused, or would have been."""
 
     denial_id: UUID
@@ -109,7 +108,20 @@ def sessions_of(
         started_at, session_id = both.c.started_at, both.c.session_id
     if after is not None:
         query = query.where(tuple_(started_at, session_id) < tuple_(*after))
-    return [SeenSession(*row) for row in db.execute(query.order_by(started_at.desc(), session_id.desc()).limit(limit))]
+    return [
+        SeenSession.of_row(row) for row in db.execute(query.order_by(started_at.desc(), session_id.desc()).limit(limit))
+    ]
+
+
+def is_known(db: Connection, account_id: str, session_id: UUID) -> bool:
+    """Whether the account has, or had, the session."""
+    known = union_all(
+        *(
+            select(table.session_id).where(table.account_id == account_id, table.session_id == session_id)
+            for table in (PlaybackSession, EndedSession)
+        )
+    )
+    return db.execute(known).first() is not None
 
 
 def sessions_everywhere(
@@ -120,7 +132,7 @@ def sessions_everywhere(
     if after is not None:
         query = query.where(tuple_(sessions.account_id, sessions.session_id) > tuple_(*after))
     found = db.execute(query.order_by(sessions.account_id, sessions.session_id).limit(limit))
-    return [SeenSession(*row) for row in found]
+    return [SeenSession.of_row(row) for row in found]
 
 
 def count_everywhere(db: Connection, watched: Watched) -> int:
@@ -130,11 +142,11 @@ def count_everywhere(db: Connection, watched: Watched) -> int:
 
 def refusals_of(db: Connection, account_id: str, *, limit: int, after: Position | None) -> list[Refusal]:
     """The refusals of an account, the newest first."""
-    query = select(*(getattr(Denial, name) for name in Refusal.__slots__)).where(Denial.account_id == account_id)
+    query = select(*(getattr(Denial, name) for name in Refusal.model_fields)).where(Denial.account_id == account_id)
     if after is not None:
         query = query.where(tuple_(Denial.denied_at, Denial.denial_id) < tuple_(*after))
     newest_first = (Denial.denied_at.desc(), Denial.denial_id.desc())
-    return [Refusal(*row) for row in db.execute(query.order_by(*newest_first).limit(limit))]
+    return [Refusal.of_row(row) for row in db.execute(query.order_by(*newest_first).limit(limit))]
 
 
 def _hot() -> Select[Any]:
@@ -147,4 +159,4 @@ def _hot() -> Select[Any]:
 
 
 def _seen(table: type[SessionColumns]) -> list[ColumnElement[Any]]:
-    return [getattr(table, name) for name in SeenSession.__slots__ if not name.startswith("end")]
+    return [getattr(table, name) for name in SeenSession.model_fields if not name.startswith("end")]

@@ -1,8 +1,10 @@
 """The `srm` command."""
 
+import getpass
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 import click
 from alembic.util import CommandError
@@ -10,10 +12,11 @@ from psycopg.errors import InsufficientPrivilege
 from sqlalchemy.exc import DBAPIError
 
 from srm import audit as audits
-from srm import config, demo, embedded, logs, schema, serving, tokens
+from srm import config, demo, embedded, logs, operators, schema, serving, tokens
 from srm.config import Settings
 from srm.database import Database, is_unavailable
-from srm.errors import DependencyUnavailable, StartupError
+from srm.errors import Conflict, DependencyUnavailable, StartupError
+from srm.models import Role
 from srm.reaper import STATEMENT_TIMEOUT_SECONDS, Reaper, run_forever
 
 AUDIT_TIMEOUT_SECONDS = 3600
@@ -82,6 +85,46 @@ def issue_token(account: str, device: str, ttl: int) -> None:
     click.echo(tokens.issue(config.load(), account, device, ttl))
 
 
+@cli.group("operator")
+def operator_group() -> None:
+    """Operators, and their keys for the operator API."""
+
+
+@operator_group.command("add")
+@click.argument("name")
+@click.option("--role", required=True, type=click.Choice(get_args(Role)), help="viewer reads, care ends sessions too")
+def add_operator(name: str, role: Role) -> None:
+    """Make an Operator-Key and print it; it cannot be shown again."""
+    with _database(config.load(), AUDIT_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+        key = operators.add(connection, _user(), name, role)
+    click.echo(f"{name} is {role}; header Operator-Key:")
+    click.echo(key)
+
+
+@operator_group.command("list")
+def list_operators() -> None:
+    """List all operators: name, role, when the key was made, when it was revoked."""
+    with _database(config.load(), AUDIT_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+        everybody = operators.everybody(connection)
+    for name, role, created_at, revoked_at in everybody:
+        state = "active" if revoked_at is None else f"revoked {revoked_at:%Y-%m-%d %H:%M:%SZ}"
+        click.echo(f"{name}\t{role}\tcreated {created_at:%Y-%m-%d %H:%M:%SZ}\t{state}")
+
+
+@operator_group.command("revoke")
+@click.argument("name")
+def revoke_operator(name: str) -> None:
+    """Make the key of an operator stop working, at once and everywhere."""
+    with _database(config.load(), AUDIT_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+        operators.revoke(connection, _user(), name)
+    click.echo(f"the key of {name} is revoked")
+
+
+def _user() -> str:
+    """Who the record of changes says it was."""
+    return f"cli:{getpass.getuser()}"
+
+
 @cli.group()
 def db() -> None:
     """The database."""
@@ -146,7 +189,7 @@ def main() -> None:
     """The command; what an operator can mend is one line on standard error, exit code 1."""
     try:
         cli()
-    except (StartupError, CommandError) as error:
+    except (StartupError, CommandError, Conflict) as error:
         sys.exit(f"srm: {error}")
     except DependencyUnavailable as error:
         sys.exit(f"srm: database unavailable: {_first_line(error.__cause__)}")

@@ -6,7 +6,7 @@ the thread keeps: SQLAlchemy's own way to execute costs several times what the s
 - `hot`: single statements that may be lost in a crash of the database, as they come again: the keep-alive;
 - `durable`: single statements that last;
 - `request()`: several statements of a request as one transaction that lasts;
-- `transaction()`: all that is not done by the thousand a second; SQLAlchemy as everybody knows it.
+- `transaction()`, `orm()`: all that is not done by the thousand a second; SQLAlchemy as everybody knows it.
 """
 
 import select
@@ -14,18 +14,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeAlias, TypeVar, cast
+from datetime import UTC, datetime
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 from weakref import WeakSet
 
 import psycopg
 from psycopg import generators
-from psycopg.abc import PQGen
+from psycopg.abc import Buffer, PQGen
 from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.types.datetime import TimestamptzLoader
 from psycopg.types.string import TextLoader
 from sqlalchemy import ClauseElement, ColumnElement, Connection, Text, create_engine, event, literal_column
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.orm import Session
 
 from srm.errors import DependencyUnavailable, SrmError
 
@@ -124,6 +127,19 @@ class Silence:
             self._one_asks.release()
         if isinstance(error, DBAPIError | psycopg.Error) and is_unavailable(error):
             raise DependencyUnavailable from error
+
+
+class InstantLoader(TimestamptzLoader):
+    """Loads what people write for "always" and "never", too, as the last and the first instant that Python knows."""
+
+    INFINITE: ClassVar[dict[bytes, datetime]] = {
+        b"infinity": datetime.max.replace(tzinfo=UTC),
+        b"-infinity": datetime.min.replace(tzinfo=UTC),
+    }
+
+    def load(self, data: Buffer) -> datetime:
+        """The instant."""
+        return self.INFINITE.get(bytes(data)) or super().load(data)
 
 
 def connection_of(cursor: Cursor) -> BoundedConnection:
@@ -252,6 +268,7 @@ class Database:
             options=" ".join(f"-c {name}={value}" for name, value in settings.items()),
         )
         connection.adapters.register_loader("inet", TextLoader)  # an address is compared, and shown; nothing else
+        connection.adapters.register_loader("timestamptz", InstantLoader)
         connection.statement_timeout_seconds = self._statement_timeout_seconds
         return connection
 
@@ -262,6 +279,12 @@ class Database:
         DependencyUnavailable when the database is away, before, during or after.
         """
         with self._silence, self._engine.begin() as db:
+            yield db
+
+    @contextmanager
+    def orm(self) -> Iterator[Session]:
+        """The same, for SQLAlchemy's ORM."""
+        with self.transaction() as connection, Session(connection) as db:
             yield db
 
     @contextmanager

@@ -19,9 +19,10 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from srm import models
 from srm.database import Executor, compiled
-from srm.errors import Conflict, OperatorKeyNotValid
+from srm.errors import Conflict, OperatorKeyNotValid, StartupError
 from srm.logs import CORRELATION_ID
 from srm.models import OperatorChange, Role
+from srm.resources import Shown
 
 NAME = re.compile(r"[A-Za-z0-9_@-][A-Za-z0-9_@.-]{0,63}")
 """Of an operator; can stand in a header, a log line and a shell command as it is."""
@@ -52,8 +53,7 @@ class Operator:
         return bool(roles.index(self.role) >= roles.index(needed))
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Shown):
     """What somebody did to a resource, from the record."""
 
     account_id: str
@@ -82,10 +82,10 @@ def authenticate(db: Executor, key: str) -> Operator:
 def add(db: Connection, by: str, name: str, role: Role) -> str:
     """Make a key for a new operator, or for one whose key was revoked; the key, which is kept nowhere.
 
-    Conflict when the operator has a key that works. ValueError when the name can be none.
+    Conflict when the operator has a key that works. StartupError when the name can be none.
     """
     if not NAME.fullmatch(name):
-        raise ValueError("a name is 1 to 64 letters, digits and _ @ - . and does not begin with a dot")
+        raise StartupError(f"{name!r} is no name: 1 to 64 letters, digits and _ @ - . that do not begin with a dot")
     secret = secrets.token_urlsafe(SECRET_BYTES)
     values = {"role": role, "key_hash": _hash(secret), "created_at": func.statement_timestamp(), "revoked_at": None}
     made = db.execute(
@@ -154,7 +154,7 @@ def changes(
 ) -> list[Change]:
     """What was changed, the newest first; `after`: older than the change with this instant and id."""
     of = OperatorChange
-    query = select(*(getattr(of, name) for name in Change.__slots__))
+    query = select(*(getattr(of, name) for name in Change.model_fields))
     if account_id is not None:
         query = query.where(of.account_id == account_id)
     if operator is not None:
@@ -162,7 +162,7 @@ def changes(
     if after is not None:
         query = query.where(tuple_(of.changed_at, of.change_id) < tuple_(*after))
     newest_first = (of.changed_at.desc(), of.change_id.desc())
-    return [Change(*row) for row in db.execute(query.order_by(*newest_first).limit(limit))]
+    return [Change.of_row(row) for row in db.execute(query.order_by(*newest_first).limit(limit))]
 
 
 def _hash(secret: str) -> bytes:

@@ -13,11 +13,11 @@ from sqlalchemy import ColumnElement, and_, literal, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from srm import entitlements, models, operators, playback, resources
+from srm import entitlements, models, operators, playback
 from srm.errors import Conflict, ResourceNotFound
 from srm.models import Base, EndReason
 from srm.playback import sessions
-from srm.resources import ACCOUNTS, DEVICES, ENTITLEMENTS, STORED, Kind, Resource
+from srm.resources import ACCOUNTS, DEVICES, ENTITLEMENTS, Kind, Resource
 
 Key = tuple[str, ...]
 
@@ -53,12 +53,17 @@ def list_(db: Session, kind: Kind, of_account: Key, *, limit: int, after: str | 
     *_, last = (getattr(kind.table, name) for name in kind.key)
     query = select(kind.table).order_by(last).limit(limit)
     if of_account:
-        if db.get(models.Account, of_account) is None:
-            raise ResourceNotFound
+        check_is_account(db, *of_account)
         query = query.where(getattr(kind.table, kind.key[0]) == of_account[0])
     if after is not None:
         query = query.where(last > after)
     return [_read(kind, row) for row in db.scalars(query)]
+
+
+def check_is_account(db: Session, account_id: str) -> None:
+    """ResourceNotFound when the account is not there."""
+    if db.get(models.Account, account_id) is None:
+        raise ResourceNotFound
 
 
 def change(db: Session, by: str, kind: Kind, key: Key, make: Callable[[Resource | None], Resource]) -> Changed:
@@ -170,7 +175,7 @@ def _lock(db: Session, kind: Kind, key: Key) -> Base | None:
 
 
 def _read(kind: Kind, row: Base) -> Resource:
-    return kind.resource.model_validate(row, from_attributes=True, by_name=True, by_alias=False, context=STORED)
+    return kind.resource.of_row(row)
 
 
 def _write(row: Base, resource: Resource) -> None:
@@ -202,8 +207,8 @@ def _record(
         action,
         kind.path(*key),
         account_id=key[0] if kind.is_of_account else "",
-        before=None if before is None else resources.as_json(before),
-        after=None if after is None else resources.as_json(after),
+        before=None if before is None else before.as_json(),
+        after=None if after is None else after.as_json(),
     )
 
 

@@ -7,10 +7,11 @@ the tables; in JSON and CSV they have the names of the API.
 import json
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
@@ -18,6 +19,8 @@ from srm import models
 from srm.models import Mode, OnLimit, SameDevice
 
 TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,255}")
+FIRST_YEAR, LAST_YEAR = 1900, 9998
+"""Of times that are written, so that they are times in every zone."""
 STORED = object()
 """Context of a validation: it comes out of the database, however it got there, and is shown as it is."""
 
@@ -28,13 +31,28 @@ def _check(text: str, info: ValidationInfo) -> str:
     return text
 
 
+def _whole(number: object) -> object:
+    """In JSON 3.0 is an integer too (JSON Schema Core 2020-12, section 4.2.1)."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 Text = Annotated[
     str,
     AfterValidator(_check),
     Field(json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}),
 ]
-Limit = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Seconds = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+def _check_instant(instant: datetime, info: ValidationInfo) -> datetime:
+    if info.context is not STORED and not FIRST_YEAR <= instant.year <= LAST_YEAR:
+        raise PydanticCustomError("instant", f"a time from the year {FIRST_YEAR} to {LAST_YEAR}")
+    return instant
+
+
+Instant = Annotated[AwareDatetime, AfterValidator(_check_instant)]
+Whole = BeforeValidator(_whole)
+Limit = Annotated[int, Field(ge=0, le=2**31 - 1), Whole]
+Seconds = Annotated[int, Field(ge=1, le=2**31 - 1), Whole]
 
 
 def member(field: str) -> str:
@@ -42,10 +60,29 @@ def member(field: str) -> str:
     return {"content_id": "contentID", "channel_id": "channelID"}.get(field) or to_camel(field)
 
 
-class Resource(BaseModel):
-    """Base of all. Unknown members are refused: one that is misspelt would else be lost."""
+class Shown(BaseModel):
+    """What operators are shown; made from rows."""
 
-    model_config = ConfigDict(alias_generator=member, extra="forbid", frozen=True)
+    model_config = ConfigDict(alias_generator=member, from_attributes=True, frozen=True)
+
+    @classmethod
+    def of_row(cls, row: object) -> Self:
+        """What the row, or another object with these attributes, says."""
+        return cls.model_validate(row, by_name=True, by_alias=False, context=STORED)
+
+    def as_json(self) -> dict[str, Any]:
+        """Its JSON."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class Resource(Shown):
+    """What operators also write. Unknown members are refused: one that is misspelt would else be lost."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    def etag(self) -> str:
+        """Names what it says: two that say the same have the same one (RFC 9110, section 8.8.3)."""
+        return sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Account(Resource):
@@ -72,10 +109,10 @@ class Entitlement(Resource):
 
     account_id: Text
     product_id: Text
-    valid_from: AwareDatetime | None = Field(
+    valid_from: Instant | None = Field(
         default=None, description="First instant at which it holds; not said = from now on, or as it was"
     )
-    valid_until: AwareDatetime | None = Field(
+    valid_until: Instant | None = Field(
         default=None, description="First instant at which it does not hold any more; null = no end"
     )
 
@@ -165,13 +202,3 @@ PROFILES = Kind("profiles", Profile, models.AccountProfile, ("profile_id",))
 PRODUCTS = Kind("products", Product, models.Product, ("product_id",))
 CONTENTS = Kind("contents", Content, models.Content, ("content_id",))
 KINDS = (ACCOUNTS, DEVICES, ENTITLEMENTS, PROFILES, PRODUCTS, CONTENTS)
-
-
-def as_json(resource: Resource) -> dict[str, Any]:
-    """The JSON of a resource."""
-    return resource.model_dump(mode="json", by_alias=True)
-
-
-def etag(resource: Resource) -> str:
-    """Names what the resource says: two that say the same have the same one (RFC 9110, section 8.8.3)."""
-    return sha256(json.dumps(as_json(resource), sort_keys=True).encode()).hexdigest()[:32]

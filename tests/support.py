@@ -18,12 +18,13 @@ from uuid import UUID, uuid4
 
 import httpx
 import jwt
+from flask.testing import FlaskClient
 from sqlalchemy import Connection, delete, func, insert, literal, select, text, update
 from werkzeug.test import TestResponse
 
-from srm import models
+from srm import models, operators
 from srm.database import Database
-from srm.models import PlaybackSession
+from srm.models import PlaybackSession, Role
 
 SECRET = "a secret of tests, long enough for HS256"
 SETUP = {"content": {"contentID": "film", "contentType": "COD"}}
@@ -107,6 +108,11 @@ class Factory:
 
     def entitlement(self, account_id: str, product_id: str, **validity: Any) -> None:
         self.add(models.Entitlement, account_id=account_id, product_id=product_id, **validity)
+
+    def operator(self, role: Role = "admin", name: str | None = None) -> dict[str, str]:
+        """The header of an operator with that role, called like it or by the name."""
+        with self.database.transaction() as db:
+            return {"Operator-Key": operators.add(db, "tests", name or role, role)}
 
     def session(self, account_id: str = "a", device_id: str = "tv", *, silent_for: float = 0, **columns: Any) -> UUID:
         """A session that was set up, and last heard of, so many seconds ago."""
@@ -301,6 +307,24 @@ def sign(claims: str | dict[str, Any], header: str | dict[str, Any] | None = Non
     signed = f"{encoded(header or {'alg': 'HS256', 'typ': 'JWT'})}.{encoded(claims)}"
     key = secret if isinstance(secret, bytes) else secret.encode()
     return f"{signed}.{encoded(hmac.digest(key, signed.encode(), 'sha256'))}"
+
+
+@dataclass
+class Admin:
+    """Calls the operator API, with the header of an operator."""
+
+    client: FlaskClient
+    key: dict[str, str]
+
+    def __call__(self, method: str, path: str, body: object = None, **headers: str) -> TestResponse:
+        """Ask; a body of bytes is sent as it is, any other as JSON."""
+        content = body if body is None or isinstance(body, bytes) else json.dumps(body)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.client.open(f"/srm/v1/{path}", method=method, headers={**self.key, **named}, data=content)
+
+    def get(self, path: str) -> Any:
+        """The JSON that is read there."""
+        return self("GET", path).get_json()
 
 
 def error_of(answer: TestResponse) -> tuple[int, str, str]:

@@ -3,7 +3,7 @@
 import json
 import re
 from random import getrandbits
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -15,15 +15,23 @@ from werkzeug.routing import RequestRedirect
 from srm import errors
 from srm.errors import SrmError
 from srm.logs import CORRELATION_ID
+from srm.operators import Operator
 
 log = structlog.get_logger("srm.api")
 
 SANE_CORRELATION_ID = re.compile(r"[!-~]{1,128}")
 """Visible ASCII: can stand in a header and in a log line."""
 
-
 PRINCIPAL = "srm.principal"
-"""Key of the WSGI environment: who asks, once that is proved; for the log."""
+"""Key of the WSGI environment: which client asks, once that is proved; for the log."""
+
+OPERATOR = "srm.operator"
+"""The same: which operator asks."""
+
+
+def operator_name() -> str:
+    """Of the operator who asks, once that is proved."""
+    return cast("Operator", request.environ[OPERATOR]).name
 
 
 def render(error: SrmError) -> dict[str, dict[str, Any]]:
@@ -77,6 +85,8 @@ def _log(error: SrmError, cause: Exception) -> None:
     facts: dict[str, object] = {"error_code": error.error_code, "message": error.text}
     if (principal := request.environ.get(PRINCIPAL)) is not None:
         facts.update(account=principal.account_id, device=principal.device_id)
+    if (operator := request.environ.get(OPERATOR)) is not None:
+        facts.update(operator=operator.name)
     if isinstance(error, errors.SessionLimitReached):
         facts.update(rule=error.rule, limit=error.limit)
     if isinstance(error, errors.InternalError):

@@ -1,4 +1,4 @@
-"""schemathesis runs the OpenAPI document against the live service, with a token and without."""
+"""schemathesis runs the OpenAPI document against the live service, with both credentials and with none."""
 
 import subprocess
 from collections.abc import Callable
@@ -12,21 +12,24 @@ from tests.support import Factory
 
 
 @pytest.mark.parametrize("prefix", ["/srm/v1", "/srm"])
-@pytest.mark.parametrize("with_token", [True, False])
+@pytest.mark.parametrize("with_credentials", [True, False])
 def test_it_finds_no_undocumented_answer_and_no_crash(
-    clone: Callable[[], str], tmp_path: Path, prefix: str, with_token: bool
+    clone: Callable[[], str], tmp_path: Path, prefix: str, with_credentials: bool
 ) -> None:
     url = clone()
     database = Database(url, application_name="srm-tests")
-    Factory(database).account("a", max_sessions=50)
+    factory = Factory(database)
+    factory.account("a", max_sessions=50)
+    operator = factory.operator("admin")
     database.dispose()
 
     with support.api(url, tmp_path / "api.log") as (base, _):
         command = support.python_m("schemathesis.cli", "run", f"{base}/srm/v1/openapi.json")
         command += ["--url", f"{base}{prefix}", "--checks", "all", "--max-examples", "40", "--no-color"]
         command += ["--generation-database", "none", "--suppress-health-check", "all"]
-        if with_token:
+        if with_credentials:
             command += ["--header", f"Client-Token: {support.issue_token('a', 'tv')}"]
+            command += ["--header", f"Operator-Key: {operator['Operator-Key']}"]
         result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
 
     assert result.returncode == 0, result.stdout + result.stderr

@@ -16,17 +16,14 @@ from pydantic import ValidationError
 from srm import denials, playback
 from srm.api import envelope
 from srm.api.client_address import client_address
+from srm.api.parsing import parse_uuid, read_body
 from srm.api.v1 import schemas
 from srm.database import Database
-from srm.errors import MalformedRequest, RequestTooLarge, SessionLimitReached, SrmError
+from srm.errors import MalformedRequest, SessionLimitReached, SrmError
 from srm.playback import ContentRef, ListedSession
 from srm.tokens import Principal, TokenVerifier
 
 MAX_BODY_BYTES = 16 * 1024
-
-UUID_FORM = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-"""The text form of RFC 9562, in either case; `UUID()` alone takes more."""
-
 
 IDEMPOTENCY_KEY_FORM = re.compile(r"[!-~]{1,255}")
 
@@ -135,7 +132,7 @@ def _listed(session: ListedSession) -> schemas.ListedSession:
 def _parse_setup() -> schemas.SetupRequest:
     """The body, read as JSON whatever Content-Type says: set-top boxes send odd ones."""
     try:
-        return schemas.SetupRequest.model_validate_json(_read_body())
+        return schemas.SetupRequest.model_validate_json(read_body(MAX_BODY_BYTES))
     except ValidationError as error:
         raise MalformedRequest from error
 
@@ -150,22 +147,8 @@ def _parse_idempotency_key() -> str | None:
 
 def _parse_session_id(text: str) -> UUID:
     if "CONTENT_LENGTH" in request.environ or "HTTP_TRANSFER_ENCODING" in request.environ:
-        _read_body()  # nothing is expected in it, but it may not be too large either
-    if not UUID_FORM.fullmatch(text):
-        raise MalformedRequest
-    return UUID(text)
-
-
-def _read_body() -> bytes:
-    """The body. RequestTooLarge past MAX_BODY_BYTES; MalformedRequest when it is cut or ill-chunked."""
-    request.max_content_length = MAX_BODY_BYTES + 1  # a chunked body is cut there, not refused
-    try:
-        body = request.get_data(cache=False)
-    except OSError as error:
-        raise MalformedRequest from error
-    if len(body) > MAX_BODY_BYTES:
-        raise RequestTooLarge
-    return body
+        read_body(MAX_BODY_BYTES)  # nothing is expected in it, but it may not be too large either
+    return parse_uuid(text)
 
 
 def _authenticate(tokens: TokenVerifier) -> Principal:

@@ -1,0 +1,44 @@
+"""The operator API, v1: provisioning, and what a care agent sees and stops. Each call needs an Operator-Key.
+
+A change, its record, and the end of the sessions that end with it are one transaction, and on disk when it is answered.
+"""
+
+from flask import Blueprint, request
+
+from srm import operators
+from srm.api import envelope
+from srm.api.v1 import care, provisioning
+from srm.database import Database
+from srm.errors import MalformedRequest, NotAllowed, OperatorKeyNotValid
+from srm.models import Role
+from srm.resources import TEXT, member
+
+
+def create_blueprint(database: Database) -> Blueprint:
+    """The routes of the operator API, to be registered under `/srm/v1` and under `/srm`."""
+    blueprint = Blueprint("operator", __name__)
+
+    @blueprint.before_request
+    def authenticate() -> None:
+        key = request.environ.get("HTTP_OPERATOR_KEY")
+        if not key:
+            raise OperatorKeyNotValid
+        operator = request.environ[envelope.OPERATOR] = operators.authenticate(database.hot, key)
+        needed = _needed_role()
+        if not operator.may(needed):
+            raise NotAllowed(f"{NotAllowed.message}: needs the role {needed}")
+        for name, value in (request.view_args or {}).items():
+            if not TEXT.fullmatch(value):
+                raise MalformedRequest(f"{MalformedRequest.message}: {member(name)} in the path")
+
+    provisioning.add_routes(blueprint, database)
+    care.add_routes(blueprint, database)
+    return blueprint
+
+
+def _needed_role() -> Role:
+    """Of the call: to read, to end sessions, or to change anything else."""
+    if request.method in ("GET", "HEAD"):
+        return "viewer"
+    ends_sessions = request.method == "DELETE" and "/sessions" in str(request.url_rule)
+    return "care" if ends_sessions else "admin"

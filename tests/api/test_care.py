@@ -1,0 +1,374 @@
+"""What a care agent sees and stops: sessions, refusals; and what ends when an account or device is disabled."""
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from flask.testing import FlaskClient
+
+from srm.database import Database
+from srm.reaper import Reaper
+from tests.support import SETUP, Admin, Factory, error_of, issue_token, rows, session_row
+
+MALFORMED = (400, "ERROR", "SRM-0002")
+NOT_FOUND = (404, "ERROR", "SRM-0011")
+
+
+@pytest.fixture
+def care(client: FlaskClient, factory: Factory) -> Admin:
+    return Admin(client, factory.operator("care"))
+
+
+@pytest.fixture
+def admin(client: FlaskClient, factory: Factory) -> Admin:
+    return Admin(client, factory.operator("admin"))
+
+
+def set_up(client: FlaskClient, account: str = "a", device: str = "tv", content: str = "film") -> str:
+    body = {"content": {"contentID": content, "contentType": "COD"}}
+    answer = client.post("/srm/v1/sessions", json=body, headers={"Client-Token": issue_token(account, device)})
+    id_: str = answer.get_json()["successResponse"]["sessionId"]
+    return id_
+
+
+def keep_alive(client: FlaskClient, session: str, account: str = "a", device: str = "tv") -> tuple[int, str | None]:
+    """Its HTTP status, and why the session has ended."""
+    answer = client.put(f"/srm/v1/sessions/{session}", headers={"Client-Token": issue_token(account, device)})
+    return answer.status_code, answer.headers.get("SRM-End-Reason")
+
+
+def listed(found: Any) -> list[str]:
+    return [each["sessionId"] for each in found["sessions"]]
+
+
+def test_it_sees_the_sessions_of_an_account(care: Admin, client: FlaskClient, factory: Factory) -> None:
+    factory.account("a", "tv", "phone", max_sessions=None)
+    factory.account("b")
+    set_up(client, "b")
+    first, second, third = set_up(client), set_up(client, device="phone"), set_up(client)
+    client.delete(f"/srm/v1/sessions/{second}", headers={"Client-Token": issue_token("a", "phone")})
+    factory.age(third, 31, "last_keep_alive_at")  # it has lapsed, and the reaper has not been there
+
+    active, ended = care.get("accounts/a/sessions"), care.get("accounts/a/sessions?state=ended")
+
+    assert listed(active) == [first]
+    assert active == care.get("accounts/a/sessions?state=active")
+    assert listed(ended) == [third, second]
+    assert listed(care.get("accounts/a/sessions?state=all")) == [third, second, first]
+    assert [each["endReason"] for each in ended["sessions"]] == ["expired", "teardown"]
+    assert ended["sessions"][0]["endedAt"] > ended["sessions"][0]["lastKeepAliveAt"]
+    (seen,) = active["sessions"]
+    assert {name: value for name, value in seen.items() if not name.endswith("At")} == {
+        "accountId": "a",
+        "sessionId": first,
+        "deviceId": "tv",
+        "deviceGroup": "tv",
+        "contentType": "COD",
+        "contentID": "film",
+        "address": "127.0.0.1",
+        "timeoutSeconds": 30,
+        "endReason": None,
+        "endedBy": None,
+    }
+    assert seen["endedAt"] is None
+
+
+def test_it_sees_the_history_page_by_page(
+    care: Admin, client: FlaskClient, factory: Factory, database: Database
+) -> None:
+    factory.account("a", max_sessions=None)
+    sessions = [set_up(client) for _ in range(7)]
+    for session in sessions[:4]:
+        client.delete(f"/srm/v1/sessions/{session}", headers={"Client-Token": issue_token("a", "tv")})
+    Reaper(database, ended_retention_seconds=0, history_retention_days=90).archive()
+    assert len(rows(database, "SELECT 1 FROM srm.session_history")) == 4
+
+    for state, expected in {"all": sessions, "ended": sessions[:4], "active": sessions[4:]}.items():
+        seen: list[str] = []
+        path = f"accounts/a/sessions?state={state}&limit=2"
+        while path:
+            page = care.get(path)
+            assert len(page["sessions"]) <= 2
+            seen += listed(page)
+            path = f"accounts/a/sessions?state={state}&limit=2&after={page['next']}" if "next" in page else ""
+        assert seen == expected[::-1]
+
+
+def test_an_account_that_is_gone_still_has_its_history(
+    care: Admin, admin: Admin, client: FlaskClient, factory: Factory
+) -> None:
+    factory.account("a")
+    session = set_up(client)
+    admin("DELETE", "accounts/a")
+
+    assert listed(care.get("accounts/a/sessions?state=all")) == [session]
+    assert error_of(care("GET", "accounts/nobody/sessions")) == NOT_FOUND
+    assert error_of(care("GET", "accounts/nobody/denials")) == NOT_FOUND
+    for method, path in (("DELETE", "sessions"), ("DELETE", f"sessions/{session}"), ("DELETE", "devices/tv/sessions")):
+        assert error_of(care(method, f"accounts/nobody/{path}")) == NOT_FOUND
+
+
+def test_it_sees_why_somebody_could_not_watch(care: Admin, client: FlaskClient, factory: Factory) -> None:
+    factory.account("a", max_sessions=1)
+    session = set_up(client)
+    for content in ("film", "nothing", "film"):
+        body = {"content": {"contentID": content, "contentType": "COD"}}
+        client.post("/srm/v1/sessions", json=body, headers={"Client-Token": issue_token("a", "tv")})
+
+    first = care.get("accounts/a/denials?limit=2")
+    rest = care.get(f"accounts/a/denials?limit=2&after={first['next']}")
+
+    denials = first["denials"] + rest["denials"]
+    assert "next" not in rest
+    assert [(each["errorCode"], each["rule"], each["ruleLimit"], each["inTheWay"]) for each in denials] == [
+        ("SRM-0006", "max_sessions", 1, [session]),
+        ("SRM-0007", None, None, None),
+        ("SRM-0006", "max_sessions", 1, [session]),
+    ]
+    assert denials[1]["contentID"] == "nothing"
+    assert care.get("accounts/a/denials?limit=3") == {"denials": denials}
+
+
+def test_it_stops_sessions(care: Admin, client: FlaskClient, factory: Factory) -> None:
+    factory.account("a", "tv", "phone", max_sessions=None)
+    factory.account("b")
+    other, one, two, three, four = (
+        set_up(client, "b"),
+        set_up(client),
+        set_up(client),
+        set_up(client, device="phone"),
+        set_up(client),
+    )
+
+    assert care("DELETE", f"accounts/a/sessions/{one}").get_json() == {"ended": 1}
+    assert keep_alive(client, one) == (410, "operator")
+    assert care("DELETE", f"accounts/a/sessions/{one}").get_json() == {"ended": 0}
+    assert care("DELETE", "accounts/a/devices/phone/sessions").get_json() == {"ended": 1}
+    assert keep_alive(client, three, device="phone") == (410, "operator")
+    assert keep_alive(client, two) == keep_alive(client, four) == (200, None)
+    assert care("DELETE", "accounts/a/sessions").get_json() == {"ended": 2}
+    assert keep_alive(client, two) == keep_alive(client, four) == (410, "operator")
+    assert care("DELETE", "accounts/a/sessions").get_json() == {"ended": 0}
+    assert keep_alive(client, other, "b") == (200, None)
+    assert (
+        "successResponse"
+        in client.post("/srm/v1/sessions", json=SETUP, headers={"Client-Token": issue_token("a", "tv")}).get_json()
+    ), "nothing is disabled by it"
+
+
+def test_it_stops_nothing_of_another_account(care: Admin, client: FlaskClient, factory: Factory) -> None:
+    factory.account("a")
+    factory.account("b")
+    session = set_up(client, "b")
+
+    for unknown in (session, str(uuid4())):
+        assert error_of(care("DELETE", f"accounts/a/sessions/{unknown}")) == (404, "ERROR", "SRM-0008")
+    assert error_of(care("DELETE", "accounts/a/sessions/1")) == MALFORMED
+    assert keep_alive(client, session, "b") == (200, None)
+
+
+def test_a_session_that_has_lapsed_is_not_stopped_but_has_lapsed(
+    care: Admin, client: FlaskClient, factory: Factory, database: Database
+) -> None:
+    factory.account("a")
+    session = set_up(client)
+    factory.age(session, 40, "last_keep_alive_at")
+
+    assert care("DELETE", "accounts/a/sessions").get_json() == {"ended": 0}
+
+    row = session_row(database, session)
+    assert row.end_reason == "expired"
+    assert (row.ended_at - row.last_keep_alive_at).total_seconds() == 30
+    assert rows(database, "SELECT 1 FROM srm.operator_audit WHERE action = 'end'") == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "reason"),
+    [
+        ("PATCH", "accounts/a", {"enabled": False}, "account_disabled"),
+        ("PUT", "accounts/a", {"profileId": "profile of a", "enabled": False}, "account_disabled"),
+        ("DELETE", "accounts/a", None, "account_disabled"),
+        ("PATCH", "accounts/a/devices/tv", {"enabled": False}, "device_disabled"),
+        ("PUT", "accounts/a/devices/tv", {"deviceGroup": "tv", "name": "TV", "enabled": False}, "device_disabled"),
+        ("DELETE", "accounts/a/devices/tv", None, "device_disabled"),
+    ],
+)
+def test_what_is_disabled_or_removed_ends_its_sessions(
+    admin: Admin, client: FlaskClient, factory: Factory, method: str, path: str, body: Any, reason: str
+) -> None:
+    factory.account("a", "tv", "phone", max_sessions=None)
+    factory.account("b")
+    of_tv, of_phone, of_other = set_up(client), set_up(client, device="phone"), set_up(client, "b")
+
+    assert admin(method, path, body).status_code in (200, 204)
+
+    assert keep_alive(client, of_tv) == (410, reason)
+    expected = (410, reason) if reason == "account_disabled" else (200, None)
+    assert keep_alive(client, of_phone, device="phone") == expected
+    assert keep_alive(client, of_other, "b") == (200, None)
+    refused = client.post("/srm/v1/sessions", json=SETUP, headers={"Client-Token": issue_token("a", "tv")})
+    assert error_of(refused)[2] == ("SRM-0004" if reason == "account_disabled" else "SRM-0005")
+    ended = [each for each in admin.get("operator/audit?accountId=a")["changes"] if each["action"] == "end"]
+    both = {of_tv, of_phone} if reason == "account_disabled" else {of_tv}
+    assert {each["resource"] for each in ended} == {f"accounts/a/sessions/{session}" for session in both}
+    assert {each["operator"] for each in ended} == {"admin"}
+    assert {each["after"]["endReason"] for each in ended} == {reason}
+    assert ended[0]["before"]["contentID"] == "film"
+
+
+def test_what_is_changed_but_not_disabled_ends_nothing(admin: Admin, client: FlaskClient, factory: Factory) -> None:
+    factory.account("a")
+    session = set_up(client)
+
+    admin("PATCH", "accounts/a", {"maxSessions": 0})
+    admin("PATCH", "accounts/a/devices/tv", {"name": "x"})
+    admin("PATCH", "profiles/profile of a", {"maxSessions": 0})
+
+    assert keep_alive(client, session) == (200, None)
+
+
+def test_an_entitlement_that_is_removed_leaves_sessions_alone(
+    admin: Admin, client: FlaskClient, factory: Factory
+) -> None:
+    factory.account("a")
+    session = set_up(client)
+
+    assert admin("DELETE", "accounts/a/entitlements/basic").status_code == 204
+
+    assert keep_alive(client, session) == (200, None)
+
+
+def test_unless_it_is_asked_for_and_nothing_else_lets_them_be_watched(
+    admin: Admin, client: FlaskClient, factory: Factory
+) -> None:
+    for content in ("race", "match"):
+        factory.content(content)
+    factory.product("sports", ("COD", "race"), ("COD", "match"))
+    factory.product("races", ("COD", "race"))
+    factory.account("a", max_sessions=None, products=("basic", "sports", "races"))
+    film, race, match = (set_up(client, content=content) for content in ("film", "race", "match"))
+    assert error_of(admin("DELETE", "accounts/a/entitlements/sports?endSessions=yes")) == MALFORMED
+
+    assert admin("DELETE", "accounts/a/entitlements/sports?endSessions=true").status_code == 204
+
+    assert keep_alive(client, match) == (410, "operator")
+    assert keep_alive(client, race) == keep_alive(client, film) == (200, None)
+
+
+def test_it_ends_the_broadcasts_of_a_channel_too(admin: Admin, client: FlaskClient, factory: Factory) -> None:
+    factory.content("channel")
+    factory.content("event", "channel")
+    factory.product("sports", ("CU", "channel"))
+    factory.account("a", products=("sports",))
+    session = factory.session("a", content_type="CU", content_id="event")
+
+    admin("DELETE", "accounts/a/entitlements/sports?endSessions=true")
+
+    assert keep_alive(client, str(session)) == (410, "operator")
+
+
+def make_everywhere(factory: Factory) -> dict[str, UUID]:
+    """Sessions of several accounts, by name."""
+    return {
+        "old live": factory.session("a", silent_for=20, content_type="LIVE", content_id="news", device_group="tv"),
+        "live": factory.session("b", content_type="LIVE", content_id="news", device_group="mobile"),
+        "film": factory.session("c", content_id="film", device_group="mobile"),
+        "lapsed": factory.session("d", silent_for=31, content_type="LIVE", content_id="news"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", {"old live", "live", "film"}),
+        ("contentID=news", {"old live", "live"}),
+        ("contentType=COD", {"film"}),
+        ("deviceGroup=mobile", {"live", "film"}),
+        ("contentType=LIVE&deviceGroup=mobile", {"live"}),
+        ("contentID=nothing", set()),
+    ],
+)
+def test_it_sees_who_watches_what(care: Admin, factory: Factory, query: str, expected: set[str]) -> None:
+    made = make_everywhere(factory)
+
+    assert set(listed(care.get(f"operator/sessions?{query}"))) == {str(made[name]) for name in expected}
+    assert care.get(f"operator/sessions/count?{query}") == {"count": len(expected)}
+
+
+def test_it_sees_who_has_watched_for_long(care: Admin, factory: Factory, database: Database) -> None:
+    made = make_everywhere(factory)
+    ((before,),) = rows(
+        database, "SELECT to_char(statement_timestamp() - interval '10 s', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
+    )
+
+    assert listed(care.get(f"operator/sessions?startedBefore={before}")) == [str(made["old live"])]
+    assert care.get(f"operator/sessions/count?startedBefore={before}") == {"count": 1}
+
+
+def test_it_goes_through_all_of_them(care: Admin, factory: Factory) -> None:
+    made = {str(factory.session(account)) for account in ("a_b", "a", "ö x", "b") for _ in range(3)}
+
+    seen: list[str] = []
+    after: dict[str, str] = {}
+    while True:
+        page = care.client.get("/srm/v1/operator/sessions", query_string={"limit": 2, **after}, headers=care.key)
+        seen += listed(page.get_json())
+        if "next" not in page.get_json():
+            break
+        after = {"after": page.get_json()["next"]}
+
+    assert len(seen) == len(made) == len(set(seen))
+    assert set(seen) == made
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("accounts/a/sessions", "state=lapsed"),
+        ("accounts/a/sessions", "after=x"),
+        ("accounts/a/sessions", "limit=1001"),
+        ("accounts/a/denials", "after=1_2"),
+        ("operator/sessions", "contentType=VOD"),
+        ("operator/sessions", "startedBefore=yesterday"),
+        ("operator/sessions", "startedBefore=2026-02-30T00:00:00Z"),
+        ("operator/sessions", "startedBefore=2026-02-03"),
+        ("operator/sessions", "startedBefore=5"),
+        ("operator/sessions", "contentID="),
+        ("operator/sessions", "deviceGroup=%00"),
+        ("operator/sessions", "after=a"),
+        ("operator/sessions/count", "contentType="),
+    ],
+)
+def test_a_wrong_query_is_refused(care: Admin, factory: Factory, path: str, query: str) -> None:
+    factory.account("a")
+
+    assert error_of(care("GET", f"{path}?{query}")) == MALFORMED
+
+
+def test_each_stopped_session_is_on_record(care: Admin, client: FlaskClient, factory: Factory) -> None:
+    factory.account("a")
+    session = set_up(client)
+
+    care("DELETE", "accounts/a/sessions", X_Correlation_Id="case-17")
+
+    (change,) = care.get("operator/audit?operator=care")["changes"]
+    assert (change["action"], change["resource"]) == ("end", f"accounts/a/sessions/{session}")
+    assert (change["correlationId"], change["after"]["endReason"]) == ("case-17", "operator")
+
+
+def test_the_change_and_its_record_are_one(
+    admin: Admin, client: FlaskClient, factory: Factory, database: Database
+) -> None:
+    """Where the record cannot be written nothing is changed, and nobody is stopped."""
+    factory.account("a")
+    session = set_up(client)
+    with database.transaction() as db:
+        db.exec_driver_sql("ALTER TABLE srm.operator_audit ADD CONSTRAINT no CHECK (action <> 'end')")
+    try:
+        assert error_of(admin("PATCH", "accounts/a", {"enabled": False}))[0] == 500
+    finally:
+        with database.transaction() as db:
+            db.exec_driver_sql("ALTER TABLE srm.operator_audit DROP CONSTRAINT no")
+
+    assert keep_alive(client, session) == (200, None)
+    assert rows(database, "SELECT enabled FROM srm.accounts") == [(True,)]
