@@ -1,0 +1,107 @@
+"""A device or account is disabled while it sets up sessions: once that is acknowledged, none of its sessions is active.
+
+Setups that come before are ended by it, setups that come after find it disabled.
+"""
+
+import random
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from srm.database import Database
+from tests import support
+from tests.concurrency.players import Player, at_once, deadlocks, patiently
+from tests.support import Factory, rows
+
+PLAYERS = 6
+ROUNDS = 25
+
+ACTIVE = "SELECT count(*) FROM srm.sessions WHERE account_id = :account AND ended_at IS NULL"
+ENDED = "SELECT end_reason, count(*) FROM srm.sessions WHERE account_id = :account GROUP BY end_reason"
+
+
+@dataclass(frozen=True)
+class Disabling:
+    """A call, what setups are answered after it, and why sessions have ended by it."""
+
+    method: str
+    path: str
+    body: dict[str, bool] | None
+    refused: str
+    reason: str
+
+
+OFF = {"enabled": False}
+DISABLING = [
+    Disabling("PATCH", "accounts/{account}/devices/tv", OFF, "SRM-0005", "device_disabled"),
+    Disabling("DELETE", "accounts/{account}/devices/tv", None, "SRM-0005", "device_disabled"),
+    Disabling("PATCH", "accounts/{account}", OFF, "SRM-0004", "account_disabled"),
+    Disabling("DELETE", "accounts/{account}", None, "SRM-0004", "account_disabled"),
+]
+
+
+class Round:
+    """An account whose device sets up as fast as it can, until it is disabled."""
+
+    def __init__(self, base: str, account: str) -> None:
+        self._base = base
+        self._account = account
+        self._is_disabled = threading.Event()
+
+    def disable(self, barrier: threading.Barrier, call: Disabling, key: dict[str, str], database: Database) -> int:
+        """How many sessions were active when it was acknowledged."""
+        with httpx.Client(base_url=f"{self._base}/srm/v1/", headers=key, timeout=10) as operator:
+            operator.get("operator/audit?limit=1")  # the connection is there
+            barrier.wait()
+            time.sleep(random.uniform(0, 0.03))
+            answer = operator.request(call.method, call.path.format(account=self._account), json=call.body)
+        assert answer.is_success, answer.text
+        active: int = rows(database, ACTIVE, account=self._account)[0][0]
+        self._is_disabled.set()
+        return active
+
+    def play(self, barrier: threading.Barrier, call: Disabling) -> int:
+        """How many were admitted, up to the first setup that began after the disabling."""
+        admitted = 0
+        with Player(self._base, self._account, "tv") as player:
+            barrier.wait()
+            while True:
+                is_last = self._is_disabled.is_set()
+                answer = patiently(player.set_up)
+                admitted += answer.session_id is not None
+                if is_last:
+                    assert answer.error_code == call.refused, answer.body
+                    return admitted
+
+
+@pytest.mark.parametrize("call", DISABLING)
+def test_nothing_is_active_once_it_is_disabled(
+    own_url: str, own_database: Database, tmp_path: Path, call: Disabling
+) -> None:
+    factory = Factory(own_database)
+    accounts = [factory.account(f"a{number}", max_sessions=None, timeout_seconds=None) for number in range(ROUNDS)]
+    key = factory.operator("admin")
+    admitted = 0
+
+    with support.api(own_url, tmp_path / "api.log", workers=2, threads=PLAYERS) as (base, _):
+        for account in accounts:
+            round_ = Round(base, account)
+
+            def work(index: int, barrier: threading.Barrier, round_: Round = round_) -> int:
+                return round_.play(barrier, call) if index else round_.disable(barrier, call, key, own_database)
+
+            active, *counts = at_once(1 + PLAYERS, work)
+            assert active == 0
+            assert rows(own_database, ACTIVE, account=account)[0][0] == 0
+            ended = rows(own_database, ENDED, account=account)
+            assert ended == ([(call.reason, sum(counts))] if sum(counts) else [])
+            admitted += sum(counts)
+
+    assert admitted > ROUNDS
+    assert rows(own_database, "SELECT count(*) FROM srm.operator_audit WHERE action = 'end'") == [(admitted,)]
+    assert deadlocks(own_database) == 0
+    support.assert_audit_clean(own_url)
