@@ -90,6 +90,7 @@ def test_it_sees_the_history_page_by_page(
             page = care.get(path)
             assert len(page["sessions"]) <= 2
             seen += listed(page)
+            assert len(seen) <= len(expected)
             path = f"accounts/a/sessions?state={state}&limit=2&after={page['next']}" if "next" in page else ""
         assert seen == expected[::-1]
 
@@ -313,6 +314,7 @@ def test_it_goes_through_all_of_them(care: Admin, factory: Factory) -> None:
     while True:
         page = care.client.get("/srm/v1/operator/sessions", query_string={"limit": 2, **after}, headers=care.key)
         seen += listed(page.get_json())
+        assert len(seen) <= len(made)
         if "next" not in page.get_json():
             break
         after = {"after": page.get_json()["next"]}
