@@ -5,7 +5,7 @@ import structlog
 from sqlalchemy import bindparam, insert
 
 from srm.database import ThreadConnections, compiled
-from srm.errors import DependencyUnavailable, SessionLimitReached, SrmError
+from srm.errors import ContentAccessDenied, DependencyUnavailable, SessionLimitReached, SrmError
 from srm.models import Denial
 from srm.playback import ContentRef
 from srm.tokens import Principal
@@ -26,6 +26,7 @@ FACTS = (
     "rule_limit",
     "in_the_way",
     "observed",
+    "reason",
 )
 RECORD = compiled(insert(Denial).values({name: bindparam(name, type_=Denial.__table__.c[name].type) for name in FACTS}))
 
@@ -56,6 +57,7 @@ def record(
         "rule_limit": by_limit and by_limit.limit,
         "in_the_way": by_limit and list(by_limit.in_the_way),
         "observed": observed,
+        "reason": refusal.reason if isinstance(refusal, ContentAccessDenied) else None,
     }
     try:
         db.execute(RECORD, facts, PATIENCE_SECONDS)

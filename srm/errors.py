@@ -119,12 +119,19 @@ class SessionLimitReached(SrmError):
 
 
 class ContentAccessDenied(SrmError):
-    """The account is not entitled to the content, or the content is unknown."""
+    """The account is not entitled to the content, or the content is unknown.
+
+    `reason`: what the entitlement service says; for the log and the record, not for the client.
+    """
 
     error_code = "SRM-0007"
     http_status = 200
     status = "DENIED"
     message = "Content access denied"
+
+    def __init__(self, reason: str | None = None) -> None:
+        self.reason = reason
+        super().__init__()
 
 
 class SessionNotFound(SrmError):

@@ -460,6 +460,10 @@ class Denial(Base):
         comment="True: the profile only observes; the session was admitted, and by an enforced limit it would have "
         "been refused or, as on_limit says, have evicted others",
     )
+    reason: Mapped[str | None] = mapped_column(
+        comment="Why content access was denied, in the words of the entitlement service; null = it gave no reason, "
+        "was not asked, or the refusal was another"
+    )
 
 
 class Operator(Base):

@@ -89,6 +89,8 @@ def _log(error: SrmError, cause: Exception) -> None:
         facts.update(operator=operator.name)
     if isinstance(error, errors.SessionLimitReached):
         facts.update(rule=error.rule, limit=error.limit)
+    if isinstance(error, errors.ContentAccessDenied) and error.reason is not None:
+        facts.update(reason=error.reason)
     if isinstance(error, errors.InternalError):
         log.error("request failed", **facts, exc_info=cause)
     elif isinstance(error, errors.DependencyUnavailable):

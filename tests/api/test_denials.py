@@ -53,6 +53,7 @@ def denial(**columns: Any) -> dict[str, Any]:
         "rule_limit": None,
         "in_the_way": None,
         "observed": False,
+        "reason": None,
     }
     return {**facts, **columns}
 

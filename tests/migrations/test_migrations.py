@@ -266,6 +266,24 @@ def test_what_is_new_comes_to_a_database_in_use(blank: str, revision: str) -> No
     assert seen() == before
 
 
+def test_reasons_come_to_denials_on_record(clone: Callable[[], str]) -> None:
+    """0013: those from before have none, and stay when the reasons go again."""
+    url = clone()
+    command.downgrade(config(url), "0012")
+    denial = "INSERT INTO srm.denials (account_id, device_id, content_type, content_id, error_code{0}) VALUES {1}"
+    execute(url, denial.format("", "('a', 'tv', 'COD', 'film', 'SRM-0007')"))
+
+    command.upgrade(config(url), "0013")
+    execute(url, denial.format(", reason", "('b', 'tv', 'COD', 'film', 'SRM-0007', 'not in the package')"))
+
+    assert query(url, "SELECT account_id, reason FROM srm.denials ORDER BY 1") == [
+        ("a", None),
+        ("b", "not in the package"),
+    ]
+    command.downgrade(config(url), "0012")
+    assert query(url, "SELECT account_id FROM srm.denials ORDER BY 1") == [("a",), ("b",)]
+
+
 def test_it_finds_no_difference_with_the_models(url_of_role: str) -> None:
     schema.upgrade(url_of_role)
 
