@@ -1,5 +1,7 @@
 """Builds the application from its parts."""
 
+from collections.abc import Callable
+
 from flask import Flask
 from flask_swagger_ui import get_swaggerui_blueprint
 
@@ -8,6 +10,9 @@ from srm.api import envelope, health
 from srm.api.v1 import openapi, operator, sessions
 from srm.config import Settings
 from srm.database import Database
+from srm.entitlements import ALLOWED, LOCAL, Access
+from srm.playback import ContentRef
+from srm.tokens import Principal
 
 PREFIXES = {"pinned": "/srm/v1", "newest": "/srm"}
 """Every route exists under its version, and under `/srm` as long as that version is the newest."""
@@ -28,7 +33,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.merge_slashes = False  # a path is what was asked for, never a redirect to another
     app.extensions["srm.database"] = database
 
-    client_api = sessions.create_blueprint(database, verifier, settings.trusted_proxies)
+    client_api = sessions.create_blueprint(database, verifier, settings.trusted_proxies, _access(settings))
     client_api.add_url_rule("/openapi.json", view_func=openapi.show)
     operator_api = operator.create_blueprint(database)
     for name, prefix in PREFIXES.items():
@@ -42,3 +47,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(health.create_blueprint(database))
     envelope.install(app)
     return app
+
+
+def _access(settings: Settings) -> Callable[[Principal, ContentRef], Access]:
+    """What tells the content access of a setup before it begins."""
+    known = LOCAL if settings.entitlements == "local" else ALLOWED
+    return lambda _, __: known

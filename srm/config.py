@@ -67,6 +67,10 @@ class Settings(BaseSettings):
     history_retention_days: int = Field(
         default=90, ge=1, le=3650, description="Days that `session_history` and `denials` reach back, at least"
     )
+    entitlements: Literal["local", "allow"] = Field(
+        default="local",
+        description="Who says whether an account may watch a content. `local`: the tables; `allow`: nobody, it may",
+    )
     trusted_proxies: int = Field(
         default=0,
         ge=0,

@@ -172,14 +172,14 @@ class ThreadConnections:
         with self._silence:
             return self._first(lambda cursor: cursor.execute(statement, parameters), patience_seconds)
 
-    def begin(self) -> Cursor:
-        """Begin a transaction."""
+    def begin(self, spent_seconds: float = 0) -> Cursor:
+        """Begin a transaction of a request that has waited so long already."""
 
         def begin(cursor: Cursor) -> Cursor:
             connection_of(cursor).command(b"BEGIN")
             return cursor
 
-        return self._first(begin)
+        return self._first(begin, self._patience_seconds - spent_seconds)
 
     def _first(self, ask: Callable[[Cursor], Cursor], patience_seconds: float | None = None) -> Cursor:
         """Ask the first thing of a request; once more when the connection turns out to be broken.
@@ -288,15 +288,17 @@ class Database:
             yield db
 
     @contextmanager
-    def request(self) -> Iterator[Cursor]:
+    def request(self, spent_seconds: float = 0) -> Iterator[Cursor]:
         """A transaction on the thread's own connection, for `compiled` statements; otherwise as above.
+
+        The database is waited for so much less as the request has waited for something else: `spent_seconds`.
 
         A refusal (SrmError) is committed too: it is an answer, and what was found on the way to it, such as
         lapsed sessions, stays found. It does not wait for the disk, since nothing was promised. (A rollback
         would also make psycopg forget all prepared statements.) Any other exception rolls back.
         """
         with self._silence:
-            cursor = self.durable.begin()
+            cursor = self.durable.begin(spent_seconds)
             connection = connection_of(cursor)
             try:
                 yield cursor

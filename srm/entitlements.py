@@ -1,12 +1,32 @@
-"""Content access: whether an account may watch a content, from the local tables."""
+"""Content access: whether an account may watch a content, from the local tables or as somebody else has said."""
+
+from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select
 
 from srm.database import constant
+from srm.errors import SrmError
 from srm.models import Content, Entitlement, ProductContent
 
 TYPES_OF_EVENTS = (constant("CU"), constant("NPVR"))
 """For these contentID is a broadcast event, and having its channel is enough: packages are sold by channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What is known of the content access of a setup before the account is locked.
+
+    `ask_tables`: nothing; the tables decide. `refusal`: what the setup is answered if it gets as far as content access.
+    `asked_for_seconds`: how long the request has waited for somebody else to say so.
+    """
+
+    ask_tables: bool = False
+    refusal: SrmError | None = None
+    asked_for_seconds: float = 0
+
+
+LOCAL = Access(ask_tables=True)
+ALLOWED = Access()
 
 
 def is_granted(

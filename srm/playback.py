@@ -55,6 +55,7 @@ from sqlalchemy.orm import aliased
 
 from srm import entitlements, policy
 from srm.database import Cursor, Executor, compiled, constant
+from srm.entitlements import Access
 from srm.errors import (
     AccountNotEnabled,
     ContentAccessDenied,
@@ -361,6 +362,7 @@ def set_up(
     principal: Principal,
     content: ContentRef,
     *,
+    access: Access = entitlements.LOCAL,
     address: str | None = None,
     idempotency_key: str | None = None,
     take_over: Collection[UUID] = (),
@@ -369,11 +371,11 @@ def set_up(
 
     Those are sessions of the account that it takes over, whose place it takes by the rules of the profile, or that
     are evicted. A repeat, with the `idempotency_key` of an active session of the device, is given that session, kept
-    alive. `address`: of the client, as the limits count it.
+    alive. `access`: what is known of the content access. `address`: of the client, as the limits count it.
 
-    AccountNotEnabled, DeviceNotEnabled, ContentAccessDenied, MalformedRequest (the key was used for another content)
-    or SessionLimitReached when it may not be, checked in this order (wire contract). The caller commits before it
-    answers.
+    AccountNotEnabled, DeviceNotEnabled, ContentAccessDenied or what else the `access` refuses with, MalformedRequest
+    (the key was used for another content) or SessionLimitReached when it may not be, checked in this order (wire
+    contract). The caller commits before it answers.
     """
     names: dict[str, object] = {
         "of_account": principal.account_id,
@@ -388,12 +390,14 @@ def set_up(
     terms, limits, active = _terms_and_active(db, names)
     if not terms.device_enabled:
         raise DeviceNotEnabled
-    if not terms.granted:
+    if access.refusal is not None:
+        raise access.refusal
+    if access.ask_tables and not terms.granted:
         raise ContentAccessDenied
     if idempotency_key is not None:
         for session in active:
             if (session.device_id, session.idempotency_key) == (principal.device_id, idempotency_key):
-                return _repeat(db, principal, content, session, address, take_over)
+                return _repeat(db, principal, content, session, access, address, take_over)
     setup = Setup(
         principal.device_id, terms.device_group, content.content_id, terms.content_groups, address, terms.counts
     )
@@ -434,6 +438,7 @@ def _repeat(
     principal: Principal,
     content: ContentRef,
     session: ActiveSession,
+    access: Access,
     address: str | None,
     take_over: Collection[UUID],
 ) -> Admission:
@@ -442,7 +447,7 @@ def _repeat(
         raise MalformedRequest("Idempotency-Key was used for another content")
     if not keep_alive(db, principal, session.session_id):  # it has ended this very moment
         key = session.idempotency_key
-        return set_up(db, principal, content, address=address, idempotency_key=key, take_over=take_over)
+        return set_up(db, principal, content, access=access, address=address, idempotency_key=key, take_over=take_over)
     return Admission(session.session_id, session.timeout_seconds)
 
 

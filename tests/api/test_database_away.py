@@ -1,5 +1,6 @@
 """The database is away: 503 with Retry-After, at once, and only where the database is needed."""
 
+import time
 from collections.abc import Callable
 
 import psycopg
@@ -8,6 +9,8 @@ from flask.testing import FlaskClient
 from psycopg import sql
 from werkzeug.test import TestResponse
 
+from srm.database import Database
+from srm.errors import DependencyUnavailable
 from tests.support import ROUTES, SESSION, SETUP, Factory, error_of, free_port, issue_token
 
 UNAVAILABLE = (503, "ERROR", "SRM-0010")
@@ -85,3 +88,15 @@ def test_it_gives_up_on_an_account_that_somebody_holds(client: FlaskClient, fact
 
     assert error_of(answer) == UNAVAILABLE
     assert "successResponse" in call(client, *ROUTES["set up"]).get_json()
+
+
+def test_what_a_request_has_waited_before_is_taken_from_its_patience(database: Database) -> None:
+    """The request as a whole is answered in time."""
+    with database.request():
+        pass  # the connection is there
+    began_at = time.monotonic()
+
+    with pytest.raises(DependencyUnavailable), database.request(spent_seconds=2.3) as db:
+        db.execute("SELECT pg_sleep(1)")
+
+    assert time.monotonic() - began_at < 0.9

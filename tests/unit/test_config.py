@@ -23,6 +23,7 @@ DEFAULTS = {
     "reaper_interval_seconds": 5,
     "ended_retention_seconds": 300,
     "history_retention_days": 90,
+    "entitlements": "local",
     "log_format": "console",
 }
 
@@ -68,6 +69,7 @@ def test_every_option_says_what_it_means(option: str) -> None:
         ("SRM_REAPER_INTERVAL_SECONDS", "0.5", 0.5),
         ("SRM_ENDED_RETENTION_SECONDS", "0", 0),
         ("SRM_HISTORY_RETENTION_DAYS", "365", 365),
+        ("SRM_ENTITLEMENTS", "allow", "allow"),
         ("SRM_LOG_FORMAT", "json", "json"),
     ],
 )
@@ -107,6 +109,7 @@ def test_secrets_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
         ("SRM_ENDED_RETENTION_SECONDS", "86401", "86400"),
         ("SRM_HISTORY_RETENTION_DAYS", "0", "1"),
         ("SRM_HISTORY_RETENTION_DAYS", "3651", "3650"),
+        ("SRM_ENTITLEMENTS", "remote", "'local'"),
         ("SRM_LOG_FORMAT", "xml", "'console' or 'json'"),
         ("SRM_LOG_FORMAT", "JSON", "'console' or 'json'"),
     ],

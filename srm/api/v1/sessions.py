@@ -5,7 +5,7 @@ but for keep-alives. Errors leave as exceptions; `envelope` turns them into answ
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -19,6 +19,7 @@ from srm.api.client_address import client_address
 from srm.api.parsing import parse_uuid, read_body
 from srm.api.v1 import schemas
 from srm.database import Database
+from srm.entitlements import Access
 from srm.errors import MalformedRequest, SessionLimitReached, SrmError
 from srm.playback import ContentRef, ListedSession
 from srm.tokens import Principal, TokenVerifier
@@ -51,7 +52,12 @@ DONE = Answer()
 """Shared by all requests: nothing in it is a request's own, and making one costs as much as the token."""
 
 
-def create_blueprint(database: Database, tokens: TokenVerifier, trusted_proxies: int) -> Blueprint:
+def create_blueprint(
+    database: Database,
+    tokens: TokenVerifier,
+    trusted_proxies: int,
+    access_to: Callable[[Principal, ContentRef], Access],
+) -> Blueprint:
     """The routes of the client API, to be registered under `/srm/v1` and under `/srm`."""
     blueprint = Blueprint("v1", __name__)
 
@@ -62,12 +68,14 @@ def create_blueprint(database: Database, tokens: TokenVerifier, trusted_proxies:
         principal = _authenticate(tokens)
         content = ContentRef(setup.content.contentType, setup.content.contentID)
         address = client_address(request.environ, trusted_proxies)
+        access = access_to(principal, content)  # before anything is locked: it may have to ask somebody far away
         try:
-            with database.request() as db:
+            with database.request(access.asked_for_seconds) as db:
                 admission = playback.set_up(
                     db,
                     principal,
                     content,
+                    access=access,
                     address=address,
                     idempotency_key=idempotency_key,
                     take_over=setup.options.takeOver,
