@@ -10,6 +10,7 @@ from srm.api import envelope, health
 from srm.api.v1 import openapi, operator, sessions
 from srm.config import Settings
 from srm.database import Database
+from srm.entitlement_service import EntitlementService
 from srm.entitlements import ALLOWED, LOCAL, Access
 from srm.playback import ContentRef
 from srm.tokens import Principal
@@ -33,7 +34,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.merge_slashes = False  # a path is what was asked for, never a redirect to another
     app.extensions["srm.database"] = database
 
-    client_api = sessions.create_blueprint(database, verifier, settings.trusted_proxies, _access(settings))
+    client_api = sessions.create_blueprint(database, verifier, settings.trusted_proxies, _access(settings, app))
     client_api.add_url_rule("/openapi.json", view_func=openapi.show)
     operator_api = operator.create_blueprint(database)
     for name, prefix in PREFIXES.items():
@@ -49,7 +50,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def _access(settings: Settings) -> Callable[[Principal, ContentRef], Access]:
-    """What tells the content access of a setup before it begins."""
+def _access(settings: Settings, app: Flask) -> Callable[[Principal, ContentRef], Access]:
+    """What tells the content access of a setup before it begins; an entitlement service is an extension of the app."""
+    if settings.entitlements_url is not None and settings.entitlements == "http":
+        service = EntitlementService(
+            settings.entitlements_url.get_secret_value(),
+            settings.entitlements_timeout_seconds,
+            settings.entitlements_on_failure,
+        )
+        app.extensions["srm.entitlement_service"] = service
+        return service.access_to
     known = LOCAL if settings.entitlements == "local" else ALLOWED
     return lambda _, __: known

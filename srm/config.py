@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
+import httpx
 from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
@@ -19,8 +20,13 @@ MIN_SECRET_BYTES = 32
 """An HS256 key is at least as long as its hash (RFC 7518, section 3.2)."""
 
 MAX_PORT = 65535
+HOST = re.compile(r"[^\s%/@]+")
 ADDRESS = re.compile(r"([^\s:/]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}|unix:\S+")
 
+ENTITLEMENT_CALLS_AT_ONCE = 6
+"""Most calls of the entitlement service that are under way in one process. Each holds a thread."""
+
+OnFailure = Literal["deny", "allow", "unavailable"]
 Name = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -67,9 +73,23 @@ class Settings(BaseSettings):
     history_retention_days: int = Field(
         default=90, ge=1, le=3650, description="Days that `session_history` and `denials` reach back, at least"
     )
-    entitlements: Literal["local", "allow"] = Field(
+    entitlements: Literal["local", "http", "allow"] = Field(
         default="local",
-        description="Who says whether an account may watch a content. `local`: the tables; `allow`: nobody, it may",
+        description="Who says whether an account may watch a content. `local`: the tables; `http`: the service at "
+        "`SRM_ENTITLEMENTS_URL`; `allow`: nobody, it may",
+    )
+    entitlements_url: SecretStr | None = Field(
+        default=None,
+        description="http(s) URL of the entitlement service (docs/entitlement-service.json); user and password in it, "
+        "if any, are sent as Basic authentication. Of no use but with `SRM_ENTITLEMENTS=http`, which needs it",
+    )
+    entitlements_on_failure: OnFailure = Field(
+        default="unavailable",
+        description="What a setup is answered when the service is not there. `deny`: SRM-0007; `allow`: it goes on; "
+        "`unavailable`: 503 SRM-0010",
+    )
+    entitlements_timeout_seconds: float = Field(
+        default=1, gt=0, le=2, description="Seconds in which the service has to have answered, a second try included"
     )
     trusted_proxies: int = Field(
         default=0,
@@ -110,6 +130,26 @@ class Settings(BaseSettings):
         if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
             raise ValueError(f"must have at least {MIN_SECRET_BYTES} bytes")
         return value
+
+    @field_validator("entitlements_url")
+    @classmethod
+    def _is_http(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        try:
+            url = httpx.URL(value.get_secret_value())
+        except httpx.InvalidURL:
+            url = httpx.URL("")
+        is_usable = HOST.fullmatch(url.host) and (url.port or 0) <= MAX_PORT
+        if url.scheme not in ("http", "https") or not is_usable:
+            raise ValueError("must be a URL such as http://host:port/path or https://host/path")
+        return value
+
+    @model_validator(mode="after")
+    def _service_has_an_address(self) -> "Settings":
+        if self.entitlements == "http" and self.entitlements_url is None:
+            raise ValueError("SRM_ENTITLEMENTS='http': SRM_ENTITLEMENTS_URL must say where, http(s)://host/path")
+        return self
 
     @model_validator(mode="after")
     def _one_kind_of_key(self) -> "Settings":

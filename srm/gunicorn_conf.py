@@ -11,16 +11,25 @@ import os
 import sys
 from typing import Any
 
-from srm.config import load
+from srm.config import ENTITLEMENT_CALLS_AT_ONCE, load
 from srm.errors import StartupError
 from srm.tokens import key_from
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+
+def _threads_of_setups() -> int:
+    """Threads that may all wait for the entitlement service, for as long as its time-out, while keep-alives go on."""
+    try:
+        return ENTITLEMENT_CALLS_AT_ONCE if load().entitlements == "http" else 0
+    except StartupError:
+        return 0  # the start says it in a moment
+
+
 worker_class = "srm.gunicorn_worker.Worker"
 logger_class = "srm.gunicorn_worker.Logger"
 workers = min(CORES + 1, 32)
-threads = 2
+threads = 2 + _threads_of_setups()
 keepalive = 75  # seconds; longer than the 60 of nginx, so that nginx is the one to hang up
 graceful_timeout = 10  # seconds; no request takes longer than a third of it
 timeout = 30
@@ -38,7 +47,13 @@ def on_starting(_: Any) -> None:
         sys.exit(f"srm: {error}")
 
 
-def post_worker_init(_: Any) -> None:
-    """Take what is loaded, once and for all, out of what the garbage collector walks through again and again."""
+def post_worker_init(worker: Any) -> None:
+    """Tell the application how many threads it has; `--threads` may have changed it.
+
+    And take what is loaded, once and for all, out of what the garbage collector walks through again and again.
+    """
+    service = getattr(worker.wsgi, "extensions", {}).get("srm.entitlement_service")
+    if service is not None:
+        service.leave_threads(worker.cfg.threads)
     gc.collect()
     gc.freeze()

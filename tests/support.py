@@ -247,11 +247,16 @@ def wait_until(condition: Any, timeout: float = 30, every: float = 0.05) -> None
 
 
 @contextmanager
-def api(url: str, output: Path, workers: int = 2, threads: int = 2, **variables: str) -> Iterator[tuple[str, Process]]:
-    """The API under gunicorn, several processes; its base URL and the gunicorn master."""
+def api(
+    url: str, output: Path, workers: int = 2, threads: int | None = 2, **variables: str
+) -> Iterator[tuple[str, Process]]:
+    """The API under gunicorn, several processes; its base URL and the gunicorn master.
+
+    `threads`: None = as many as are shipped.
+    """
     port = free_port()
     command = python_m("gunicorn", "--config", "python:srm.gunicorn_conf", "--bind", f"127.0.0.1:{port}")
-    command += ["--workers", str(workers), "--threads", str(threads), "wsgi:app"]
+    command += ["--workers", str(workers), *([] if threads is None else ["--threads", str(threads)]), "wsgi:app"]
     base = f"http://127.0.0.1:{port}"
     with running(command, output, SRM_DATABASE_URL=url, SRM_TOKEN_SECRET=SECRET, **variables) as process:
 

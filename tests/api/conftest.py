@@ -23,6 +23,8 @@ def make_client(tmp_path: Path) -> Iterator[Callable[..., FlaskClient]]:
                 settings["token_secret"] = support.SECRET
             app = create_app(Settings(data_dir=tmp_path, **settings))
             stack.callback(app.extensions["srm.database"].dispose)
+            if (service := app.extensions.get("srm.entitlement_service")) is not None:
+                stack.callback(service.close)
             return app.test_client()
 
         yield make

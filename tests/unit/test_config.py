@@ -24,6 +24,9 @@ DEFAULTS = {
     "ended_retention_seconds": 300,
     "history_retention_days": 90,
     "entitlements": "local",
+    "entitlements_url": None,
+    "entitlements_on_failure": "unavailable",
+    "entitlements_timeout_seconds": 1,
     "log_format": "console",
 }
 
@@ -70,6 +73,8 @@ def test_every_option_says_what_it_means(option: str) -> None:
         ("SRM_ENDED_RETENTION_SECONDS", "0", 0),
         ("SRM_HISTORY_RETENTION_DAYS", "365", 365),
         ("SRM_ENTITLEMENTS", "allow", "allow"),
+        ("SRM_ENTITLEMENTS_ON_FAILURE", "deny", "deny"),
+        ("SRM_ENTITLEMENTS_TIMEOUT_SECONDS", "0.3", 0.3),
         ("SRM_LOG_FORMAT", "json", "json"),
     ],
 )
@@ -109,7 +114,12 @@ def test_secrets_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
         ("SRM_ENDED_RETENTION_SECONDS", "86401", "86400"),
         ("SRM_HISTORY_RETENTION_DAYS", "0", "1"),
         ("SRM_HISTORY_RETENTION_DAYS", "3651", "3650"),
-        ("SRM_ENTITLEMENTS", "remote", "'local'"),
+        ("SRM_ENTITLEMENTS", "remote", "'local', 'http' or 'allow'"),
+        ("SRM_ENTITLEMENTS_ON_FAILURE", "fail", "'deny', 'allow' or 'unavailable'"),
+        ("SRM_ENTITLEMENTS_TIMEOUT_SECONDS", "0", "greater than 0"),
+        ("SRM_ENTITLEMENTS_TIMEOUT_SECONDS", "2.1", "2"),
+        ("SRM_ENTITLEMENTS_TIMEOUT_SECONDS", "nan", "2"),
+        ("SRM_ENTITLEMENTS_TIMEOUT_SECONDS", "soon", "number"),
         ("SRM_LOG_FORMAT", "xml", "'console' or 'json'"),
         ("SRM_LOG_FORMAT", "JSON", "'console' or 'json'"),
     ],
@@ -150,6 +160,51 @@ def test_a_wrong_database_url_is_told_without_its_password(monkeypatch: pytest.M
     assert said.startswith("SRM_DATABASE_URL: ")
     assert "postgresql://" in said
     assert "hunter2" not in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://",
+        "http:///hunter2",
+        "https://srm:hunter2@/x",
+        "ftp://srm:hunter2@host/",
+        "host:80",
+        "hunter2",
+        "http://srm:hunter2@host:port/",
+        "http://srm:hunter2@host:65536/",
+        "http://srm:hunter2@ho st/",
+        "http://host\n/hunter2",
+    ],
+)
+def test_a_wrong_url_of_the_entitlement_service_is_told_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    said = message(monkeypatch, SRM_ENTITLEMENTS_URL=url)
+
+    assert said == "SRM_ENTITLEMENTS_URL: must be a URL such as http://host:port/path or https://host/path"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host", "https://u:p@host.example:8443/may/watch?x=1", "http://[::1]:9090/", "http://10.0.0.1/"]
+)
+def test_the_url_of_the_entitlement_service_is_read(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("SRM_ENTITLEMENTS", "http")
+    monkeypatch.setenv("SRM_ENTITLEMENTS_URL", url)
+
+    settings = config.load()
+
+    assert settings.entitlements_url is not None
+    assert settings.entitlements_url.get_secret_value() == url
+    assert url not in repr(settings)
+
+
+def test_an_entitlement_service_needs_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = message(monkeypatch, SRM_ENTITLEMENTS="http")
+
+    assert said.startswith("SRM_ENTITLEMENTS='http': SRM_ENTITLEMENTS_URL")
+    assert "http(s)://host" in said
     assert "\n" not in said
 
 

@@ -1,0 +1,631 @@
+"""SRM_ENTITLEMENTS=http: content access as a service of the operator says, and what is done without its answer."""
+
+import base64
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import structlog
+from flask.testing import FlaskClient
+from structlog.testing import LogCapture
+
+from srm import entitlement_service
+from srm.api import envelope
+from srm.database import Database
+from srm.entitlements import Access
+from srm.errors import DependencyUnavailable
+from srm.models import Account, Device
+from srm.playback import ContentRef
+from srm.tokens import Principal
+from tests.entitlement_server import (
+    Call,
+    EntitlementServer,
+    certificate,
+    deny,
+    entitlement_server,
+    grant,
+    hang,
+    seconds_of,
+)
+from tests.support import Factory, error_of, free_port, issue_token, rows, wait_until
+
+TIMEOUT_SECONDS = 0.5
+SLACK_SECONDS = 0.4
+"""For a machine that is busy with other things."""
+
+ANSWERED = {"deny": "SRM-0007", "allow": "admitted", "unavailable": "SRM-0010"}
+"""What a setup is answered without an answer of the service."""
+
+
+@pytest.fixture
+def server() -> Iterator[EntitlementServer]:
+    with entitlement_server() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def account(factory: Factory) -> None:
+    factory.account("a", "tv", "phone", max_sessions=None, products=())  # the tables would grant nothing
+
+
+@pytest.fixture
+def serving(make_client: Callable[..., FlaskClient], url: str, server: EntitlementServer) -> Callable[..., FlaskClient]:
+    """Makes a client of an application that asks the server."""
+
+    def make(**settings: Any) -> FlaskClient:
+        of_service = {"url": server.url, "timeout_seconds": TIMEOUT_SECONDS, **settings}
+        prefixed = {f"entitlements_{name}": value for name, value in of_service.items()}
+        return make_client(database_url=url, entitlements="http", **prefixed)
+
+    return make
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is logged, of here and of the answers."""
+    captured = LogCapture()
+    for module in (entitlement_service, envelope):
+        monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[captured]))
+    return captured.entries
+
+
+@pytest.fixture
+def client(serving: Callable[..., FlaskClient]) -> FlaskClient:
+    return serving()
+
+
+def post(client: FlaskClient, content: str = "film", device: str = "tv", account: str = "a", **headers: str) -> Any:
+    body = {"content": {"contentID": content, "contentType": "COD"}}
+    return client.post("/srm/v1/sessions", json=body, headers={"Client-Token": issue_token(account, device), **headers})
+
+
+def set_up(client: FlaskClient, content: str = "film", device: str = "tv", account: str = "a", **headers: str) -> str:
+    """`admitted`, or the errorCode."""
+    answer = post(client, content, device, account, **headers)
+    return "admitted" if "successResponse" in answer.get_json() else error_of(answer)[2]
+
+
+def ask(client: FlaskClient, content: str = "film") -> Access:
+    """What a setup learns of its content access, without the setup."""
+    access: Access = client.application.extensions["srm.entitlement_service"].access_to(
+        Principal("a", "tv"), ContentRef("COD", content)
+    )
+    return access
+
+
+def reasons(database: Database) -> list[tuple[str, str | None]]:
+    """(errorCode, reason) of the denials on record."""
+    found = rows(database, "SELECT error_code, reason FROM srm.denials ORDER BY denied_at")
+    return [(code, reason) for code, reason in found]
+
+
+# What it is asked, and what it answers
+
+
+def test_it_is_asked_for_what_the_setup_is_about(client: FlaskClient, server: EntitlementServer) -> None:
+    assert set_up(client, "Fußball", **{"X-Correlation-Id": "from-the-box"}) == "admitted"
+
+    (question,) = server.questions
+    assert question.line == "POST /may-watch?v=1 HTTP/1.1"
+    assert question.headers["content-type"] == "application/json"
+    assert question.headers["x-correlation-id"] == "from-the-box"
+    assert "authorization" not in question.headers
+    assert question.json == {
+        "accountId": "a",
+        "deviceId": "tv",
+        "contentID": "Fußball",
+        "contentType": "COD",
+        "correlationId": "from-the-box",
+    }
+
+
+def test_it_is_told_who_asks_when_the_url_says_so(
+    serving: Callable[..., FlaskClient], server: EntitlementServer, lines: list[Any]
+) -> None:
+    client = serving(url=server.url.replace("http://", "http://srm:p%40ss@"))
+
+    assert set_up(client) == "admitted"
+    server.behave = lambda call: call.answer({}, "500 Oops")
+    set_up(client)
+
+    expected = base64.b64encode(b"srm:p@ss").decode()
+    assert server.questions[0].headers["authorization"] == f"Basic {expected}"
+    assert lines
+    assert not any(secret in str(lines) for secret in ("p@ss", "p%40ss", expected))
+
+
+def test_a_denial_is_a_refusal_and_its_reason_is_on_record(
+    client: FlaskClient, server: EntitlementServer, database: Database, lines: list[Any]
+) -> None:
+    server.behave = deny
+
+    answer = post(client)
+
+    assert error_of(answer) == (200, "DENIED", "SRM-0007")
+    assert "package" not in answer.text
+    assert reasons(database) == [("SRM-0007", "not in the package")]
+    (line,) = [line for line in lines if line["event"] == "request refused"]
+    assert (line["reason"], line["account"]) == ("not in the package", "a")
+
+
+def test_a_denial_needs_no_reason(client: FlaskClient, server: EntitlementServer, database: Database) -> None:
+    server.behave = lambda call: call.answer({"granted": False, "more": [1]})
+
+    assert set_up(client) == "SRM-0007"
+    assert reasons(database) == [("SRM-0007", None)]
+
+
+def test_connections_are_kept(client: FlaskClient, server: EntitlementServer) -> None:
+    for _ in range(5):
+        assert set_up(client) == "admitted"
+
+    assert (len(server.questions), server.connections) == (5, 1)
+
+
+# The order of the checks
+
+
+@pytest.mark.parametrize("behave", [deny, hang, lambda call: call.hang_up()], ids=["denies", "hangs", "hangs up"])
+def test_the_account_and_the_device_come_first(
+    client: FlaskClient, server: EntitlementServer, factory: Factory, behave: Callable[[Call], None]
+) -> None:
+    server.behave = behave
+
+    assert set_up(client, device="unknown") == "SRM-0005"
+    factory.change(Device, {"account_id": "a", "device_id": "tv"}, enabled=False)
+    assert set_up(client) == "SRM-0005"
+    factory.change(Account, {"account_id": "a"}, enabled=False)
+    assert set_up(client) == "SRM-0004"
+    assert set_up(client, account="unknown") == "SRM-0004"
+
+
+def test_content_access_comes_before_the_limits(
+    client: FlaskClient, server: EntitlementServer, factory: Factory
+) -> None:
+    factory.change(Account, {"account_id": "a"}, max_sessions=0)
+
+    assert set_up(client) == "SRM-0006"
+    server.behave = deny
+    assert set_up(client) == "SRM-0007"
+
+
+def test_nobody_is_asked_without_a_valid_token(client: FlaskClient, server: EntitlementServer) -> None:
+    assert set_up(client, **{"Client-Token": "x"}) == "SRM-0003"
+    assert server.questions == []
+
+
+def test_nothing_is_locked_while_it_is_asked(client: FlaskClient, server: EntitlementServer, url: str) -> None:
+    """The account is free, and no transaction is open."""
+    assert set_up(client, "before") == "admitted"  # the connection is there
+    looked: list[int] = []
+
+    def look(call: Call) -> None:
+        with psycopg.connect(url, autocommit=True) as somebody:
+            somebody.execute("SELECT FROM srm.accounts WHERE account_id = 'a' FOR UPDATE NOWAIT")
+            looked.append(
+                somebody.execute(
+                    "SELECT FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+                ).rowcount
+            )
+        grant(call)
+
+    server.behave = look
+
+    assert set_up(client) == "admitted"
+    assert looked == [0]
+
+
+# Without an answer
+
+
+def not_http(call: Call) -> None:
+    call.send(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+    call.hang_up()
+
+
+def too_late(call: Call) -> None:
+    call.hang(TIMEOUT_SECONDS + 0.2)
+    grant(call)
+
+
+def drip_head(call: Call) -> None:
+    call.send(b"HTTP/1.1 200 OK\r\nX-Filler: ")
+    call.drip()
+
+
+def drip_body(call: Call) -> None:
+    call.send(b"HTTP/1.1 200 OK\r\nContent-Length: 50000\r\n\r\n")
+    call.drip(b" ")
+
+
+def early_hints_without_end(call: Call) -> None:
+    while not call.server.over.wait(0.02):
+        call.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+
+
+def endless_chunks(call: Call) -> None:
+    call.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while not call.server.over.is_set():
+        call.send(b"400\r\n" + b" " * 0x400 + b"\r\n")
+
+
+def endless_head(call: Call) -> None:
+    call.send(b"HTTP/1.1 200 OK\r\n")
+    while not call.server.over.is_set():
+        call.send(b"X-Filler: " + b"x" * 1000 + b"\r\n")
+
+
+def cut_body(call: Call) -> None:
+    call.send(b'HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{"granted": true}')
+    call.hang_up()
+
+
+def redirect(call: Call) -> None:
+    if "elsewhere" in call.question.line:
+        grant(call)
+    else:
+        call.answer({"granted": True}, "307 Temporary Redirect", "Location: /elsewhere")
+
+
+def raw(body: bytes) -> Callable[[Call], None]:
+    return lambda call: call.answer(body)
+
+
+FAILURES: dict[str, tuple[str, Callable[[Call], None]]] = {
+    "hanging": ("timeout", hang),
+    "slow": ("timeout", too_late),
+    "dripping head": ("timeout", drip_head),
+    "dripping body": ("timeout", drip_body),
+    "early hints": ("timeout", early_hints_without_end),
+    "hanging up": ("connection", lambda call: call.hang_up()),
+    "reset": ("connection", lambda call: call.hang_up(reset=True)),
+    "not HTTP": ("connection", not_http),
+    "cut body": ("connection", cut_body),
+    "endless head": ("connection", endless_head),
+    "500": ("answer", lambda call: call.answer({"granted": True}, "500 Internal Server Error")),
+    "204": ("answer", lambda call: call.answer(b"", "204 No Content")),
+    "201": ("answer", lambda call: call.answer({"granted": True}, "201 Created")),
+    "404": ("answer", lambda call: call.answer({"granted": False}, "404 Not Found")),
+    "redirect": ("answer", redirect),
+    "huge": ("answer", raw(b'{"granted": true}' + b" " * 70_000)),
+    "endless chunks": ("answer", endless_chunks),
+    "garbage": ("answer", raw(b"<html>")),
+    "empty": ("answer", raw(b"")),
+    "not UTF-8": ("answer", raw(b'{"granted": true, "reason": "\xff"}')),
+    "nested": ("answer", raw(b"[" * 60_000)),
+}
+
+
+def assert_told(lines: list[Any], kind: str, answered_as: str) -> None:
+    """One line tells of the failure."""
+    (line,) = [line for line in lines if line["event"] == "no answer of the entitlement service"]
+    assert (line["kind"], line["answered_as"], line["account"]) == (kind, answered_as, "a")
+    assert line["cause"]
+
+
+@pytest.mark.parametrize(("kind", "behave"), FAILURES.values(), ids=FAILURES.keys())
+def test_whatever_it_does_the_setup_is_answered_in_time(
+    client: FlaskClient, server: EntitlementServer, kind: str, behave: Callable[[Call], None], lines: list[Any]
+) -> None:
+    server.behave = behave
+
+    began_at = time.monotonic()
+    answer = post(client)
+    took = time.monotonic() - began_at
+
+    assert took < TIMEOUT_SECONDS + SLACK_SECONDS
+    assert error_of(answer) == (503, "ERROR", "SRM-0010")
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert_told(lines, kind, "unavailable")
+
+
+@pytest.mark.parametrize("on_failure", ANSWERED)
+@pytest.mark.parametrize("how", ["hanging", "reset", "500", "refused"])
+def test_the_operator_says_what_is_done_without_an_answer(
+    serving: Callable[..., FlaskClient],
+    server: EntitlementServer,
+    database: Database,
+    on_failure: str,
+    how: str,
+    lines: list[Any],
+) -> None:
+    kind, server.behave = FAILURES.get(how, ("connection", grant))
+    address = {"url": f"http://127.0.0.1:{free_port()}/"} if how == "refused" else {}
+
+    answered = set_up(serving(on_failure=on_failure, **address))
+
+    assert answered == ANSWERED[on_failure]
+    assert_told(lines, kind, on_failure)
+    recorded = [("SRM-0007", "entitlement service unavailable")] if on_failure == "deny" else []
+    assert reasons(database) == recorded
+
+
+@pytest.mark.parametrize("address", ["http://nowhere.invalid/", f"http://{'x' * 64}.example/", "https://127.0.0.1:1/"])
+def test_an_address_that_leads_nowhere_is_a_failure_too(serving: Callable[..., FlaskClient], address: str) -> None:
+    assert set_up(serving(url=address)) == "SRM-0010"
+
+
+def test_tls_that_never_begins_is_given_up_in_time(serving: Callable[..., FlaskClient]) -> None:
+    """The connection is made, by the kernel, and nobody ever says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = serving(url=f"https://127.0.0.1:{silent.getsockname()[1]}/")
+
+        assert seconds_of(lambda: set_up(client)) < TIMEOUT_SECONDS + SLACK_SECONDS
+
+
+@pytest.mark.parametrize(("is_trusted", "answered"), [(True, "admitted"), (False, "SRM-0010")])
+def test_it_is_asked_over_tls_and_has_to_prove_who_it_is(
+    serving: Callable[..., FlaskClient],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_trusted: bool,
+    answered: str,
+) -> None:
+    if is_trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "service.pem"))
+    with entitlement_server(grant, tls=certificate(tmp_path / "service.pem")) as server:
+        client = serving(url=server.url)
+
+        assert [set_up(client), set_up(client)] == [answered] * 2
+        server.behave = drip_head
+        assert seconds_of(lambda: set_up(client)) < TIMEOUT_SECONDS + SLACK_SECONDS
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_kept_connection_that_was_closed_is_no_failure(
+    client: FlaskClient, server: EntitlementServer, reset: bool
+) -> None:
+    """Also when it is closed only as the next question comes."""
+    server.behave = lambda call: grant(call) if call.number == 1 else call.hang_up(reset=reset)
+
+    for _ in range(4):
+        assert set_up(client) == "admitted"
+
+    assert server.connections == 4
+
+
+def test_a_broken_connection_is_tried_once_more_and_not_twice(client: FlaskClient, server: EntitlementServer) -> None:
+    server.behave = lambda call: call.hang_up(reset=True)
+
+    set_up(client)
+
+    assert len(server.questions) == 2
+
+
+def test_both_tries_share_the_time(client: FlaskClient, server: EntitlementServer) -> None:
+    def late(call: Call) -> None:
+        call.hang(TIMEOUT_SECONDS * 0.7)
+        call.hang_up()
+
+    server.behave = late
+
+    assert seconds_of(lambda: set_up(client)) < TIMEOUT_SECONDS + SLACK_SECONDS
+    assert len(server.questions) == 2
+
+
+def test_what_took_too_long_is_not_asked_again(client: FlaskClient, server: EntitlementServer) -> None:
+    server.behave = hang
+
+    set_up(client)
+
+    assert len(server.questions) == 1
+
+
+def test_a_redirect_is_not_followed(client: FlaskClient, server: EntitlementServer) -> None:
+    server.behave = redirect
+
+    set_up(client)
+
+    assert len(server.questions) == 1
+
+
+# Answers that are kept
+
+
+def keep_for(seconds: float, **more: Any) -> Callable[[Call], None]:
+    return lambda call: call.answer({"granted": True, "keepForSeconds": seconds, **more})
+
+
+def test_an_answer_is_kept_as_long_as_it_allows(client: FlaskClient, server: EntitlementServer) -> None:
+    server.behave = keep_for(1)
+    began_at = time.monotonic()
+    for _ in range(3):
+        assert set_up(client) == "admitted"
+    if time.monotonic() - began_at < 0.9:
+        assert len(server.questions) == 1
+
+    wait_until(lambda: time.monotonic() - began_at > 1.5)
+    assert set_up(client) == "admitted"
+    assert len(server.questions) >= 2
+
+
+def test_a_kept_denial_keeps_its_reason(client: FlaskClient, server: EntitlementServer, database: Database) -> None:
+    server.behave = lambda call: call.answer({"granted": False, "reason": "expired", "keepForSeconds": 60})
+
+    assert [set_up(client), set_up(client)] == ["SRM-0007", "SRM-0007"]
+    assert len(server.questions) == 1
+    assert reasons(database) == [("SRM-0007", "expired")] * 2
+
+
+def test_an_answer_is_for_this_question_alone(client: FlaskClient, server: EntitlementServer, factory: Factory) -> None:
+    server.behave = keep_for(60)
+    factory.account("b", products=())
+
+    set_up(client)
+    set_up(client, content="other")
+    set_up(client, device="phone")
+    set_up(client, account="b")
+    headers = {"Client-Token": issue_token("a", "tv")}
+    client.post("/srm/v1/sessions", json={"content": {"contentID": "film", "contentType": "CU"}}, headers=headers)
+
+    assert len({question.body for question in server.questions}) == 5
+
+
+@pytest.mark.parametrize("body", [{"granted": True}, {"granted": True, "keepForSeconds": 0}])
+def test_an_answer_that_allows_nothing_is_not_kept(client: FlaskClient, server: EntitlementServer, body: Any) -> None:
+    server.behave = lambda call: call.answer(body)
+
+    set_up(client)
+    set_up(client)
+
+    assert len(server.questions) == 2
+
+
+def test_a_failure_is_not_kept(client: FlaskClient, server: EntitlementServer) -> None:
+    server.behave = lambda call: call.answer({"granted": False, "keepForSeconds": 60}, "500 Internal Server Error")
+    assert set_up(client) == "SRM-0010"
+
+    server.behave = grant
+    assert set_up(client) == "admitted"
+
+
+def test_what_is_kept_is_bounded_in_number(
+    serving: Callable[..., FlaskClient], server: EntitlementServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entitlement_service, "CACHED_ANSWERS", 2)
+    client = serving()
+    server.behave = keep_for(60)
+
+    for content in ("1", "2", "3", "1"):
+        assert set_up(client, content) == "admitted"
+
+    assert len(server.questions) == 4
+    set_up(client, "3")
+    assert len(server.questions) == 4
+
+
+def test_what_is_kept_is_bounded_in_time(
+    client: FlaskClient, server: EntitlementServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entitlement_service, "MAX_KEEP_SECONDS", 0.1)
+    server.behave = keep_for(10**30)
+
+    set_up(client)
+    time.sleep(0.2)
+    set_up(client)
+
+    assert len(server.questions) == 2
+
+
+# The breaker
+
+
+def trip(client: FlaskClient, server: EntitlementServer) -> None:
+    server.behave = lambda call: call.answer({}, "500 Internal Server Error")
+    for _ in range(entitlement_service.FAILURES_IN_A_ROW):
+        assert set_up(client) == "SRM-0010"
+
+
+def test_after_some_failures_it_is_left_alone_and_then_asked_again(
+    client: FlaskClient, server: EntitlementServer, monkeypatch: pytest.MonkeyPatch, lines: list[Any]
+) -> None:
+    monkeypatch.setattr(entitlement_service, "LEFT_ALONE_SECONDS", 0.3)
+    trip(client, server)
+    asked = len(server.questions)
+    server.behave = grant
+
+    assert set_up(client) == "SRM-0010"
+    assert len(server.questions) == asked
+    time.sleep(0.35)
+    assert set_up(client) == "admitted"
+    assert set_up(client) == "admitted"
+
+    assert len(server.questions) == asked + 2
+    kinds = [line["kind"] for line in lines if "kind" in line]
+    assert kinds == ["answer"] * entitlement_service.FAILURES_IN_A_ROW + ["left alone"]
+    assert [line["event"] for line in lines if line["event"].startswith("entitlement service")] == [
+        "entitlement service is left alone",
+        "entitlement service is back",
+    ]
+
+
+def test_an_answer_in_between_counts_anew(client: FlaskClient, server: EntitlementServer) -> None:
+    for _ in range(3):
+        server.behave = lambda call: call.answer({}, "500 Internal Server Error")
+        for _ in range(entitlement_service.FAILURES_IN_A_ROW - 1):
+            set_up(client)
+        server.behave = deny
+        assert set_up(client) == "SRM-0007"
+
+
+def test_a_try_that_fails_leaves_it_alone_again(
+    client: FlaskClient, server: EntitlementServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entitlement_service, "LEFT_ALONE_SECONDS", 0.3)
+    trip(client, server)
+    time.sleep(0.35)
+    asked = len(server.questions)
+
+    for _ in range(3):
+        assert set_up(client) == "SRM-0010"
+
+    assert len(server.questions) == asked + 1
+
+
+def test_one_tries_while_the_others_do_not_wait(
+    client: FlaskClient, server: EntitlementServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entitlement_service, "LEFT_ALONE_SECONDS", 0.1)
+    trip(client, server)
+    time.sleep(0.15)
+    asked = len(server.questions)
+    answered = threading.Event()
+
+    def answer_later(call: Call) -> None:
+        answered.wait(TIMEOUT_SECONDS * 0.8)
+        grant(call)
+
+    server.behave = answer_later
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(ask, client)
+        wait_until(lambda: len(server.questions) == asked + 1, timeout=TIMEOUT_SECONDS)
+        others = [set_up(client) for _ in range(3)]
+        answered.set()
+        assert first.result().refusal is None
+
+    assert others == ["SRM-0010"] * 3
+    assert len(server.questions) == asked + 1
+
+
+def test_so_many_are_asked_at_once_and_no_more(
+    client: FlaskClient, server: EntitlementServer, lines: list[Any]
+) -> None:
+    server.behave = hang
+    calls = entitlement_service.ENTITLEMENT_CALLS_AT_ONCE
+    with ThreadPoolExecutor(calls) as threads:
+        hanging = [threads.submit(ask, client, str(number)) for number in range(calls)]
+        wait_until(lambda: len(server.questions) == calls, timeout=TIMEOUT_SECONDS)
+        took = seconds_of(lambda: ask(client, "one more"))
+
+    assert {type(asked.result().refusal) for asked in hanging} == {DependencyUnavailable}
+    assert took < TIMEOUT_SECONDS / 4
+    assert len(server.questions) == calls
+    assert [line["content_id"] for line in lines if line.get("kind") == "busy"] == ["one more"]
+
+
+@pytest.mark.parametrize(("threads", "calls"), [(1, 1), (2, 1), (3, 1), (4, 2), (8, 6), (64, 6)])
+def test_some_threads_are_left_for_others(
+    client: FlaskClient, server: EntitlementServer, threads: int, calls: int
+) -> None:
+    client.application.extensions["srm.entitlement_service"].leave_threads(threads)
+    server.behave = hang
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: ask(client, str(number)), range(8)))
+
+    assert len(server.questions) == calls
+
+
+def test_a_place_is_free_again_after_every_outcome(client: FlaskClient, server: EntitlementServer) -> None:
+    """More of each than there are places."""
+    for number in range(entitlement_service.ENTITLEMENT_CALLS_AT_ONCE + 1):
+        server.behave = lambda call: call.hang_up()
+        assert set_up(client) == "SRM-0010"
+        server.behave = grant
+        assert set_up(client, str(number)) == "admitted"
