@@ -24,12 +24,14 @@ import httpcore
 import httpx
 import structlog
 from cachetools import TLRUCache
+from prometheus_client import Counter, Gauge, Histogram
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from srm.config import ENTITLEMENT_CALLS_AT_ONCE, OnFailure
 from srm.entitlements import Access
 from srm.errors import ContentAccessDenied, DependencyUnavailable, SrmError
 from srm.logs import CORRELATION_ID
+from srm.metrics import REGISTRY
 from srm.playback import ContentRef
 from srm.tokens import Principal
 
@@ -47,6 +49,31 @@ LEFT_ALONE_SECONDS = 1
 IDLE_SECONDS = 30
 """A connection on which nothing is asked for so long is closed."""
 THREADS_FOR_OTHERS = 2
+
+ANSWERS = Counter(
+    "srm_entitlement_answers",
+    "Answers on content access: granted or denied, by the service itself or from what was kept of it",
+    ["answer", "source"],
+    registry=REGISTRY,
+)
+FAILURES = Counter(
+    "srm_entitlement_failures",
+    "Setups without an answer on content access, by kind of failure, and what was done then: deny, allow, unavailable",
+    ["kind", "answered_as"],
+    registry=REGISTRY,
+)
+SECONDS = Histogram(
+    "srm_entitlement_seconds",
+    "Seconds that calls of the entitlement service took, with an answer or without",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2),
+    registry=REGISTRY,
+)
+BREAKERS_OPEN = Gauge(
+    "srm_entitlement_breakers_open",
+    "Processes for which the entitlement service has failed so often that they ask it only now and then",
+    multiprocess_mode="livesum",
+    registry=REGISTRY,
+)
 
 BROKEN = (httpcore.NetworkError, httpcore.ProtocolError)
 """The connection was refused or broke, or what came on it is no HTTP."""
@@ -176,6 +203,7 @@ class Breaker:
         self._lock = threading.Lock()
         self._failures = 0
         self._next_try_at = float("-inf")
+        BREAKERS_OPEN.set(0)
 
     def lets_through(self) -> bool:
         """Whether the caller may ask; it says afterwards whether it `succeeded` or `failed`."""
@@ -193,6 +221,7 @@ class Breaker:
         with self._lock:
             was_open, self._failures = self._failures >= FAILURES_IN_A_ROW, 0
         if was_open:
+            BREAKERS_OPEN.set(0)
             log.info("entitlement service is back")
 
     def failed(self) -> None:
@@ -202,6 +231,7 @@ class Breaker:
             opens = self._failures == FAILURES_IN_A_ROW
             self._next_try_at = time.monotonic() + LEFT_ALONE_SECONDS
         if opens:
+            BREAKERS_OPEN.set(1)
             log.error("entitlement service is left alone", failures=FAILURES_IN_A_ROW, seconds=LEFT_ALONE_SECONDS)
 
 
@@ -245,7 +275,7 @@ class EntitlementService:
         with self._kept_lock:
             answer = self._kept.get(key)
         if answer is not None:
-            return Access(refusal=_refusal(answer))
+            return Access(refusal=_refusal(answer, "cache"))
         began_at = time.monotonic()
         try:
             answer = self._ask(principal, content)
@@ -255,10 +285,11 @@ class EntitlementService:
         if answer.keepForSeconds:
             with self._kept_lock:
                 self._kept[key] = answer
-        return Access(refusal=_refusal(answer), asked_for_seconds=_since(began_at))
+        return Access(refusal=_refusal(answer, "service"), asked_for_seconds=_since(began_at))
 
     def _refusal_without(self, failure: Failure, principal: Principal, content: ContentRef) -> SrmError | None:
-        """What the setup is answered as there is no answer; logged."""
+        """What the setup is answered as there is no answer; counted and logged."""
+        FAILURES.labels(failure.kind, self._on_failure).inc()
         log.warning(
             "no answer of the entitlement service",
             kind=failure.kind,
@@ -287,7 +318,8 @@ class EntitlementService:
             if not self._breaker.lets_through():
                 raise Failure("left alone", "it has failed again and again")
             try:
-                answer = _read(self._exchange(principal, content))
+                with SECONDS.time():
+                    answer = _read(self._exchange(principal, content))
             except Failure:
                 self._breaker.failed()
                 raise
@@ -346,7 +378,9 @@ def _read(body: bytes) -> Answer:
         raise Failure("answer", " ".join(("not as agreed:", *map(str, first["loc"]), first["msg"]))) from error
 
 
-def _refusal(answer: Answer) -> SrmError | None:
+def _refusal(answer: Answer, source: Literal["service", "cache"]) -> SrmError | None:
+    """What the setup is refused with, if it is; counted."""
+    ANSWERS.labels("granted" if answer.granted else "denied", source).inc()
     return None if answer.granted else ContentAccessDenied(answer.reason)
 
 

@@ -8,12 +8,17 @@ threads they only contend for the interpreter lock, with more processes for the 
 
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from typing import Any
 
 from srm.config import ENTITLEMENT_CALLS_AT_ONCE, load
 from srm.errors import StartupError
 from srm.tokens import key_from
+
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""As in srm.metrics, which the master must not load: prometheus-client looks at it when it is loaded, not later."""
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -38,13 +43,29 @@ control_socket_disable = True  # signals do
 
 
 def on_starting(_: Any) -> None:
-    """Stop at once, with one line, rather than start workers that cannot work."""
+    """Stop at once, with one line, rather than start workers that cannot work; else make them a folder for metrics.
+
+    Always a new one: what an earlier run has counted, or the master that this one takes over from, is not ours.
+    """
     try:
         settings = load()
         settings.require_database_url()
         key_from(settings)
     except StartupError as error:
         sys.exit(f"srm: {error}")
+    os.environ[METRICS_VARIABLE] = tempfile.mkdtemp(prefix="srm-metrics-")
+
+
+def child_exit(_: Any, worker: Any) -> None:
+    """Forget how a worker is that is no more; what it has counted stays."""
+    from prometheus_client.multiprocess import mark_process_dead  # not before the folder is named
+
+    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def on_exit(_: Any) -> None:
+    """Remove the folder; all workers have ended."""
+    shutil.rmtree(os.environ[METRICS_VARIABLE], ignore_errors=True)
 
 
 def post_worker_init(worker: Any) -> None:

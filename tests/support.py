@@ -258,6 +258,7 @@ def api(
     command = python_m("gunicorn", "--config", "python:srm.gunicorn_conf", "--bind", f"127.0.0.1:{port}")
     command += ["--workers", str(workers), *([] if threads is None else ["--threads", str(threads)]), "wsgi:app"]
     base = f"http://127.0.0.1:{port}"
+    variables = {"TMPDIR": str(output.parent), **variables}  # what a killed master leaves there goes with the test
     with running(command, output, SRM_DATABASE_URL=url, SRM_TOKEN_SECRET=SECRET, **variables) as process:
 
         def is_ready() -> bool:

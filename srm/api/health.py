@@ -1,8 +1,9 @@
-"""/healthz and /readyz, for load balancers and supervisors."""
+"""/healthz and /readyz for load balancers and supervisors, /metrics for Prometheus."""
 
 from flask import Blueprint, Response, jsonify
+from prometheus_client import CONTENT_TYPE_LATEST
 
-from srm import schema
+from srm import metrics, schema
 from srm.database import Database
 from srm.errors import DependencyUnavailable, StartupError
 
@@ -25,5 +26,10 @@ def create_blueprint(database: Database) -> Blueprint:
         except StartupError as error:
             raise DependencyUnavailable(str(error)) from error
         return jsonify(status="ready", schema=schema.head_revision())
+
+    @blueprint.get("/metrics")
+    def measured() -> Response:
+        """What all processes of this gunicorn have counted and measured."""
+        return Response(metrics.expose(), content_type=CONTENT_TYPE_LATEST)
 
     return blueprint

@@ -629,3 +629,67 @@ def test_a_place_is_free_again_after_every_outcome(client: FlaskClient, server: 
         assert set_up(client) == "SRM-0010"
         server.behave = grant
         assert set_up(client, str(number)) == "admitted"
+
+
+# Metrics
+
+
+def measured(client: FlaskClient) -> dict[str, float]:
+    """What /metrics shows of entitlements, by name and labels."""
+    lines = client.get("/metrics").text.splitlines()
+    return {
+        name: float(value)
+        for name, _, value in (line.rpartition(" ") for line in lines)
+        if name.startswith("srm_entitlement_") and "_bucket" not in name and "_created" not in name
+    }
+
+
+def grown(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """What has changed, but for the seconds."""
+    changes = {name: value - before.get(name, 0) for name, value in after.items()}
+    return {name: change for name, change in changes.items() if change and name != "srm_entitlement_seconds_sum"}
+
+
+def test_it_counts_what_is_answered_by_whom(client: FlaskClient, server: EntitlementServer) -> None:
+    before = measured(client)
+    server.behave = keep_for(60)
+    set_up(client)
+    set_up(client)
+    server.behave = deny
+    set_up(client, "other")
+
+    assert grown(before, measured(client)) == {
+        'srm_entitlement_answers_total{answer="granted",source="service"}': 1,
+        'srm_entitlement_answers_total{answer="granted",source="cache"}': 1,
+        'srm_entitlement_answers_total{answer="denied",source="service"}': 1,
+        "srm_entitlement_seconds_count": 2,
+    }
+
+
+@pytest.mark.parametrize("on_failure", ANSWERED)
+def test_it_counts_failures_by_cause_and_by_what_was_done(
+    serving: Callable[..., FlaskClient], server: EntitlementServer, on_failure: str
+) -> None:
+    client = serving(on_failure=on_failure)
+    before = measured(client)
+
+    server.behave = hang
+    set_up(client)
+    server.behave = lambda call: call.hang_up()
+    set_up(client)
+    server.behave = lambda call: call.answer([])
+    set_up(client)
+    set_up(client)
+
+    after = measured(client)
+    assert grown(before, after) == {
+        **{
+            f'srm_entitlement_failures_total{{answered_as="{on_failure}",kind="{kind}"}}': 1
+            for kind in ("timeout", "connection", "answer", "left alone")
+        },
+        "srm_entitlement_seconds_count": 3,
+        "srm_entitlement_breakers_open": 1,
+    }
+    assert after["srm_entitlement_seconds_sum"] - before["srm_entitlement_seconds_sum"] >= TIMEOUT_SECONDS
+    server.behave = grant
+    wait_until(lambda: ask(client).asked_for_seconds > 0 and not measured(client)["srm_entitlement_breakers_open"])

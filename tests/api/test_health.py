@@ -1,4 +1,4 @@
-"""/healthz and /readyz."""
+"""/healthz, /readyz and /metrics."""
 
 from collections.abc import Callable
 
@@ -19,6 +19,14 @@ def test_it_is_alive(client: FlaskClient) -> None:
     assert answer.get_json() == {"status": "alive"}
 
 
+def test_it_shows_metrics(client: FlaskClient) -> None:
+    answer = client.get("/metrics")
+
+    assert answer.status_code == 200
+    assert answer.content_type.startswith("text/plain; version=")
+    assert "# TYPE srm_entitlement_seconds histogram" in answer.text
+
+
 def test_it_is_ready_when_the_schema_is_at_head(client: FlaskClient) -> None:
     answer = client.get("/readyz")
 
@@ -26,7 +34,7 @@ def test_it_is_ready_when_the_schema_is_at_head(client: FlaskClient) -> None:
     assert answer.get_json() == {"status": "ready", "schema": schema.head_revision()}
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
 def test_it_answers_head_without_a_body(client: FlaskClient, path: str) -> None:
     answer = client.head(path)
 
