@@ -20,6 +20,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+ENDLESS_SECONDS = 5
+"""Longer than anybody waits. A service without a bound fails its test, and does not hang it."""
+
 Behaviour = Callable[["Call"], None]
 
 
@@ -56,14 +59,19 @@ class Call:
         head = [f"HTTP/1.1 {status}", f"Content-Length: {len(data)}", "Content-Type: application/json", *headers]
         self.send("\r\n".join([*head, "", ""]).encode() + data)
 
-    def hang(self, seconds: float | None = None) -> None:
-        """Do nothing until the test is over, or for so long."""
+    def hang(self, seconds: float = ENDLESS_SECONDS) -> None:
+        """Do nothing for so long, or until the test is over."""
         self.server.over.wait(seconds)
+
+    def again_and_again(self, data: bytes, every_seconds: float = 0) -> None:
+        """Send it until the test is over."""
+        give_up_at = time.monotonic() + ENDLESS_SECONDS
+        while time.monotonic() < give_up_at and not self.server.over.wait(every_seconds):
+            self.send(data)
 
     def drip(self, byte: bytes = b"x") -> None:
         """Send a byte now and then until the test is over."""
-        while not self.server.over.wait(0.03):
-            self.send(byte)
+        self.again_and_again(byte, 0.03)
 
     def hang_up(self, *, reset: bool = False) -> None:
         """Close the connection."""

@@ -24,6 +24,7 @@ from srm.models import Account, Device
 from srm.playback import ContentRef
 from srm.tokens import Principal
 from tests.entitlement_server import (
+    ENDLESS_SECONDS,
     Call,
     EntitlementServer,
     certificate,
@@ -245,20 +246,17 @@ def drip_body(call: Call) -> None:
 
 
 def early_hints_without_end(call: Call) -> None:
-    while not call.server.over.wait(0.02):
-        call.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+    call.again_and_again(b"HTTP/1.1 103 Early Hints\r\n\r\n", 0.02)
 
 
 def endless_chunks(call: Call) -> None:
     call.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    while not call.server.over.is_set():
-        call.send(b"400\r\n" + b" " * 0x400 + b"\r\n")
+    call.again_and_again(b"400\r\n" + b" " * 0x400 + b"\r\n")
 
 
 def endless_head(call: Call) -> None:
     call.send(b"HTTP/1.1 200 OK\r\n")
-    while not call.server.over.is_set():
-        call.send(b"X-Filler: " + b"x" * 1000 + b"\r\n")
+    call.again_and_again(b"X-Filler: " + b"x" * 1000 + b"\r\n")
 
 
 def cut_body(call: Call) -> None:
@@ -355,8 +353,14 @@ def test_tls_that_never_begins_is_given_up_in_time(serving: Callable[..., FlaskC
     """The connection is made, by the kernel, and nobody ever says a word."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = serving(url=f"https://127.0.0.1:{silent.getsockname()[1]}/")
+        hang_up = threading.Timer(ENDLESS_SECONDS, silent.shutdown, [socket.SHUT_RDWR])
+        hang_up.start()
 
-        assert seconds_of(lambda: set_up(client)) < TIMEOUT_SECONDS + SLACK_SECONDS
+        took = seconds_of(lambda: set_up(client))
+
+        hang_up.cancel()
+        hang_up.join()
+    assert took < TIMEOUT_SECONDS + SLACK_SECONDS
 
 
 @pytest.mark.parametrize(("is_trusted", "answered"), [(True, "admitted"), (False, "SRM-0010")])
@@ -401,7 +405,9 @@ def test_a_broken_connection_is_tried_once_more_and_not_twice(client: FlaskClien
 def test_both_tries_share_the_time(client: FlaskClient, server: EntitlementServer) -> None:
     def late(call: Call) -> None:
         call.hang(TIMEOUT_SECONDS * 0.7)
-        call.hang_up()
+        if len(server.questions) == 1:
+            call.hang_up()
+        call.hang()
 
     server.behave = late
 
