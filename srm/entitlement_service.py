@@ -42,7 +42,7 @@ MAX_ANSWER_BYTES = 64 * 1024
 MAX_KEEP_SECONDS = 3600
 """An answer is kept no longer, whatever it says itself."""
 CACHED_ANSWERS = 100_000
-"""Answers that one process keeps; some 80 MB when full."""
+"""Answers that one process keeps; some 110 MB when full."""
 
 FAILURES_IN_A_ROW = 3
 LEFT_ALONE_SECONDS = 1
