@@ -65,6 +65,7 @@ class Refusal(Shown):
     rule_limit: int | None
     in_the_way: list[UUID] | None
     observed: bool
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,7 +234,7 @@ BEFORE_LIMITS = """
 """Rows of the schema 0006."""
 
 
-@pytest.mark.parametrize("revision", ["0007", "0008", "0009", "0010", "0011", "0012"])
+@pytest.mark.parametrize("revision", ["0007", "0008", "0009", "0010", "0011", "0012", "0013"])
 def test_what_is_new_comes_to_a_database_in_use(blank: str, revision: str) -> None:
     """What was there is as it was, and new limits hold nobody; on the way back as well."""
     tables = ("account_profiles", "accounts", "devices", "sessions", "session_history")
