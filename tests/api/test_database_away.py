@@ -100,3 +100,45 @@ def test_what_a_request_has_waited_before_is_taken_from_its_patience(database: D
         db.execute("SELECT pg_sleep(1)")
 
     assert time.monotonic() - began_at < 0.9
+
+
+OF_OPERATORS = [
+    ("GET", "/srm/v1/accounts/a"),
+    ("PATCH", "/srm/v1/accounts/a"),
+    ("DELETE", "/srm/v1/accounts/a/sessions"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), OF_OPERATORS)
+def test_operators_are_told_so_too(refused: FlaskClient, method: str, path: str) -> None:
+    answer = refused.open(path, method=method, json={"enabled": False}, headers={"Operator-Key": "joe.secret"})
+
+    assert error_of(answer) == UNAVAILABLE
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize(("method", "path"), OF_OPERATORS)
+def test_operators_are_answered_after_connections_were_cut(
+    client: FlaskClient, factory: Factory, server_url: str, method: str, path: str
+) -> None:
+    factory.account("a")
+    key = factory.operator("admin")
+    assert client.open(path, method=method, json={"maxSessions": 1}, headers=key).status_code == 200
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'srm-api'"
+        )
+
+    assert client.open(path, method=method, json={"maxSessions": 2}, headers=key).status_code == 200
+
+
+def test_a_change_that_has_to_wait_too_long_is_none(client: FlaskClient, factory: Factory, url: str) -> None:
+    factory.account("a")
+    key = factory.operator("admin")
+    with psycopg.connect(url) as holder:
+        holder.execute("SELECT FROM srm.accounts FOR UPDATE")
+
+        answer = client.patch("/srm/v1/accounts/a/devices/tv", json={"enabled": False}, headers=key)
+
+    assert error_of(answer) == UNAVAILABLE
+    assert client.get("/srm/v1/accounts/a/devices/tv", headers=key).get_json()["enabled"] is True

@@ -227,3 +227,13 @@ def test_the_secret_is_in_no_log_line(client: FlaskClient, factory: Factory, cap
     log = capfd.readouterr().err
     assert headers["Operator-Key"].rpartition(".")[2] not in log
     assert "joe" in log
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/srm/v1/accounts"), ("POST", "/srm/v1/accounts/a")])
+def test_what_cannot_be_done_there_is_said_in_the_envelope(
+    client: FlaskClient, factory: Factory, method: str, path: str
+) -> None:
+    answer = client.open(path, method=method, json={}, headers=factory.operator("admin"))
+
+    assert error_of(answer) == (405, "ERROR", "SRM-0012")
+    assert "GET" in answer.headers["Allow"]
