@@ -7,7 +7,19 @@ from pathlib import Path
 
 from tests.support import ROOT, environment
 
-RULES = ("playback", "policy", "entitlements", "models", "database", "embedded", "tokens", "config", "errors")
+RULES = (
+    "care",
+    "resources",
+    "playback",
+    "policy",
+    "entitlements",
+    "models",
+    "database",
+    "embedded",
+    "tokens",
+    "config",
+    "errors",
+)
 FOREIGN = {"flask", "werkzeug", "apscheduler", "gunicorn", "structlog", "flask_swagger_ui"}
 
 
