@@ -130,18 +130,34 @@ def record(
     after: dict[str, Any] | None = None,
 ) -> None:
     """Record a change, in the transaction of the change."""
-    db.execute(
-        insert(OperatorChange),
-        {
-            "operator": by,
-            "action": action,
-            "resource": resource,
-            "account_id": account_id,
-            "before": before,
-            "after": after,
-            "correlation_id": CORRELATION_ID.get(),
-        },
-    )
+    record_all(db, [change(by, action, resource, account_id=account_id, before=before, after=after)])
+
+
+def record_all(db: Connection, found: Sequence[dict[str, Any]]) -> None:
+    """Record changes, each a `change`, in their transaction."""
+    if found:
+        db.execute(insert(OperatorChange), found)
+
+
+def change(
+    by: str,
+    action: str,
+    resource: str,
+    *,
+    account_id: str = "",
+    before: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A change to record."""
+    return {
+        "operator": by,
+        "action": action,
+        "resource": resource,
+        "account_id": account_id,
+        "before": before,
+        "after": after,
+        "correlation_id": CORRELATION_ID.get(),
+    }
 
 
 def changes(

@@ -9,7 +9,7 @@ a setup that came before it is ended by it, one that comes after it finds it dis
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, literal, select
+from sqlalchemy import ColumnElement, Connection, and_, literal, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -143,23 +143,27 @@ def end_sessions(db: Session, by: str, account_id: str, which: ColumnElement[boo
     return _end(db, by, "operator", of_account if which is None else and_(of_account, which))
 
 
-def record_ended(db: Session, by: str, ended: Sequence[playback.Ended]) -> None:
+def record_ended(db: Connection, by: str, ended: Sequence[playback.Ended]) -> None:
     """Record the sessions that a change has ended."""
-    for session in ended:
-        operators.record(
-            db.connection(),
-            by,
-            "end",
-            f"accounts/{session.account_id}/sessions/{session.session_id}",
-            account_id=session.account_id,
-            before={
-                "deviceId": session.device_id,
-                "contentType": session.content_type,
-                "contentID": session.content_id,
-                "startedAt": session.started_at.isoformat(),
-            },
-            after={"endedAt": session.ended_at.isoformat(), "endReason": session.end_reason},
-        )
+    operators.record_all(
+        db,
+        [
+            operators.change(
+                by,
+                "end",
+                f"accounts/{session.account_id}/sessions/{session.session_id}",
+                account_id=session.account_id,
+                before={
+                    "deviceId": session.device_id,
+                    "contentType": session.content_type,
+                    "contentID": session.content_id,
+                    "startedAt": session.started_at.isoformat(),
+                },
+                after={"endedAt": session.ended_at.isoformat(), "endReason": session.end_reason},
+            )
+            for session in ended
+        ],
+    )
 
 
 def _lock(db: Session, kind: Kind, key: Key) -> Base | None:
@@ -221,7 +225,7 @@ def _record_what_goes_with(db: Session, by: str, account_id: str) -> None:
 
 def _end(db: Session, by: str, reason: EndReason, which: ColumnElement[bool]) -> int:
     ended = playback.end_sessions(db.connection(), reason, which)
-    record_ended(db, by, ended)
+    record_ended(db.connection(), by, ended)
     return len(ended)
 
 
