@@ -187,7 +187,8 @@ class ThreadConnections:
         To look at the connection before would cost a system call and a hand-over of the interpreter lock each time.
         The patience begins here, and is for all statements of the transaction.
         """
-        answer_by = time.monotonic() + (patience_seconds or self._patience_seconds)
+        patience = self._patience_seconds if patience_seconds is None else patience_seconds
+        answer_by = time.monotonic() + patience
         cursor = self._cursor(answer_by)
         try:
             return ask(cursor)

@@ -25,7 +25,7 @@ import httpx
 import structlog
 from cachetools import TLRUCache
 from prometheus_client import Counter, Gauge, Histogram
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from srm.config import ENTITLEMENT_CALLS_AT_ONCE, OnFailure
 from srm.entitlements import Access
@@ -33,6 +33,7 @@ from srm.errors import ContentAccessDenied, DependencyUnavailable, SrmError
 from srm.logs import CORRELATION_ID
 from srm.metrics import REGISTRY
 from srm.playback import ContentRef
+from srm.resources import Text, Whole
 from srm.tokens import Principal
 
 log = structlog.get_logger("srm.entitlement_service")
@@ -88,10 +89,8 @@ class Answer(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
     granted: bool
-    reason: (
-        Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")] | None
-    ) = None
-    keepForSeconds: int = Field(default=0, ge=0)  # noqa: N815 the name is the contract's
+    reason: Text | None = None
+    keepForSeconds: Annotated[int, Field(ge=0), Whole] = 0  # noqa: N815 the name is the contract's
 
 
 class Failure(Exception):
@@ -281,11 +280,15 @@ class EntitlementService:
             answer = self._ask(principal, content)
         except Failure as failure:
             refusal = self._refusal_without(failure, principal, content)
-            return Access(refusal=refusal, asked_for_seconds=_since(began_at))
+            return Access(refusal=refusal, asked_for_seconds=self._asked_for(began_at))
         if answer.keepForSeconds:
             with self._kept_lock:
                 self._kept[key] = answer
-        return Access(refusal=_refusal(answer, "service"), asked_for_seconds=_since(began_at))
+        return Access(refusal=_refusal(answer, "service"), asked_for_seconds=self._asked_for(began_at))
+
+    def _asked_for(self, began_at: float) -> float:
+        """Seconds since then; no more than the time-out, so that the database always has its share of the request."""
+        return min(time.monotonic() - began_at, self._timeout_seconds)
 
     def _refusal_without(self, failure: Failure, principal: Principal, content: ContentRef) -> SrmError | None:
         """What the setup is answered as there is no answer; counted and logged."""
@@ -386,7 +389,3 @@ def _refusal(answer: Answer, source: Literal["service", "cache"]) -> SrmError | 
 
 def _keep_until(_: Key, answer: Answer, now: float) -> float:
     return now + min(answer.keepForSeconds, MAX_KEEP_SECONDS)
-
-
-def _since(instant: float) -> float:
-    return time.monotonic() - instant

@@ -24,6 +24,8 @@ ANSWERS = [
     ({"granted": False, "reason": "ü" * 255}, True),
     ({"granted": True, "keepForSeconds": 0, "more": {"x": 1}}, True),
     ({"granted": True, "keepForSeconds": 10**12}, True),
+    ({"granted": True, "keepForSeconds": 60.0}, True),
+    ({"granted": True, "keepForSeconds": 1e3}, True),
     ({}, False),
     ([], False),
     (None, False),
