@@ -41,9 +41,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(client_api, url_prefix=prefix, name=name)
         app.register_blueprint(operator_api, url_prefix=prefix, name=f"{name}-operator")
     app.register_blueprint(
-        get_swaggerui_blueprint(
-            "/srm/docs", "/srm/v1/openapi.json", {"app_name": "SRM API", "validatorUrl": None}
-        )
+        get_swaggerui_blueprint("/srm/docs", "/srm/v1/openapi.json", {"app_name": "SRM API", "validatorUrl": None})
     )
     app.register_blueprint(health.create_blueprint(database))
     envelope.install(app)

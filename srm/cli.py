@@ -1,6 +1,7 @@
 """The `srm` command."""
 
-import getpass
+import os
+import pwd
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,7 +123,10 @@ def revoke_operator(name: str) -> None:
 
 def _user() -> str:
     """Who the record of changes says it was."""
-    return f"cli:{getpass.getuser()}"
+    try:
+        return f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
+    except KeyError:  # as in containers
+        return f"cli:{os.getuid()}"
 
 
 @cli.group()

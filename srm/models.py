@@ -271,12 +271,6 @@ class Product(Base):
     product_id: Mapped[str] = mapped_column(primary_key=True, comment="Id of the product")
     name: Mapped[str] = mapped_column(comment="For people; SRM does not use it")
 
-    contents: Mapped[list["ProductContent"]] = relationship(
-        cascade="all, delete-orphan",
-        lazy="selectin",
-        order_by="ProductContent.content_type, ProductContent.content_id",
-    )
-
 
 class ProductContent(Base):
     """A product lets watch this content in this way."""
@@ -491,6 +485,7 @@ class OperatorChange(Base):
     __tablename__ = "operator_audit"
     __table_args__ = (
         Index(None, "changed_at", "change_id"),
+        Index(None, "operator", "changed_at", "change_id"),
         {"comment": "What operators changed, and the sessions that they ended; nothing in it is ever changed"},
     )
 

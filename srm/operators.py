@@ -24,7 +24,7 @@ from srm.logs import CORRELATION_ID
 from srm.models import OperatorChange, Role
 from srm.resources import Shown
 
-NAME = re.compile(r"[A-Za-z0-9_@-][A-Za-z0-9_@.-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_@.-]{0,62}[A-Za-z0-9_])?")
 """Of an operator; can stand in a header, a log line and a shell command as it is."""
 
 SECRET_BYTES = 32
@@ -85,7 +85,7 @@ def add(db: Connection, by: str, name: str, role: Role) -> str:
     Conflict when the operator has a key that works. StartupError when the name can be none.
     """
     if not NAME.fullmatch(name):
-        raise StartupError(f"{name!r} is no name: 1 to 64 letters, digits and _ @ - . that do not begin with a dot")
+        raise StartupError(f"{name!r} is no name: 1 to 64 letters, digits and _, and among them @ - .")
     secret = secrets.token_urlsafe(SECRET_BYTES)
     values = {"role": role, "key_hash": _hash(secret), "created_at": func.statement_timestamp(), "revoked_at": None}
     made = db.execute(

@@ -8,8 +8,11 @@ a setup that came before it is ended by it, one that comes after it finds it dis
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Connection, and_, literal, select
+from sqlalchemy import ARRAY, ColumnElement, Connection, Text, and_, func, literal, select, tuple_
+from sqlalchemy import delete as delete_rows
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -17,7 +20,7 @@ from srm import entitlements, models, operators, playback
 from srm.errors import Conflict, ResourceNotFound
 from srm.models import Base, EndReason
 from srm.playback import sessions
-from srm.resources import ACCOUNTS, DEVICES, ENTITLEMENTS, Kind, Resource
+from srm.resources import ACCOUNTS, DEVICES, ENTITLEMENTS, PRODUCTS, Kind, Product, Resource
 
 Key = tuple[str, ...]
 
@@ -42,7 +45,7 @@ def get(db: Session, kind: Kind, key: Key) -> Resource:
     row = db.get(kind.table, key)
     if row is None:
         raise ResourceNotFound
-    return _read(kind, row)
+    return _read(db, kind, row)
 
 
 def list_(db: Session, kind: Kind, of_account: Key, *, limit: int, after: str | None) -> list[Resource]:
@@ -57,7 +60,7 @@ def list_(db: Session, kind: Kind, of_account: Key, *, limit: int, after: str | 
         query = query.where(getattr(kind.table, kind.key[0]) == of_account[0])
     if after is not None:
         query = query.where(last > after)
-    return [_read(kind, row) for row in db.scalars(query)]
+    return _read_all(db, kind, db.scalars(query).all())
 
 
 def check_is_account(db: Session, account_id: str) -> None:
@@ -84,15 +87,14 @@ def change(db: Session, by: str, kind: Kind, key: Key, make: Callable[[Resource 
 
 def _change(db: Session, by: str, kind: Kind, key: Key, make: Callable[[Resource | None], Resource]) -> Changed:
     row = _lock(db, kind, key)
-    before = None if row is None else _read(kind, row)
+    before = None if row is None else _read(db, kind, row)
     wanted = make(before)
     if row is None:
         row = kind.table(**dict(zip(kind.key, key, strict=True)))
         db.add(row)
-    _write(row, wanted)
-    db.flush()
+    _write(db, row, wanted)
     db.refresh(row)
-    after = _read(kind, row)
+    after = _read(db, kind, row)
     if after != before:
         _record(db, by, "create" if before is None else "update", kind, key, before, after)
     if getattr(after, "enabled", True) is False:
@@ -117,7 +119,7 @@ def delete(
     row = _lock(db, kind, key)
     if row is None:
         raise ResourceNotFound
-    before = _read(kind, row)
+    before = _read(db, kind, row)
     check(before)
     if kind is ACCOUNTS:
         _record_what_goes_with(db, by, *key)
@@ -178,11 +180,26 @@ def _lock(db: Session, kind: Kind, key: Key) -> Base | None:
     return db.get(kind.table, key, with_for_update={"key_share": True})
 
 
-def _read(kind: Kind, row: Base) -> Resource:
-    return kind.resource.of_row(row)
+def _read(db: Session, kind: Kind, row: Base) -> Resource:
+    return _read_all(db, kind, [row])[0]
 
 
-def _write(row: Base, resource: Resource) -> None:
+def _read_all(db: Session, kind: Kind, rows: Sequence[Base]) -> list[Resource]:
+    """What the rows say, and those that belong to them."""
+    if kind is not PRODUCTS:
+        return [kind.resource.of_row(row) for row in rows]
+    products: dict[str, dict[str, Any]] = {
+        row.product_id: {"product_id": row.product_id, "name": row.name, "contents": []}
+        for row in cast("Sequence[models.Product]", rows)
+    }
+    of = models.ProductContent
+    query = select(of.product_id, of.content_type, of.content_id).where(of.product_id.in_(products))
+    for product_id, content_type, content_id in db.execute(query.order_by(of.content_type, of.content_id)):
+        products[product_id]["contents"].append({"content_type": content_type, "content_id": content_id})
+    return [kind.resource.of_row(product) for product in products.values()]
+
+
+def _write(db: Session, row: Base, resource: Resource) -> None:
     """Make the row, and those that belong to it, say what the resource says."""
     for name in type(resource).model_fields:
         value = getattr(resource, name)
@@ -193,13 +210,35 @@ def _write(row: Base, resource: Resource) -> None:
             case "content_groups":
                 of_contents = models.ProfileContentGroup
                 value = {group: of_contents(content_group=group, **dict(rule)) for group, rule in value.items()}
-            case "contents":
-                value = [models.ProductContent(**dict(content)) for content in value]
             case "groups":
                 name, value = "in_groups", [models.ContentGroup(content_group=group) for group in value]
             case "valid_from" if value is None:
                 continue
+            case "contents":
+                continue
         setattr(row, name, value)
+    db.flush()
+    if isinstance(resource, Product):
+        _write_contents(db, resource)
+
+
+def _write_contents(db: Session, product: Product) -> None:
+    """Write the contents of a product, of which there may be thousands, in two statements."""
+    of = models.ProductContent
+    wanted = func.unnest(
+        literal([content.content_type for content in product.contents], ARRAY(Text)),
+        literal([content.content_id for content in product.contents], ARRAY(Text)),
+    ).table_valued("content_type", "content_id", name="wanted")
+    wanted = wanted.render_derived()
+    pair = select(wanted.c.content_type, wanted.c.content_id)
+    db.execute(
+        delete_rows(of)
+        .where(of.product_id == product.product_id, tuple_(of.content_type, of.content_id).not_in(pair))
+        .execution_options(synchronize_session=False)
+    )
+    names = ["product_id", "content_type", "content_id"]
+    of_product = select(literal(product.product_id), wanted.c.content_type, wanted.c.content_id)
+    db.execute(insert(of).from_select(names, of_product).on_conflict_do_nothing())
 
 
 def _record(
@@ -219,7 +258,7 @@ def _record(
 def _record_what_goes_with(db: Session, by: str, account_id: str) -> None:
     for kind in (DEVICES, ENTITLEMENTS):
         for row in db.scalars(select(kind.table).where(kind.table.account_id == account_id)):  # type: ignore[attr-defined]
-            gone = _read(kind, row)
+            gone = _read(db, kind, row)
             _record(db, by, "delete", kind, (account_id, getattr(gone, kind.key[1])), gone, None)
 
 
@@ -253,7 +292,7 @@ def _needs(kind: Kind) -> str:
         "entitlements": "there is no such product",
         "products": "there is no such content",
         "contents": "there is no such channel",
-    }[kind.plural]
+    }.get(kind.plural, "what it names is not there")
 
 
 def _sqlstate(error: IntegrityError) -> str | None:

@@ -6,10 +6,11 @@ the tables; in JSON and CSV they have the names of the API.
 
 import json
 import re
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic.alias_generators import to_camel
@@ -18,15 +19,36 @@ from pydantic_core import PydanticCustomError
 from srm import models
 from srm.models import Mode, OnLimit, SameDevice
 
+Each = TypeVar("Each")
+
 TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,255}")
-FIRST_YEAR, LAST_YEAR = 1900, 9998
+TEXT_PATTERN = r"^[^\x00-\x1f\x7f-\x9f]+$"
+INSTANT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})", re.IGNORECASE
+)
+"""RFC 3339. Pydantic alone takes more: "2024" is half an hour after midnight of New Year 1970."""
+FIRST, LAST = (instant.replace(tzinfo=UTC) for instant in (datetime(1, 1, 2), datetime(9999, 12, 30)))  # noqa: DTZ001
 """Of times that are written, so that they are times in every zone."""
-STORED = object()
-"""Context of a validation: it comes out of the database, however it got there, and is shown as it is."""
+
+
+class Everything:
+    """Has everything in it."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+STORED: Container[object] = Everything()
+"""Context of a validation: these values come out of the database, however they got there, and are taken as they are."""
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be an id or a name: 1 to 255 characters, none of them a control character."""
+    return TEXT.fullmatch(text) is not None
 
 
 def _check(text: str, info: ValidationInfo) -> str:
-    if info.context is not STORED and not TEXT.fullmatch(text):
+    if text not in (info.context or ()) and not is_text(text):
         raise PydanticCustomError("text", "1 to 255 characters, none of them a control character")
     return text
 
@@ -39,17 +61,31 @@ def _whole(number: object) -> object:
 Text = Annotated[
     str,
     AfterValidator(_check),
-    Field(json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}),
+    Field(json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": TEXT_PATTERN}),
 ]
 
 
+def parse_instant(text: str) -> datetime:
+    """The time that is written as in RFC 3339. ValueError when none is."""
+    if not INSTANT.fullmatch(text):
+        raise ValueError("no time")
+    return datetime.fromisoformat(text.upper())
+
+
+def _read_instant(value: object) -> object:
+    try:
+        return parse_instant(value) if isinstance(value, str) else value
+    except ValueError:
+        raise PydanticCustomError("instant", "a time such as 2026-11-22T20:15:00Z") from None
+
+
 def _check_instant(instant: datetime, info: ValidationInfo) -> datetime:
-    if info.context is not STORED and not FIRST_YEAR <= instant.year <= LAST_YEAR:
-        raise PydanticCustomError("instant", f"a time from the year {FIRST_YEAR} to {LAST_YEAR}")
+    if instant not in (info.context or ()) and not FIRST <= instant <= LAST:
+        raise PydanticCustomError("instant", "a time that is one in every zone")
     return instant
 
 
-Instant = Annotated[AwareDatetime, AfterValidator(_check_instant)]
+Instant = Annotated[AwareDatetime, AfterValidator(_check_instant), BeforeValidator(_read_instant)]
 Whole = BeforeValidator(_whole)
 Limit = Annotated[int, Field(ge=0, le=2**31 - 1), Whole]
 Seconds = Annotated[int, Field(ge=1, le=2**31 - 1), Whole]
@@ -60,6 +96,24 @@ def member(field: str) -> str:
     return {"content_id": "contentID", "channel_id": "channelID"}.get(field) or to_camel(field)
 
 
+def _leaves(value: object) -> Iterator[object]:
+    match value:
+        case dict():
+            for name, member in value.items():
+                yield name
+                yield from _leaves(member)
+        case list():
+            for member in value:
+                yield from _leaves(member)
+        case _:
+            yield value
+
+
+def _once(values: list[Each]) -> list[Each]:
+    """Each of them once, in the order in which they came."""
+    return list(dict.fromkeys(values))
+
+
 class Shown(BaseModel):
     """What operators are shown; made from rows."""
 
@@ -67,7 +121,7 @@ class Shown(BaseModel):
 
     @classmethod
     def of_row(cls, row: object) -> Self:
-        """What the row, or another object with these attributes, says."""
+        """What the row says, or another object with these attributes or members."""
         return cls.model_validate(row, by_name=True, by_alias=False, context=STORED)
 
     def as_json(self) -> dict[str, Any]:
@@ -79,6 +133,10 @@ class Resource(Shown):
     """What operators also write. Unknown members are refused: one that is misspelt would else be lost."""
 
     model_config = ConfigDict(extra="forbid")
+
+    def values(self) -> frozenset[object]:
+        """The texts and times in it, wherever they stand."""
+        return frozenset(_leaves(self.model_dump()))
 
     def etag(self) -> str:
         """Names what it says: two that say the same have the same one (RFC 9110, section 8.8.3)."""
@@ -157,7 +215,7 @@ class Product(Resource):
 
     product_id: Text
     name: Text
-    contents: list[ProductContent] = []
+    contents: Annotated[list[ProductContent], AfterValidator(_once)] = []
 
 
 class Content(Resource):
@@ -166,7 +224,9 @@ class Content(Resource):
     content_id: Text = Field(description="CMS origin key")
     channel_id: Text | None = Field(default=None, description="For a broadcast event: the channel that it was on")
     title: Text | None = Field(default=None, description="For people; SRM does not use it")
-    groups: list[Text] = Field(default=[], description="Groups of contents that it is in")
+    groups: Annotated[list[Text], AfterValidator(_once)] = Field(
+        default=[], description="Groups of contents that it is in"
+    )
 
 
 @dataclass(frozen=True)

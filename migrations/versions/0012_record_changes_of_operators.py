@@ -65,13 +65,9 @@ def upgrade() -> None:
         schema="srm",
         comment="What operators changed, and the sessions that they ended; nothing in it is ever changed",
     )
-    op.create_index(
-        op.f("operator_audit_changed_at_change_id_idx"),
-        "operator_audit",
-        ["changed_at", "change_id"],
-        unique=False,
-        schema="srm",
-    )
+    for columns in (["changed_at", "change_id"], ["operator", "changed_at", "change_id"]):
+        name = op.f(f"operator_audit_{'_'.join(columns)}_idx")
+        op.create_index(name, "operator_audit", columns, unique=False, schema="srm")
     op.execute("REVOKE UPDATE, DELETE, TRUNCATE ON srm.operator_audit FROM CURRENT_USER")
 
 

@@ -165,6 +165,8 @@ def test_it_stops_nothing_of_another_account(care: Admin, client: FlaskClient, f
     for unknown in (session, str(uuid4())):
         assert error_of(care("DELETE", f"accounts/a/sessions/{unknown}")) == (404, "ERROR", "SRM-0008")
     assert error_of(care("DELETE", "accounts/a/sessions/1")) == MALFORMED
+    assert error_of(care("DELETE", "accounts/a/devices/misspelt/sessions")) == NOT_FOUND
+    assert care("DELETE", "accounts/a/devices/tv/sessions").get_json() == {"ended": 0}
     assert keep_alive(client, session, "b") == (200, None)
 
 
@@ -307,7 +309,7 @@ def test_it_sees_who_has_watched_for_long(care: Admin, factory: Factory, databas
 
 
 def test_it_goes_through_all_of_them(care: Admin, factory: Factory) -> None:
-    made = {str(factory.session(account)) for account in ("a_b", "a", "ö x", "b") for _ in range(3)}
+    made = {str(factory.session(account)) for account in ("a_b", "a", "ö x", "b", "x" * 255) for _ in range(3)}
 
     seen: list[str] = []
     after: dict[str, str] = {}

@@ -205,6 +205,10 @@ def test_a_body_that_cannot_be_read_changes_nothing(admin: Admin, path: str, met
         ("accounts/a/entitlements/other", "validUntil", "2026-01-01T00:00:00"),
         ("accounts/a/entitlements/other", "validUntil", "9999-12-31T23:59:59-14:00"),
         ("accounts/a/entitlements/other", "validFrom", 5),
+        ("accounts/a/entitlements/other", "validFrom", "2024"),
+        ("accounts/a/entitlements/other", "validFrom", "2026-01-01"),
+        ("accounts/a/entitlements/other", "validFrom", "2026-02-30T00:00:00Z"),
+        ("accounts/a/entitlements/other", "validUntil", "0001-01-01T00:00:00+01:00"),
         ("profiles/new", "timeoutSeconds", 0),
         ("profiles/new", "maxSessionSeconds", 0),
         ("profiles/new", "onLimit", "evict"),
@@ -219,6 +223,7 @@ def test_a_body_that_cannot_be_read_changes_nothing(admin: Admin, path: str, met
         ("products/new", "contents", {}),
         ("contents/new", "groups", "sports"),
         ("contents/new", "groups", [""]),
+        ("contents/new", "groups", [["a"]]),
         ("contents/new", "channelID", 5),
     ],
 )
@@ -237,18 +242,53 @@ def test_a_wrong_value_is_named_and_changes_nothing(
     assert admin.get(path) == created
 
 
-def test_a_body_may_be_large_but_not_too_large(admin: Admin, factory: Factory) -> None:
-    contents = [f"content-{number}" for number in range(2000)]
-    for content in contents[:1]:
-        factory.content(content)
-    with factory.database.transaction() as db:
-        rows(db, "SELECT 1")
-        db.exec_driver_sql("INSERT INTO srm.contents SELECT 'content-' || n FROM generate_series(1, 1999) n")
-    package = {"name": "Package", "contents": [{"contentType": "COD", "contentID": content} for content in contents]}
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+def test_what_is_said_twice_holds_once(admin: Admin, method: str) -> None:
+    admin("PUT", "products/new", {"name": "New"})
+    admin("PUT", "contents/new", {})
+    film = {"contentType": "COD", "contentID": "film"}
 
-    assert admin("PUT", "products/new", package).status_code == 201
-    assert len(admin.get("products/new")["contents"]) == 2000
+    product = admin(method, "products/new", {"name": "New", "contents": [film, film]}).get_json()
+    content = admin(method, "contents/new", {"groups": ["b", "a", "b"]}).get_json()
+
+    assert product["contents"] == [film]
+    assert content["groups"] == ["a", "b"]
+
+
+def test_a_body_may_be_large_but_not_too_large(admin: Admin, database: Database) -> None:
+    """The largest package that a body can name is put, put again, exchanged, listed and removed."""
+    count = 18_000
+    with database.transaction() as db:
+        db.exec_driver_sql(f"INSERT INTO srm.contents SELECT 'c-' || n FROM generate_series(1, {2 * count}) n")
+    one, other = (
+        {"name": "x", "contents": [{"contentType": "LIVE", "contentID": f"c-{first + n}"} for n in range(count)]}
+        for first in (1, count + 1)
+    )
+
+    assert [admin("PUT", "products/new", package).status_code for package in (one, one, other)] == [201, 200, 200]
+    assert {each["contentID"] for each in admin.get("products/new")["contents"]} == {
+        each["contentID"] for each in other["contents"]
+    }
+    assert len(admin.get("products?after=basic")["products"][0]["contents"]) == count
+    assert admin("DELETE", "products/new").status_code == 204
     assert error_of(admin("PUT", "products/new", {"name": "x" * 2**20})) == (413, "ERROR", "SRM-0002")
+
+
+def test_a_catalogue_of_packages_is_listed(admin: Admin, database: Database) -> None:
+    with database.transaction() as db:
+        db.exec_driver_sql("INSERT INTO srm.contents SELECT 'c-' || n FROM generate_series(1, 500) n")
+        db.exec_driver_sql(
+            "INSERT INTO srm.products SELECT 'p-' || lpad(n::text, 3, '0'), 'x' FROM generate_series(1, 100) n"
+        )
+        db.exec_driver_sql(
+            "INSERT INTO srm.product_contents SELECT product_id, 'LIVE', content_id FROM srm.products, srm.contents "
+            "WHERE product_id LIKE 'p-%%' AND content_id LIKE 'c-%%'"
+        )
+
+    page = admin("GET", "products?after=other")
+
+    assert page.status_code == 200
+    assert [len(product["contents"]) for product in page.get_json()["products"]] == [500] * 100
 
 
 @pytest.mark.parametrize(
@@ -392,9 +432,12 @@ def test_a_wrong_query_is_refused(admin: Admin, query: str) -> None:
     assert error_of(admin("GET", f"accounts?{query}")) == MALFORMED
 
 
-@pytest.mark.parametrize("name", ["%00", "a%0Ab", "x" * 256])
-def test_a_name_that_nothing_can_have_is_refused(admin: Admin, name: str) -> None:
-    assert error_of(admin("GET", f"accounts/{name}")) == MALFORMED
+@pytest.mark.parametrize(
+    ("name", "read"), [("%00", MALFORMED), ("M%FCller", MALFORMED), ("a%0Ab", NOT_FOUND), ("x" * 256, NOT_FOUND)]
+)
+def test_a_name_that_nothing_can_have_is_refused(admin: Admin, name: str, read: tuple[int, str, str]) -> None:
+    """Names that are not UTF-8 would all become the same one."""
+    assert error_of(admin("GET", f"accounts/{name}")) == read
     assert error_of(admin("PUT", f"accounts/{name}", {"profileId": "p"})) == MALFORMED
 
 
@@ -411,7 +454,35 @@ def test_what_psql_wrote_is_shown_as_it_is(admin: Admin, factory: Factory) -> No
         db.exec_driver_sql("UPDATE srm.entitlements SET valid_until = 'infinity'")
 
     assert {"odd\nid", "tv"} == {each["deviceId"] for each in admin.get("accounts/a/devices")["devices"]}
+    first = admin.get("accounts/a/devices?limit=1")
+    following = admin.client.get(
+        "/srm/v1/accounts/a/devices", query_string={"after": first["next"]}, headers=admin.key
+    ).get_json()
+    assert {each["deviceId"] for page in (first, following) for each in page["devices"]} == {"odd\nid", "tv"}
     assert admin.get("accounts/a/entitlements/basic")["validUntil"].startswith("9999-12-31")
+
+
+def test_what_psql_wrote_does_not_keep_the_rest_from_being_changed(admin: Admin, factory: Factory) -> None:
+    with factory.database.transaction() as db:
+        db.exec_driver_sql("INSERT INTO srm.devices VALUES ('a', E'odd\nid', 'tv', '')")
+        db.exec_driver_sql("UPDATE srm.entitlements SET valid_until = 'infinity'")
+
+    assert admin("PATCH", "accounts/a/devices/odd%0Aid", {"enabled": False}).get_json()["enabled"] is False
+    assert error_of(admin("PATCH", "accounts/a/devices/odd%0Aid", {"name": "a\nb"})) == MALFORMED
+    changed = admin("PATCH", "accounts/a/entitlements/basic", {"validFrom": "2026-01-01T00:00:00Z"})
+    assert changed.get_json()["validFrom"] == "2026-01-01T00:00:00Z"
+    assert admin("DELETE", "accounts/a/devices/odd%0Aid").status_code == 204
+
+
+@pytest.mark.parametrize("instant", ["9999-12-30T12:00:00-23:59", "0001-01-02T00:00:00+23:59"])
+def test_what_is_taken_is_taken_again(admin: Admin, instant: str) -> None:
+    """A time is judged as it will be shown."""
+    path = "accounts/a/entitlements/other"
+    assert error_of(admin("PUT", path, {"validFrom": instant})) == MALFORMED
+
+    for taken in ("9999-12-30T00:00:00Z", "0001-01-02T00:00:00Z", "2026-01-01T00:00:00.5-14:00"):
+        shown = admin("PUT", path, {"validFrom": taken}).get_json()
+        assert admin("PUT", path, shown).get_json() == shown
 
 
 def test_changes_of_a_profile_hold_at_once(admin: Admin, client: FlaskClient) -> None:

@@ -43,7 +43,7 @@ def test_it_revokes_a_key_and_makes_another_one(call: Call, url: str, database: 
     assert operators.authenticate(database.hot, second).role == "viewer"
 
 
-@pytest.mark.parametrize("name", ["", ".joe", "a b", "jö", "joe\n", "x" * 65, "a/b", "'; --"])
+@pytest.mark.parametrize("name", ["", ".joe", "joe.", "@joe", "a b", "jö", "joe\n", "x" * 65, "a/b", "'; --"])
 def test_a_name_that_cannot_stand_in_a_header_is_refused(call: Call, url: str, database: Database, name: str) -> None:
     assert_refused(call("operator", "add", name, "--role", "viewer", SRM_DATABASE_URL=url), "name")
 

@@ -10,6 +10,8 @@ from srm.database import Database
 from tests import support
 from tests.support import Factory
 
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+
 
 @pytest.mark.parametrize("prefix", ["/srm/v1", "/srm"])
 @pytest.mark.parametrize("with_credentials", [True, False])
@@ -24,7 +26,8 @@ def test_it_finds_no_undocumented_answer_and_no_crash(
     database.dispose()
 
     with support.api(url, tmp_path / "api.log") as (base, _):
-        command = support.python_m("schemathesis.cli", "run", f"{base}/srm/v1/openapi.json")
+        command = support.python_m("schemathesis.cli", "--config-file", str(CONFIG), "run")
+        command += [f"{base}/srm/v1/openapi.json"]
         command += ["--url", f"{base}{prefix}", "--checks", "all", "--max-examples", "40", "--no-color"]
         command += ["--generation-database", "none", "--suppress-health-check", "all"]
         if with_credentials:

@@ -6,12 +6,15 @@ from flask import Blueprint, Response
 
 from srm import care, operators, provisioning
 from srm.api import envelope
-from srm.api.parsing import parse_uuid
 from srm.api.v1 import lists
 from srm.database import Database
 from srm.errors import SessionNotFound
 from srm.models import CONTENT_TYPES
 from srm.playback import sessions
+from srm.resources import DEVICES
+
+FOR_CARE = {"end_sessions_of_account", "end_sessions_of_device", "end_session"}
+"""The calls that end sessions, and change nothing else."""
 
 
 def add_routes(blueprint: Blueprint, database: Database) -> None:
@@ -47,11 +50,13 @@ def add_routes(blueprint: Blueprint, database: Database) -> None:
         with database.orm() as db:
             of_device = sessions.device_id == device_id
             ended = provisioning.end_sessions(db, envelope.operator_name(), account_id, of_device)
+            if not ended:  # a misspelt device is not one that is stopped
+                provisioning.get(db, DEVICES, (account_id, device_id))
         return lists.as_json({"ended": ended})
 
     @blueprint.delete("/accounts/<account_id>/sessions/<session_id>")
     def end_session(account_id: str, session_id: str) -> Response:
-        id_ = parse_uuid(session_id)
+        id_ = lists.uuid("sessionId", session_id)
         with database.orm() as db:
             ended = provisioning.end_sessions(db, envelope.operator_name(), account_id, sessions.session_id == id_)
             if not ended and not care.is_known(db.connection(), account_id, id_):

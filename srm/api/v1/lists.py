@@ -11,19 +11,13 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from flask import Response, json, request
-from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from srm.api.parsing import parse_uuid
 from srm.errors import MalformedRequest
-from srm.resources import TEXT, Shown
+from srm.resources import Shown, is_text, parse_instant
 
 LISTED, MOST_LISTED = 100, 1000
 """In one answer, where the request does not say, and at the most."""
-
-INSTANT_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
-"""RFC 3339; pydantic alone takes more."""
-
-INSTANT = TypeAdapter(AwareDatetime)
 
 Each = TypeVar("Each", bound=Shown)
 
@@ -41,11 +35,24 @@ def limit() -> int:
     return int(text)
 
 
+def is_readable(text: str) -> bool:
+    """Whether what stands in a URL can be told: it is UTF-8, since others would all become the same, and has no NUL."""
+    return "\ufffd" not in text and "\x00" not in text
+
+
 def text_of(name: str) -> str | None:
     """What the query says under this name."""
     text = request.args.get(name)
-    if text is not None and not TEXT.fullmatch(text):
+    if text is not None and not (is_text(text) and is_readable(text)):
         raise malformed(name)
+    return text
+
+
+def after_text() -> str | None:
+    """Where the list goes on: whatever it gave as `next`."""
+    text = request.args.get("after")
+    if text is not None and not (text and is_readable(text)):
+        raise malformed("after")
     return text
 
 
@@ -63,6 +70,14 @@ def instant_of(name: str) -> datetime | None:
     return None if text is None else _instant(name, text)
 
 
+def uuid(name: str, text: str) -> UUID:
+    """The UUID that has this name in the request."""
+    try:
+        return parse_uuid(text)
+    except MalformedRequest as error:
+        raise malformed(f"{name} is a UUID") from error
+
+
 def position(id_: UUID, at: datetime) -> str:
     """Where a list that begins with the newest goes on."""
     return f"{id_}_{at:%Y-%m-%dT%H:%M:%S.%fZ}"
@@ -76,11 +91,11 @@ def after_position() -> tuple[datetime, UUID] | None:
 
 def after_id_and_text() -> tuple[UUID, str] | None:
     """The id of the last one seen, and what stands behind it in `after`."""
-    after = text_of("after")
+    after = after_text()
     if after is None:
         return None
     id_, _, rest = after.partition("_")
-    return parse_uuid(id_), rest
+    return uuid("after", id_), rest
 
 
 def page(name: str, found: Sequence[Each], limit: int, position: Callable[[Each], str]) -> Response:
@@ -98,8 +113,6 @@ def as_json(content: dict[str, Any], status: int = 200) -> Response:
 
 def _instant(name: str, text: str) -> datetime:
     try:
-        if re.fullmatch(INSTANT_PATTERN, text):
-            return INSTANT.validate_strings(text)
-    except ValidationError:
-        pass  # the 31st of February
-    raise malformed(f"{name} is a time such as 2026-11-22T20:15:00Z")
+        return parse_instant(text)
+    except ValueError as error:
+        raise malformed(f"{name} is a time such as 2026-11-22T20:15:00Z") from error

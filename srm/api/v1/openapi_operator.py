@@ -40,14 +40,14 @@ IF_NONE_MATCH = {
     "schema": {"const": "*"},
 }
 NAMES = {"sessionId": SESSION_ID}
-TEXT = r"^[^\x00-\x1f\x7f-\x9f]+$"
-BEHIND_ID = TEXT
+BEHIND_ID = r"^[^\x00\ufffd]+$"
 UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 BEHIND_INSTANT = (
     rf"^{UUID}_[12][0-9]{{3}}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
     r"T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6}Z$"
 )
-BEHIND_SESSION = rf"^{UUID}_[^\x00-\x1f\x7f-\x9f]{{1,200}}$"
+BEHIND_SESSION = rf"^{UUID}_[^\x00\ufffd]+$"
+IN_QUERY = r"^[^\x00-\x1f\x7f-\x9f\ufffd]+$"
 INSTANT = {"type": "string", "format": "date-time"}
 ETAG = {"description": "Names this state of it", "required": True, "schema": {"type": "string"}}
 
@@ -150,7 +150,7 @@ def paths() -> dict[str, Any]:
 
 
 def _text() -> dict[str, Any]:
-    return {"type": "string", "minLength": 1, "maxLength": 255, "pattern": TEXT}
+    return {"type": "string", "minLength": 1, "maxLength": 255, "pattern": IN_QUERY}
 
 
 def _query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def _call(
 
 
 def _in_path() -> dict[str, Any]:
-    return {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^/\x00-\x1f\x7f-\x9f]+$"}
+    return {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^/\x00-\x1f\x7f-\x9f\ufffd]+$"}
 
 
 def _of(kind: Kind) -> str:
@@ -217,7 +217,7 @@ def _list_of(
     }
     limit = _query("limit", {"type": "integer", "minimum": 1, "maximum": MOST_LISTED, "default": LISTED})
     behind = {
-        **_query("after", {"type": "string", "minLength": 1, "maxLength": 255, "pattern": after}),
+        **_query("after", {"type": "string", "minLength": 1, "pattern": after}),
         "description": "The `next` of the page before",
     }
     kinds = (errors.ResourceNotFound,) if names else ()

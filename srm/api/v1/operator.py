@@ -8,10 +8,11 @@ from flask import Blueprint, request
 from srm import operators
 from srm.api import envelope
 from srm.api.v1 import care, provisioning
+from srm.api.v1.lists import is_readable, malformed
 from srm.database import Database
-from srm.errors import MalformedRequest, NotAllowed, OperatorKeyNotValid
+from srm.errors import NotAllowed, OperatorKeyNotValid
 from srm.models import Role
-from srm.resources import TEXT, member
+from srm.resources import member
 
 
 def create_blueprint(database: Database) -> Blueprint:
@@ -28,8 +29,8 @@ def create_blueprint(database: Database) -> Blueprint:
         if not operator.may(needed):
             raise NotAllowed(f"{NotAllowed.message}: needs the role {needed}")
         for name, value in (request.view_args or {}).items():
-            if not TEXT.fullmatch(value):
-                raise MalformedRequest(f"{MalformedRequest.message}: {member(name)} in the path")
+            if not is_readable(value):
+                raise malformed(f"{member(name)} in the path")
 
     provisioning.add_routes(blueprint, database)
     care.add_routes(blueprint, database)
@@ -40,5 +41,5 @@ def _needed_role() -> Role:
     """Of the call: to read, to end sessions, or to change anything else."""
     if request.method in ("GET", "HEAD"):
         return "viewer"
-    ends_sessions = request.method == "DELETE" and "/sessions" in str(request.url_rule)
-    return "care" if ends_sessions else "admin"
+    name = (request.endpoint or "").rpartition(".")[2]
+    return "care" if name in care.FOR_CARE else "admin"

@@ -1,6 +1,6 @@
 """The operator API, v1: accounts, devices, entitlements, and the catalogue."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import cast
 
@@ -14,7 +14,7 @@ from srm.api.parsing import read_body
 from srm.api.v1 import lists
 from srm.api.v1.lists import malformed
 from srm.database import Database
-from srm.errors import PreconditionFailed, ResourceNotFound
+from srm.errors import Conflict, PreconditionFailed, ResourceNotFound
 from srm.provisioning import Key
 from srm.resources import ENTITLEMENTS, KINDS, Kind, Resource, member
 
@@ -26,7 +26,7 @@ def add_routes(blueprint: Blueprint, database: Database) -> None:
     """The routes of all kinds of resources."""
 
     def list_all(kind: Kind, **of_account: str) -> Response:
-        limit, after = lists.limit(), lists.text_of("after")
+        limit, after = lists.limit(), lists.after_text()
         with database.orm() as db:
             found = provisioning.list_(db, kind, _key(of_account), limit=limit + 1, after=after)
         return lists.page(kind.plural, found, limit, lambda last: str(getattr(last, kind.key[-1])))
@@ -51,18 +51,23 @@ def add_routes(blueprint: Blueprint, database: Database) -> None:
             if before is None:
                 raise ResourceNotFound
             _check_preconditions(before)
-            return _parse(kind, _key(key), merge_patch(before.as_json(), changes))
+            return _parse(kind, _key(key), merge_patch(before.as_json(), changes), before.values())
 
         return change(kind, _key(key), merge)
 
     def change(kind: Kind, key: Key, make: Callable[[Resource | None], Resource]) -> Response:
-        while True:
+        try:
+            changed = change_once(kind, key, make)
+        except provisioning.CreatedMeanwhile:
             try:
-                with database.orm() as db:
-                    changed = provisioning.change(db, envelope.operator_name(), kind, key, make)
-            except provisioning.CreatedMeanwhile:
-                continue
-            return _answer(changed.after, 201 if changed.before is None else 200)
+                changed = change_once(kind, key, make)
+            except provisioning.CreatedMeanwhile as error:  # and removed, and created again
+                raise Conflict from error
+        return _answer(changed.after, 201 if changed.before is None else 200)
+
+    def change_once(kind: Kind, key: Key, make: Callable[[Resource | None], Resource]) -> provisioning.Changed:
+        with database.orm() as db:
+            return provisioning.change(db, envelope.operator_name(), kind, key, make)
 
     def delete(kind: Kind, **key: str) -> Response:
         end_sessions = kind is ENTITLEMENTS and lists.one_of("endSessions", ("true", "false")) == "true"
@@ -120,8 +125,11 @@ def _read_json() -> object:
         raise malformed("not JSON") from error
 
 
-def _parse(kind: Kind, key: Key, body: object) -> Resource:
-    """The resource that the body describes; what names it may be left out there."""
+def _parse(kind: Kind, key: Key, body: object, stored: Container[object] = ()) -> Resource:
+    """The resource that the body describes; what names it may be left out there.
+
+    Values that are `stored` already may be such as could not be written now.
+    """
     if not isinstance(body, dict):
         raise malformed("not a JSON object")
     named = {member(name): value for name, value in zip(kind.key, key, strict=True)}
@@ -129,7 +137,7 @@ def _parse(kind: Kind, key: Key, body: object) -> Resource:
         if body.get(name, value) != value:
             raise malformed(f"{name} is another one than in the path")
     try:
-        return kind.resource.model_validate_json(json.dumps({**body, **named}), strict=True)
+        return kind.resource.model_validate_json(json.dumps({**body, **named}), strict=True, context=stored)
     except ValidationError as error:
         first = error.errors()[0]
         raise malformed(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
