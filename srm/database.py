@@ -6,7 +6,8 @@ the thread keeps: SQLAlchemy's own way to execute costs several times what the s
 - `hot`: single statements that may be lost in a crash of the database, as they come again: the keep-alive;
 - `durable`: single statements that last;
 - `request()`: several statements of a request as one transaction that lasts;
-- `transaction()`, `orm()`: all that is not done by the thousand a second; SQLAlchemy as everybody knows it.
+- `transaction()`, `orm()`: all that is not done by the thousand a second; SQLAlchemy as everybody knows it;
+- `connection()`: several of these, one after the other.
 """
 
 import select
@@ -286,6 +287,16 @@ class Database:
     def orm(self) -> Iterator[Session]:
         """The same, for SQLAlchemy's ORM."""
         with self.transaction() as connection, Session(connection) as db:
+            yield db
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A connection for several transactions, one after the other; otherwise as above.
+
+        Nobody else has it before or afterwards: its settings and temporary tables go with it.
+        """
+        with self._silence, self._engine.connect() as db:
+            db.detach()
             yield db
 
     @contextmanager

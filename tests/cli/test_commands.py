@@ -44,7 +44,7 @@ class TestHelp:
         result = srm("--help")
 
         assert (result.returncode, result.stderr) == (0, "")
-        for name in ("audit", "db", "demo", "reaper", "serve", "token"):
+        for name in ("audit", "db", "demo", "export", "import", "reaper", "serve", "token"):
             assert f"  {name} " in result.stdout
 
     @pytest.mark.parametrize("path", list(commands()), ids=" ".join)

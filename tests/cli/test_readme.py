@@ -1,28 +1,53 @@
-"""What the README shows works as pasted: the SQL, one after the other, on the demo data, and the service."""
+"""What the README shows works as pasted, on the demo data: the SQL, the imports, the service."""
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import psycopg
+import pytest
 
 from srm import demo
 from srm.database import Database
 from tests.cli.command import run, srm
-from tests.support import ROOT, Factory, api, free_port, issue_token, running, wait_until
+from tests.support import ROOT, Factory, api, free_port, issue_token, python_m, running, wait_until
 
 SQL = re.compile(r"<<'SQL'\n(.*?)\nSQL\n|psql \"\$\(srm db url\)\" -c '(.*?)'", re.DOTALL)
 
+BULK = re.compile(r"^(?:srm (?:import|export) .*\n(?:[^`]*?^(?:CSV|JSON)\n)?)+", re.MULTILINE)
 
-def test_its_sql_works(clone: Callable[[], str]) -> None:
+
+@pytest.fixture
+def url(clone: Callable[[], str]) -> str:
+    """A database with the demo data."""
     url = clone()
     database = Database(url, application_name="srm-tests")
     with database.transaction() as db:
         demo.load(db)
     database.dispose()
+    return url
+
+
+def test_its_imports_and_exports_work(url: str, tmp_path: Path) -> None:
+    (script,) = BULK.findall((ROOT / "README.md").read_text())
+    srm = shlex.join(python_m("srm.cli"))
+
+    result = run(
+        ["bash", "-ec", f'srm() {{ {srm} "$@"; }}\n{script}'], tmp_path, SRM_DATABASE_URL=url, PYTHONPATH=str(ROOT)
+    )
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count(": 2 new, 0 changed, 0 unchanged") == 4
+    assert "entitlements (dry run): 8 rows" in result.stdout
+    assert '4712,stb-1,tv,"TV, upstairs",true\n' in result.stdout
+    assert list(tmp_path.iterdir()) == [tmp_path / "entitlements.csv.gz"]
+
+
+def test_its_sql_works(url: str) -> None:
     statements = [block or command for block, command in SQL.findall((ROOT / "README.md").read_text())]
 
     with psycopg.connect(url, autocommit=True) as connection:
