@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: help
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: $(VENV)/run ## Run the service on http://127.0.0.1:8080 with its own database and demo data; Ctrl-C stops it
@@ -30,6 +30,10 @@ format: $(VENV)/dev ## Put the code into the style that lint checks
 .PHONY: bench
 bench: $(VENV)/dev ## Measure keep-alive, setup and teardown; needs wrk
 	$(BIN)/python -m bench
+
+.PHONY: bench-import
+bench-import: $(VENV)/dev ## Measure a bulk import, and what keep-alives feel of it; needs wrk
+	$(BIN)/python -m bench.import_
 
 .PHONY: clean
 clean: ## Remove the virtual environment and caches; the database in var/ stays

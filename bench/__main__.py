@@ -8,40 +8,42 @@ that gets slower meanwhile is slower for both.
 
 import json
 import os
-import secrets
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import httpx
 import psycopg
 from rich.console import Console
 from rich.table import Table
 
+from bench.service import (
+    CONNECTIONS,
+    LOG,
+    Request,
+    gunicorn,
+    on_session,
+    process,
+    require_wrk,
+    result,
+    token,
+    write_requests,
+    wrk,
+)
 from srm import gunicorn_conf, schema
 from srm.embedded import EmbeddedServer, programs
-from srm.tokens import SharedSecret
 
-HERE = Path(__file__).parent
 RESULTS = Path("var/bench.json")
-LOG = Path("var/bench.log")
-"""What the service says meanwhile, of the last run."""
-SECRET = secrets.token_urlsafe(32)
 LIVE_SESSIONS = 100_000
 PLAYERS = 5_000
 """Sessions that keep-alives go to, and accounts that setups come from. A token lives for hours and is seen every few
 seconds, so it is known to the workers; 5,000 are known to nearly all of them after the warm-up. `keep_alive_new_token`
 is what an unknown one costs."""
-CONNECTIONS = 32
 WARM_UP_SECONDS = 20
 ROUNDS = 3
 
@@ -136,15 +138,7 @@ class Bench:
 
     def wrk(self, port: int, name: str, seconds: int) -> dict[str, float]:
         """Drive the requests of a file against the port; all but a stray answer must be a 2xx."""
-        command = ["wrk", "--threads", "2", "--connections", str(CONNECTIONS), "--duration", f"{seconds}s"]
-        command += ["--script", str(HERE / "requests.lua"), f"http://127.0.0.1:{port}", "--"]
-        output = subprocess.run([*command, str(self.folder / name)], capture_output=True, text=True, check=True)
-        run: dict[str, float] = json.loads(output.stdout.split("RESULT ")[1].split("\n")[0])
-        if run["not_2xx"] or run["broken"]:
-            print(f"bench: {name}: {run['not_2xx']:g} not 2xx, {run['broken']:g} broken; see {LOG}", file=sys.stderr)
-        if run["not_2xx"] > run["requests"] / 1000:
-            raise SystemExit("bench: too many of them to go on")
-        return run
+        return result(wrk(port, self.folder / name, seconds), name)
 
     def query(self, sql: str) -> Any:
         """The first column of the first row."""
@@ -156,11 +150,6 @@ class Bench:
         """Change something, for good."""
         with psycopg.connect(self.url) as connection:
             connection.execute(sql)  # type: ignore[call-overload]
-
-    def write_requests(self, name: str, requests: Iterable[tuple[str, str, str, str]]) -> None:
-        """A file of requests: method, path, token, body."""
-        with (self.folder / name).open("w") as file:
-            file.writelines("\t".join(request) + "\n" for request in requests)
 
     def pgbench(self, seconds: int) -> float:
         """The bare keep-alive statement, by as many clients as the service has connections; per second."""
@@ -176,76 +165,21 @@ class Bench:
         return float(line.split()[2])
 
 
-def session_id(number: int) -> str:
-    """The id that SEED gives to a session."""
-    digits = f"{number:032x}"
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-
-
-def token(account: str, device: str) -> str:
-    """A token that lasts longer than the run."""
-    return SharedSecret(SECRET).issue({"accountId": account, "deviceId": device, "exp": int(time.time()) + 86400})
-
-
-def on_session(method: str, numbers: Iterable[int]) -> Iterator[tuple[str, str, str, str]]:
-    """Requests on the live sessions of these numbers."""
-    for number in numbers:
-        yield (
-            method,
-            f"/srm/v1/sessions/{session_id(number)}",
-            token(f"live-{1 + number // 4}", f"device-{number % 4}"),
-            "",
-        )
-
-
-def setups(kind: str, count: int) -> Iterator[tuple[str, str, str, str]]:
+def setups(kind: str, count: int) -> Iterator[Request]:
     """Setups, one after the other from each account of the kind."""
     body = json.dumps({"content": {"contentID": "film", "contentType": "COD"}})
     for number in range(1, count + 1):
         yield "POST", "/srm/v1/sessions", token(f"{kind}-{number}", "device-0"), body
 
 
-@contextmanager
-def process(command: list[str], **variables: str) -> Iterator[None]:
-    """Run a command meanwhile."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SRM_")}
-    with LOG.open("a") as log:
-        child = subprocess.Popen(
-            command, env={**environment, "SRM_TOKEN_SECRET": SECRET, **variables}, stdout=log, stderr=log
-        )
-    try:
-        yield
-    finally:
-        child.send_signal(signal.SIGTERM)
-        child.wait()
-
-
-@contextmanager
-def gunicorn(application: str, port: int, url: str, workers: int, threads: int) -> Iterator[None]:
-    """An application under the shipped settings."""
-    command = [sys.executable, "-m", "gunicorn", "--config", "python:srm.gunicorn_conf", "--log-level", "error"]
-    command += ["--bind", f"127.0.0.1:{port}", "--workers", str(workers), "--threads", str(threads), application]
-    with process(command, SRM_DATABASE_URL=url):
-        give_up_at = time.monotonic() + 30
-        while True:
-            try:
-                httpx.get(f"http://127.0.0.1:{port}/healthz")
-                break
-            except httpx.HTTPError:
-                if time.monotonic() > give_up_at:
-                    raise
-                time.sleep(0.1)
-        yield
-
-
 def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
     """All the runs; the content of bench.json but for the audit."""
-    bench.write_requests("keep_alive", on_session("PUT", range(PLAYERS)))
-    bench.write_requests("keep_alive_new_token", on_session("PUT", range(PLAYERS, LIVE_SESSIONS // 2)))
-    bench.write_requests("teardown", on_session("DELETE", range(LIVE_SESSIONS // 2, LIVE_SESSIONS)))
-    bench.write_requests("setup", setups("new", PLAYERS))
-    bench.write_requests("setup_all_rules", setups("rules", PLAYERS))
-    bench.write_requests("setup_refused", setups("full", PLAYERS))
+    write_requests(bench.folder / "keep_alive", on_session("PUT", range(PLAYERS)))
+    write_requests(bench.folder / "keep_alive_new_token", on_session("PUT", range(PLAYERS, LIVE_SESSIONS // 2)))
+    write_requests(bench.folder / "teardown", on_session("DELETE", range(LIVE_SESSIONS // 2, LIVE_SESSIONS)))
+    write_requests(bench.folder / "setup", setups("new", PLAYERS))
+    write_requests(bench.folder / "setup_all_rules", setups("rules", PLAYERS))
+    write_requests(bench.folder / "setup_refused", setups("full", PLAYERS))
 
     loads: dict[str, Load] = {}
     empty: dict[str, Load] = {}
@@ -334,8 +268,7 @@ def show(report: dict[str, Any]) -> None:
 @click.option("--threads", type=click.IntRange(1), default=gunicorn_conf.threads, help="Other than shipped, to compare")
 def main(seconds: int, workers: int, threads: int) -> None:
     """Measure the service, print a table and write var/bench.json."""
-    if shutil.which("wrk") is None:
-        sys.exit("bench: wrk is missing; install it: apt-get install wrk (Debian, Ubuntu), brew install wrk (macOS)")
+    require_wrk()
     RESULTS.parent.mkdir(exist_ok=True)
     LOG.unlink(missing_ok=True)
     with (

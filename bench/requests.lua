@@ -1,6 +1,7 @@
 -- Sends the requests of a file, one a line: method, path, token, body (may be empty), separated by tabs.
--- wrk … -s requests.lua URL -- FILE
+-- wrk … -s requests.lua URL -- FILE [MILLISECONDS]
 -- Each thread takes its own part of the file, in order, and starts again at its beginning when it is through.
+-- Each connection waits MILLISECONDS, on average, before each request; without them it does not wait.
 
 local threads = 0
 
@@ -18,6 +19,9 @@ function init(arguments)
       requests[#requests + 1] = wrk.format(method, path, { ["Client-Token"] = token }, body ~= "" and body or nil)
     end
     line_number = line_number + 1
+  end
+  if arguments[2] then
+    function delay() return math.random(2 * arguments[2]) end
   end
 end
 

@@ -1,0 +1,111 @@
+"""What the measurements share: the service under load, as it runs in production."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from srm.tokens import SharedSecret
+
+HERE = Path(__file__).parent
+LOG = Path("var/bench.log")
+"""What the service says meanwhile, of the last run."""
+SECRET = secrets.token_urlsafe(32)
+CONNECTIONS = 32
+
+Request = tuple[str, str, str, str]
+"""Method, path, token, body."""
+
+
+def require_wrk() -> None:
+    """Stop when there is nothing to make load with."""
+    if shutil.which("wrk") is None:
+        sys.exit("bench: wrk is missing; install it: apt-get install wrk (Debian, Ubuntu), brew install wrk (macOS)")
+
+
+def wrk(port: int, file: Path, seconds: int, *arguments: str) -> subprocess.Popen[str]:
+    """Drive the requests of a file against the port, for so long or until SIGINT."""
+    command = ["wrk", "--threads", "2", "--connections", str(CONNECTIONS), "--duration", f"{seconds}s"]
+    command += ["--script", str(HERE / "requests.lua"), f"http://127.0.0.1:{port}", "--", str(file), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def result(running: subprocess.Popen[str], name: str) -> dict[str, float]:
+    """What wrk saw; all but a stray answer must be a 2xx."""
+    output, _ = running.communicate()
+    run: dict[str, float] = json.loads(output.split("RESULT ")[1].split("\n")[0])
+    if run["not_2xx"] or run["broken"]:
+        print(f"bench: {name}: {run['not_2xx']:g} not 2xx, {run['broken']:g} broken; see {LOG}", file=sys.stderr)
+    if run["not_2xx"] > run["requests"] / 1000:
+        raise SystemExit("bench: too many of them to go on")
+    return run
+
+
+def write_requests(file: Path, requests: Iterable[Request]) -> None:
+    """A file of requests for wrk."""
+    with file.open("w") as lines:
+        lines.writelines("\t".join(request) + "\n" for request in requests)
+
+
+def session_id(number: int) -> str:
+    """The id that SEED gives to a session."""
+    digits = f"{number:032x}"
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def token(account: str, device: str) -> str:
+    """A token that lasts longer than the run."""
+    return SharedSecret(SECRET).issue({"accountId": account, "deviceId": device, "exp": int(time.time()) + 86400})
+
+
+def on_session(method: str, numbers: Iterable[int]) -> Iterator[Request]:
+    """Requests on the live sessions of these numbers."""
+    for number in numbers:
+        yield (
+            method,
+            f"/srm/v1/sessions/{session_id(number)}",
+            token(f"live-{1 + number // 4}", f"device-{number % 4}"),
+            "",
+        )
+
+
+@contextmanager
+def process(command: list[str], **variables: str) -> Iterator[None]:
+    """Run a command meanwhile."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SRM_")}
+    with LOG.open("a") as log:
+        child = subprocess.Popen(
+            command, env={**environment, "SRM_TOKEN_SECRET": SECRET, **variables}, stdout=log, stderr=log
+        )
+    try:
+        yield
+    finally:
+        child.send_signal(signal.SIGTERM)
+        child.wait()
+
+
+@contextmanager
+def gunicorn(application: str, port: int, url: str, workers: int, threads: int) -> Iterator[None]:
+    """An application under the shipped settings."""
+    command = [sys.executable, "-m", "gunicorn", "--config", "python:srm.gunicorn_conf", "--log-level", "error"]
+    command += ["--bind", f"127.0.0.1:{port}", "--workers", str(workers), "--threads", str(threads), application]
+    with process(command, SRM_DATABASE_URL=url):
+        give_up_at = time.monotonic() + 30
+        while True:
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/healthz")
+                break
+            except httpx.HTTPError:
+                if time.monotonic() > give_up_at:
+                    raise
+                time.sleep(0.1)
+        yield
