@@ -27,8 +27,8 @@ INSTANT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})", re.IGNORECASE
 )
 """RFC 3339. Pydantic alone takes more: "2024" is half an hour after midnight of New Year 1970."""
-FIRST, LAST = (instant.replace(tzinfo=UTC) for instant in (datetime(1, 1, 2), datetime(9999, 12, 30)))  # noqa: DTZ001
-"""Of times that are written, so that they are times in every zone."""
+FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+"""Of the times that can be written in UTC."""
 
 
 class Everything:
@@ -81,7 +81,7 @@ def _read_instant(value: object) -> object:
 
 def _check_instant(instant: datetime, info: ValidationInfo) -> datetime:
     if instant not in (info.context or ()) and not FIRST <= instant <= LAST:
-        raise PydanticCustomError("instant", "a time that is one in every zone")
+        raise PydanticCustomError("instant", "a time from the year 1 to the year 9999, in UTC")
     return instant
 
 

@@ -153,31 +153,29 @@ def test_nobody_overwrites_what_he_has_not_read(admin: Admin, path: str) -> None
     assert admin("DELETE", path, If_Match="*").status_code == 204
 
 
+UNREADABLE = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b'"x"',
+    b"{} x",
+    b"\xff",
+    b'{"unknownMember": 1}',
+    b"[" * 100_000,
+    b'{"a": NaN}',
+    b'{"name": "\\ud800"}',
+]
+
+
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b'"x"',
-        b"{} x",
-        b"\xff",
-        b'{"unknownMember": 1}',
-        b"[" * 100_000,
-        b'{"a": NaN}',
-        b'{"name": "\\ud800"}',
-    ],
-)
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
-def test_a_body_that_cannot_be_read_changes_nothing(admin: Admin, path: str, method: str, body: bytes) -> None:
+def test_a_body_that_cannot_be_read_changes_nothing(admin: Admin, path: str, method: str) -> None:
     put, created, *_ = RESOURCES[path]
     admin("PUT", path, put)
 
-    answer = admin(method, path, body)
-
-    assert error_of(answer) == MALFORMED
+    for body in UNREADABLE:
+        assert error_of(admin(method, path, body)) == MALFORMED, body
     assert admin.get(path) == created
 
 
@@ -474,13 +472,13 @@ def test_what_psql_wrote_does_not_keep_the_rest_from_being_changed(admin: Admin,
     assert admin("DELETE", "accounts/a/devices/odd%0Aid").status_code == 204
 
 
-@pytest.mark.parametrize("instant", ["9999-12-30T12:00:00-23:59", "0001-01-02T00:00:00+23:59"])
+@pytest.mark.parametrize("instant", ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])
 def test_what_is_taken_is_taken_again(admin: Admin, instant: str) -> None:
     """A time is judged as it will be shown."""
     path = "accounts/a/entitlements/other"
     assert error_of(admin("PUT", path, {"validFrom": instant})) == MALFORMED
 
-    for taken in ("9999-12-30T00:00:00Z", "0001-01-02T00:00:00Z", "2026-01-01T00:00:00.5-14:00"):
+    for taken in ("9999-12-31T23:59:59.999999Z", "0001-01-01T00:00:00Z", "2026-01-01T00:00:00.5-14:00"):
         shown = admin("PUT", path, {"validFrom": taken}).get_json()
         assert admin("PUT", path, shown).get_json() == shown
 
