@@ -6,7 +6,7 @@ may be killed at any instant. What was merged stays, and the same import, repeat
 one.
 
 - What the file does not name stays: rows, and of a row that is there the columns. A row that is new has the defaults.
-- Of several rows with the same key the last one holds.
+- Of several good rows with the same key the last one holds, and the others are not looked at further.
 - As in `srm.provisioning`, whoever changes an account, or anything of it, holds the lock of the account's row
   meanwhile, and what is disabled has no active session any more.
 """
@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from srm import operators, playback, provisioning
 from srm.database import Database
+from srm.errors import StartupError
 from srm.formats import RejectFile, Rows
 from srm.models import EndReason
 from srm.resources import ACCOUNTS, CONTENTS, DEVICES, ENTITLEMENTS, PRODUCTS, STORED, Kind, Resource, member
@@ -105,8 +106,9 @@ def import_(
 ) -> Counts:
     """Merge the rows of a file into the tables; what became of them. A dry run only tells what would.
 
-    Bad rows are put aside, and the others go on. The file's name and the counts are recorded as a change by `by`, and
-    so is each session that is ended. StartupError when the file turns out to be none; then nothing of it was merged.
+    Bad rows are put aside, and the others go on. Recorded as changes by `by` are the file's name and the counts, each
+    row that is changed, with what it was, and each session that is ended; new rows only as a number. StartupError when
+    the file turns out to be none; then nothing of it was merged.
     """
     with database.connection() as db:
         if not dry_run:
@@ -271,8 +273,14 @@ class Import:
                     self._db.exec_driver_sql("SET LOCAL synchronous_commit = off")
                     last, counts, rejected = self._merge(after, depth, size)
             except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) not in MET_SOMEBODY or attempt == TRIES - 1:
+                if getattr(error.orig, "sqlstate", None) not in MET_SOMEBODY:
                     raise
+                if attempt == TRIES - 1:
+                    where = "/".join(after) or "the first"
+                    raise StartupError(
+                        f"somebody else has held rows of {self._kind.plural} behind {where} for a minute; what was "
+                        "merged stays, start it again"
+                    ) from error
                 time.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
             else:
                 break
@@ -294,6 +302,7 @@ class Import:
             if changed or disabled:
                 self._db.execute(staging.lock)
             if changed:
+                self._db.execute(staging.record, {"of_operator": self._by})
                 self._db.execute(staging.update)
             if new:
                 self._db.execute(staging.insert)
@@ -302,6 +311,8 @@ class Import:
                     self._db.execute(statement)
             if disabled:
                 counts.sessions_ended = self._end_sessions()
+        elif disabled:
+            counts.sessions_ended = self._db.execute(staging.count_sessions()).scalar_one()
         return tuple(last), counts, self._db.execute(staging.list_rejected).all() if rejected else []
 
     def _bound(self, word: str, key: Sequence[str]) -> dict[str, object]:

@@ -11,7 +11,7 @@ from typing import get_args
 
 import click
 from alembic.util import CommandError
-from psycopg.errors import InsufficientPrivilege
+from psycopg.errors import DataError, InsufficientPrivilege
 from sqlalchemy.exc import DBAPIError
 
 from srm import audit as audits
@@ -277,7 +277,7 @@ def main() -> None:
     except DBAPIError as error:
         if is_unavailable(error):
             sys.exit(f"srm: database unavailable: {_first_line(error)}")
-        if not isinstance(error.orig, InsufficientPrivilege):
+        if not isinstance(error.orig, InsufficientPrivilege | DataError):
             raise
         sys.exit(f"srm: database: {_first_line(error)}")
 

@@ -51,7 +51,7 @@ class Rows:
     """
 
     def __init__(self, kind: Kind, file: IO[bytes], name: str) -> None:
-        self.name = name
+        self.name = os.fsencode(name).decode(errors="backslashreplace")
         self._file = file
         self._size = os.fstat(file.fileno()).st_size if name != STREAM else 0
         self._kind = kind
@@ -212,7 +212,10 @@ def format_of(name: str) -> Format:
 
 @contextmanager
 def writing(kind: Kind, name: str, format_: Format) -> Iterator[Callable[[Resource], object]]:
-    """Writes rows to the file of that name, or to standard output; gzip when the name ends in .gz."""
+    """Writes rows to the file of that name, or to standard output; gzip when the name ends in .gz.
+
+    The file gets its name when it is whole; until then an older one of that name stays.
+    """
     if name == STREAM:
         text = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="", write_through=True)
         try:
@@ -220,11 +223,16 @@ def writing(kind: Kind, name: str, format_: Format) -> Iterator[Callable[[Resour
         finally:
             text.detach()
         return
-    with Path(name).open("wb") as file:
+    path = Path(name)
+    is_special = path.exists() and not path.is_file()
+    unfinished = path if is_special else path.with_name(f"{path.name}.unfinished")
+    with unfinished.open("wb") as file:
         # Neither name nor time in it: the same rows give the same bytes.
         packed = gzip.GzipFile("", "wb", 6, file, mtime=0) if name.endswith(".gz") else None
         with io.TextIOWrapper(cast("IO[bytes]", packed or file), encoding="utf-8", newline="") as text:
             yield _writer(kind, text, format_)
+    if not is_special:
+        unfinished.replace(path)
 
 
 def _writer(kind: Kind, file: IO[str], format_: Format) -> Callable[[Resource], object]:
@@ -248,7 +256,8 @@ class RejectFile:
         self.path = path
         self.count = 0
         self._file: IO[str] | None = None
-        path.unlink(missing_ok=True)
+        if path.is_file():  # and no device, and no pipe
+            path.unlink()
 
     def add(self, line: int, reason: str, text: str) -> None:
         """Put a row aside."""

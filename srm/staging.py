@@ -34,12 +34,12 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from srm import models
 from srm.models import Base
-from srm.playback import sessions
+from srm.playback import is_lapsed, sessions
 from srm.resources import ACCOUNTS, CONTENTS, DEVICES, ENTITLEMENTS, PRODUCTS, Kind, member
 
 WORDS = ARRAY(Text)
@@ -136,6 +136,7 @@ class Staging:
             .order_by(self.batch.c.line)
         )
         self.lock = self._lock()
+        self.record = self._record()
         self.update = self._update()
         self.insert = self._insert()
         self.write_parts = self._write_parts()
@@ -202,7 +203,9 @@ class Staging:
         return insert(self.batch).from_select([*columns], select(*columns.values()))
 
     def _is_last(self, found: Subquery) -> ColumnElement[bool]:
-        return found.c.line == func.max(found.c.line).over(partition_by=self.key_of(found))
+        """Of the good rows with the same key."""
+        good = func.max(found.c.line).filter(found.c.reason.is_(None))
+        return found.c.line == good.over(partition_by=self.key_of(found))
 
     def _missing(self, field: str, is_missing: ColumnElement[bool]) -> ColumnElement[str | None]:
         column = self.staged.c[field]
@@ -246,6 +249,33 @@ class Staging:
         of = select(self.batch.c[key.name]).where(or_(self._differs, self._is_disabled()))
         return select(key).where(key.in_(of)).order_by(key).with_for_update(key_share=True)
 
+    def _record(self) -> Executable:
+        """Record what is there and what will be, of all that is changed; `of_operator` does it."""
+        is_it = _all_equal(self.key_of(self.table), self.key_of(self.batch))
+        now: list[ColumnElement[Any]] = []
+        then: list[ColumnElement[Any]] = []
+        for name in self.bits:
+            is_column = name in self.table.c
+            before = self.table.c[name] if is_column else cast("Parts", self._parts).of(self.key_of(self.table)[0])
+            now += (literal(member(name), Text), before)
+            then += (
+                literal(member(name), Text),
+                case((self._names(self.batch, name), self.batch.c[name]), else_=before),
+            )
+        key = self.key_of(self.table)
+        marks = {f"{{{index}}}": column for index, column in enumerate(key)}
+        parts = (marks.get(part, literal(part, Text)) for part in self._kind.path(*marks).split("/"))
+        columns = {
+            "operator": bindparam("of_operator", type_=Text),
+            "action": literal("update", Text),
+            "resource": func.concat_ws("/", *parts),
+            "account_id": key[0] if self._kind.is_of_account else literal("", Text),
+            "before": func.jsonb_build_object(*now, type_=JSONB),
+            "after": func.jsonb_build_object(*then, type_=JSONB),
+        }
+        rows = select(*columns.values()).select_from(self.table).where(is_it, self._differs)
+        return insert(_table(models.OperatorChange)).from_select(list(columns), rows)
+
     def _update(self) -> Executable:
         values = {
             name: case((self._names(self.batch, name), self.batch.c[name]), else_=self.table.c[name])
@@ -283,6 +313,11 @@ class Staging:
         return tuple_(*(sessions[name] for name in self._kind.key)).in_(
             select(*self.key_of(self.batch)).where(self._is_disabled())
         )
+
+    def count_sessions(self) -> Executable:
+        """How many active sessions what the batch disables has."""
+        is_active = and_(sessions.ended_at.is_(None), is_lapsed().is_not(True))
+        return select(func.count()).select_from(models.PlaybackSession).where(self.is_of_disabled(), is_active)
 
     def drop_repeated(self) -> Delete:
         """Of contents: leave the last row of each alone in `staged`."""

@@ -84,6 +84,24 @@ def test_it_goes_on_over_the_end_of_a_page(database: Database, monkeypatch: pyte
         assert found == [(account, device) for account in "abc" for device in "123"]
 
 
+def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    file = tmp_path / "devices.csv"
+    file.write_text("old")
+
+    def break_off() -> None:
+        with formats.writing(DEVICES, str(file), "csv"):
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        break_off()
+
+    assert file.read_text() == "old"
+    with formats.writing(DEVICES, str(file), "csv"):
+        pass
+    assert file.read_text().startswith("accountId,")
+    assert list(tmp_path.iterdir()) == [file]
+
+
 AWKWARD = [
     ' "', '"', '""', "a,b", "'", " a", "a ", "=1+1", "+1", "-", "@x", "\\N", "\\.", "\\", ":", "a:b", "null", "{", "{}",
     "[]", "true", "0", "1e5", "𝄞", "é", "e\u0301", "\u2028", "\ufeff", "\u00a0", "\u200f", "x" * 255, ";", "#", "$1",

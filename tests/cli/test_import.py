@@ -161,6 +161,28 @@ class TestFormats:
         assert Path("file").read_text() == self.CSV
 
 
+def test_the_last_good_row_of_several_holds(import_: Import, factory: Factory) -> None:
+    """A bad one behind it stops nothing."""
+    factory.profile("p")
+
+    result = import_("accounts", "accountId,profileId,maxSessions\na,p,1\na,p,2\na,gold,3\nb,p,1\nb,p,x\n")
+
+    assert result.returncode == 1
+    assert [line for line, _ in rejected()] == [6, 4]
+    accounts = rows(factory.database, "SELECT account_id, max_sessions FROM srm.accounts ORDER BY 1")
+    assert accounts == [("a", 2), ("b", 1)]
+
+
+def test_what_is_no_file_is_not_removed_for_rejects(import_: Import, factory: Factory, tmp_path: Path) -> None:
+    factory.profile("p")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    assert import_("accounts", "accountId,profileId\na,p\n", "--rejects", str(pipe)).returncode == 0
+
+    assert pipe.is_fifo()
+
+
 NO_TIME = "validUntil: a time such as 2026-11-22T20:15:00Z"
 
 
@@ -475,6 +497,46 @@ class TestRecord:
         assert [row.after for row in rows(factory.database, self.RECORD)] == [{"file": "file"}]
         assert rows(factory.database, ACCOUNTS) == []
 
+    def test_each_row_that_it_changes_is_on_record(self, import_: Import, factory: Factory) -> None:
+        factory.account("a", "tv", "phone")
+        factory.content("x", groups=["old"])
+        factory.product("q", ("COD", "film"))
+        files = {
+            "devices": "accountId,deviceId,deviceGroup,name,enabled\n"
+            "a,tv,tv,New,false\na,phone,tv,phone of a,\na,b,tv,B,\n",
+            "contents": 'contentID,groups\nx,"[""new""]"\n',
+            "products": 'productId,name,contents\nq,Q,"[{""contentType"": ""LIVE"", ""contentID"": ""x""}]"\n',
+            "entitlements": "accountId,productId,validUntil\na,basic,2030-01-01T00:00:00Z\n",
+        }
+        for kind, content in files.items():
+            assert import_(kind, content).returncode == 0
+
+        recorded = rows(
+            factory.database,
+            "SELECT account_id, resource, before, after FROM srm.operator_audit WHERE action = 'update' "
+            "ORDER BY changed_at",
+        )
+
+        assert [(row.account_id, row.resource) for row in recorded] == [
+            ("a", "accounts/a/devices/tv"),
+            ("", "contents/x"),
+            ("", "products/q"),
+            ("a", "accounts/a/entitlements/basic"),
+        ]
+        device, content, product, entitlement = recorded
+        assert device.before == {
+            "accountId": "a",
+            "deviceId": "tv",
+            "deviceGroup": "tv",
+            "name": "tv of a",
+            "enabled": True,
+        }
+        assert device.after == {**device.before, "name": "New", "enabled": False}
+        assert (content.before["groups"], content.after["groups"]) == (["old"], ["new"])
+        assert (product.before["contents"], product.after["contents"]) == (["COD:film"], ["LIVE:x"])
+        assert entitlement.before["validUntil"] is None
+        assert entitlement.after["validUntil"].startswith("2030-01-01T00:00:00")
+
 
 class TestDryRun:
     def test_it_says_what_would_be_and_changes_nothing(self, import_: Import, factory: Factory) -> None:
@@ -486,7 +548,7 @@ class TestDryRun:
         result = import_("devices", content, "--dry-run")
 
         assert result.stdout.startswith("devices (dry run): 4 rows in ")
-        assert result.stdout.endswith(": 1 new, 1 changed, 0 unchanged\n")
+        assert result.stdout.endswith(": 1 new, 1 changed, 0 unchanged, 1 sessions ended\n")
         assert [line for line, _ in rejected()] == [5, 4]
         assert rows(factory.database, DEVICES) == before
         assert session_row(factory.database, session).ended_at is None

@@ -90,7 +90,7 @@ def test_killed_and_repeated_it_ends_in_the_same_state(clone: Callable[[], str],
         kind = random.choice(list(files))
         process = start(killed, kind, files[kind])
         try:
-            process.communicate(timeout=random.uniform(0.2, seconds[kind]))
+            process.communicate(timeout=random.uniform(0.4, 1) * seconds[kind])
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
