@@ -336,6 +336,23 @@ def test_an_account_goes_with_all_that_belongs_to_it(admin: Admin, database: Dat
     assert gone["accounts/a/devices/tv"]["name"] == "tv of a"
 
 
+@pytest.mark.parametrize("changes", [{"maxSesions": None}, {"deviceGroups": {"tv": {"maxSesions": None}}}])
+def test_a_patch_takes_away_nothing_that_the_resource_could_not_have(admin: Admin, changes: dict[str, Any]) -> None:
+    before = admin.get("profiles/p")
+
+    answer = admin("PATCH", "profiles/p", changes)
+
+    assert error_of(answer) == MALFORMED
+    assert "maxSesions" in answer.get_json()["errorResponse"]["errorMessage"]
+    assert admin.get("profiles/p") == before
+
+
+def test_a_patch_may_take_away_what_is_not_there(admin: Admin) -> None:
+    before = admin.get("profiles/p")
+
+    assert admin("PATCH", "profiles/p", {"deviceGroups": {"gone": None}}).get_json() == before
+
+
 @pytest.mark.parametrize(
     ("target", "patch", "result"),
     [

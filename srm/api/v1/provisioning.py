@@ -6,7 +6,7 @@ from typing import cast
 
 from flask import Blueprint, Response, json, request
 from pydantic import ValidationError
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails, from_json
 
 from srm import provisioning
 from srm.api import envelope
@@ -14,7 +14,7 @@ from srm.api.parsing import read_body
 from srm.api.v1 import lists
 from srm.api.v1.lists import malformed
 from srm.database import Database
-from srm.errors import Conflict, PreconditionFailed, ResourceNotFound
+from srm.errors import Conflict, MalformedRequest, PreconditionFailed, ResourceNotFound
 from srm.provisioning import Key
 from srm.resources import ENTITLEMENTS, KINDS, Kind, Resource, member
 
@@ -46,6 +46,7 @@ def add_routes(blueprint: Blueprint, database: Database) -> None:
 
     def patch(kind: Kind, **key: str) -> Response:
         changes = _read_json()
+        _check_names(kind, changes)
 
         def merge(before: Resource | None) -> Resource:
             if before is None:
@@ -125,6 +126,19 @@ def _read_json() -> object:
         raise malformed("not JSON") from error
 
 
+def _check_names(kind: Kind, changes: object) -> None:
+    """Refuse a patch with a name that is none of the resource's.
+
+    Merged, such a name would show only with a value; one that is misspelt and null would be lost.
+    """
+    try:
+        kind.resource.model_validate(changes)
+    except ValidationError as error:
+        for each in error.errors():
+            if each["type"] == "extra_forbidden":
+                raise _unfit(each) from error
+
+
 def _parse(kind: Kind, key: Key, body: object, stored: Container[object] = ()) -> Resource:
     """The resource that the body describes; what names it may be left out there.
 
@@ -139,8 +153,11 @@ def _parse(kind: Kind, key: Key, body: object, stored: Container[object] = ()) -
     try:
         return kind.resource.model_validate_json(json.dumps({**body, **named}), strict=True, context=stored)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise malformed(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise _unfit(error.errors()[0]) from error
+
+
+def _unfit(error: ErrorDetails) -> MalformedRequest:
+    return malformed(f"{'.'.join(map(str, error['loc']))}: {error['msg']}")
 
 
 def _answer(resource: Resource, status: int = 200) -> Response:
