@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,19 +23,18 @@ from rich.table import Table
 
 from bench.service import (
     CONNECTIONS,
-    LOG,
     Request,
     gunicorn,
     on_session,
+    prepared,
     process,
-    require_wrk,
     result,
     token,
     write_requests,
     wrk,
 )
-from srm import gunicorn_conf, schema
-from srm.embedded import EmbeddedServer, programs
+from srm import gunicorn_conf
+from srm.embedded import programs
 
 RESULTS = Path("var/bench.json")
 LIVE_SESSIONS = 100_000
@@ -268,23 +266,12 @@ def show(report: dict[str, Any]) -> None:
 @click.option("--threads", type=click.IntRange(1), default=gunicorn_conf.threads, help="Other than shipped, to compare")
 def main(seconds: int, workers: int, threads: int) -> None:
     """Measure the service, print a table and write var/bench.json."""
-    require_wrk()
-    RESULTS.parent.mkdir(exist_ok=True)
-    LOG.unlink(missing_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=RESULTS.parent, prefix="bench-") as folder,
-        EmbeddedServer(Path(folder)) as server,
-    ):
-        print(f"bench: preparing {LIVE_SESSIONS:,} live sessions")
-        schema.upgrade(server.url)
-        with psycopg.connect(server.url, autocommit=True) as connection:
-            connection.execute(SEED)  # type: ignore[call-overload]
-            connection.execute("VACUUM ANALYZE")
+    with prepared(SEED, f"{LIVE_SESSIONS:,} live sessions") as (url, folder):
         print(f"bench: measuring, {seconds} s each")
-        report = measure(Bench(server.url, Path(folder), seconds, workers * threads), workers, threads)
+        report = measure(Bench(url, folder, seconds, workers * threads), workers, threads)
         audit = subprocess.run(
             [sys.executable, "-m", "srm.cli", "audit"],
-            env={**os.environ, "SRM_DATABASE_URL": server.url},
+            env={**os.environ, "SRM_DATABASE_URL": url},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         report["audit"] = audit.stdout.split(":")[0] if audit.returncode == 0 else audit.stdout + audit.stderr

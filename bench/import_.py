@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,13 +18,11 @@ from pathlib import Path
 
 import click
 import psutil
-import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from bench.service import CONNECTIONS, LOG, gunicorn, on_session, process, require_wrk, result, write_requests, wrk
-from srm import gunicorn_conf, schema
-from srm.embedded import EmbeddedServer
+from bench.service import CONNECTIONS, gunicorn, on_session, prepared, process, result, write_requests, wrk
+from srm import gunicorn_conf
 
 RESULTS = Path("var/bench-import.json")
 PORT = 18080
@@ -111,22 +108,25 @@ def import_(url: str, file: Path, requests: Path, rows: int) -> Measured:
     """Import a file while keep-alives go on."""
     load = keep_alives(requests, FOREVER_SECONDS)
     started_at = time.monotonic()
-    with psutil.Popen(
-        [sys.executable, "-m", "srm.cli", "import", file.stem, str(file)], env={**os.environ, "SRM_DATABASE_URL": url}
-    ) as process:
-        most = 0
-        while process.poll() is None:
-            most = max(most, peak(process))
-            time.sleep(0.2)
-    seconds = time.monotonic() - started_at
-    load.send_signal(signal.SIGINT)
+    try:
+        with psutil.Popen(
+            [sys.executable, "-m", "srm.cli", "import", file.stem, str(file)],
+            env={**os.environ, "SRM_DATABASE_URL": url},
+        ) as process:
+            most = 0
+            while process.poll() is None:
+                most = max(most, memory(process))
+                time.sleep(0.2)
+        seconds = time.monotonic() - started_at
+    finally:
+        load.send_signal(signal.SIGINT)
     if process.returncode != 0:
         sys.exit(f"bench: the import of {file.stem} failed")
     return measured(file.stem, load, rows, seconds, most / 2**20)
 
 
-def peak(process: psutil.Process) -> int:
-    """Bytes of memory that the process has."""
+def memory(process: psutil.Process) -> int:
+    """Bytes that the process has now."""
     try:
         return int(process.memory_info().rss)
     except psutil.Error:
@@ -151,32 +151,21 @@ def show(found: list[Measured], missed: list[str]) -> None:
 @click.option("--rest", type=click.IntRange(1), default=60, show_default=True, help="Seconds of keep-alives alone")
 def main(count: int, rest: int) -> None:
     """Measure an import, print a table and write var/bench-import.json; exit code 1 when a mark is missed."""
-    require_wrk()
-    RESULTS.parent.mkdir(exist_ok=True)
-    LOG.unlink(missing_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=RESULTS.parent, prefix="bench-") as folder,
-        EmbeddedServer(Path(folder)) as server,
-    ):
-        print(f"bench: preparing {count:,} accounts")
-        schema.upgrade(server.url)
-        with psycopg.connect(server.url, autocommit=True) as connection:
-            connection.execute(SEED)  # type: ignore[call-overload]
-            connection.execute("VACUUM ANALYZE")
-        files = {Path(folder) / f"{rows.__name__}.csv": rows for rows in (accounts, devices, entitlements)}
+    with prepared(SEED, f"{count:,} accounts") as (url, folder):
+        files = {folder / f"{rows.__name__}.csv": rows for rows in (accounts, devices, entitlements)}
         for file, rows in files.items():
             write_rows(file, rows(count))
-        requests = Path(folder) / "requests"
+        requests = folder / "requests"
         write_requests(requests, on_session("PUT", range(LIVE_SESSIONS)))
         with (
-            gunicorn("wsgi:app", PORT, server.url, gunicorn_conf.workers, gunicorn_conf.threads),
-            process([sys.executable, "-m", "srm.cli", "reaper"], SRM_DATABASE_URL=server.url),
+            gunicorn("wsgi:app", PORT, url, gunicorn_conf.workers, gunicorn_conf.threads),
+            process([sys.executable, "-m", "srm.cli", "reaper"], SRM_DATABASE_URL=url),
         ):
             result(keep_alives(requests, 10), "warm-up")
             print(f"bench: measuring at rest, {rest} s")
             found = [measured("at rest", keep_alives(requests, rest))]
             for times, file in enumerate(files, start=1):
-                found.append(import_(server.url, file, requests, times * count))
+                found.append(import_(url, file, requests, times * count))
     missed = marks_missed(found)
     report = {
         "marks_missed": missed,

@@ -7,13 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psycopg
 
+from srm import schema
+from srm.embedded import EmbeddedServer
 from srm.tokens import SharedSecret
 
 HERE = Path(__file__).parent
@@ -26,10 +30,23 @@ Request = tuple[str, str, str, str]
 """Method, path, token, body."""
 
 
-def require_wrk() -> None:
-    """Stop when there is nothing to make load with."""
+@contextmanager
+def prepared(seed: str, what: str) -> Iterator[tuple[str, Path]]:
+    """The URL of an embedded database of its own with these rows, and a folder for files."""
     if shutil.which("wrk") is None:
         sys.exit("bench: wrk is missing; install it: apt-get install wrk (Debian, Ubuntu), brew install wrk (macOS)")
+    LOG.parent.mkdir(exist_ok=True)
+    LOG.unlink(missing_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=LOG.parent, prefix="bench-") as folder,
+        EmbeddedServer(Path(folder)) as server,
+    ):
+        print(f"bench: preparing {what}")
+        schema.upgrade(server.url)
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute(seed)  # type: ignore[call-overload]
+            connection.execute("VACUUM ANALYZE")
+        yield server.url, Path(folder)
 
 
 def wrk(port: int, file: Path, seconds: int, *arguments: str) -> subprocess.Popen[str]:

@@ -7,8 +7,8 @@ one.
 
 - What the file does not name stays: rows, and of a row that is there the columns. A row that is new has the defaults.
 - Of several good rows with the same key the last one holds, and the others are not looked at further.
-- As in `srm.provisioning`, whoever changes an account, or anything of it, holds the lock of the account's row
-  meanwhile, and what is disabled has no active session any more.
+- As in `srm.provisioning`, the row of an account is locked while it, or anything that is there of it, is changed, and
+  what is disabled has no active session any more.
 """
 
 import random
@@ -121,7 +121,8 @@ def import_(
 
 def _record(db: Connection, by: str, kind: Kind, **what: object) -> None:
     with db.begin():
-        operators.record(db, by, "import", kind.plural, after={member(name): value for name, value in what.items()})
+        after = {member(name): value for name, value in what.items()}
+        operators.record(db, [operators.change(by, "import", kind.plural, after=after)])
 
 
 class Import:

@@ -24,8 +24,8 @@ from srm.models import Role
 from srm.reaper import STATEMENT_TIMEOUT_SECONDS, Reaper, run_forever
 from srm.resources import Kind
 
-AUDIT_TIMEOUT_SECONDS = 3600
-"""Also of one statement of an import, such as the sorting of all rows."""
+COMMAND_TIMEOUT_SECONDS = 3600
+"""Of one statement: an audit, or the sorting of all rows of an import."""
 
 NICENESS = 10
 """Of an import: requests go first."""
@@ -104,7 +104,7 @@ def operator_group() -> None:
 @click.option("--role", required=True, type=click.Choice(get_args(Role)), help="viewer reads, care ends sessions too")
 def add_operator(name: str, role: Role) -> None:
     """Make an Operator-Key and print it; it cannot be shown again."""
-    with _database(config.load(), AUDIT_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+    with _database(config.load(), COMMAND_TIMEOUT_SECONDS) as database, database.transaction() as connection:
         key = operators.add(connection, _user(), name, role)
     click.echo(f"{name} is {role}; header Operator-Key:")
     click.echo(key)
@@ -113,7 +113,7 @@ def add_operator(name: str, role: Role) -> None:
 @operator_group.command("list")
 def list_operators() -> None:
     """List all operators: name, role, when the key was made, when it was revoked."""
-    with _database(config.load(), AUDIT_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+    with _database(config.load(), COMMAND_TIMEOUT_SECONDS) as database, database.transaction() as connection:
         everybody = operators.everybody(connection)
     for name, role, created_at, revoked_at in everybody:
         state = "active" if revoked_at is None else f"revoked {revoked_at:%Y-%m-%d %H:%M:%SZ}"
@@ -124,7 +124,7 @@ def list_operators() -> None:
 @click.argument("name")
 def revoke_operator(name: str) -> None:
     """Make the key of an operator stop working, at once and everywhere."""
-    with _database(config.load(), AUDIT_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+    with _database(config.load(), COMMAND_TIMEOUT_SECONDS) as database, database.transaction() as connection:
         operators.revoke(connection, _user(), name)
     click.echo(f"the key of {name} is revoked")
 
@@ -170,7 +170,7 @@ def upgrade(revision: str, sql: bool) -> None:
 @cli.command()
 def audit() -> None:
     """Check from the tables that no account ever went over its limits; exit code 1 if one did."""
-    with _database(config.load(), AUDIT_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+    with _database(config.load(), COMMAND_TIMEOUT_SECONDS) as database, database.transaction() as connection:
         found = audits.excesses(connection)
         checked = audits.counted(connection)
     if not found:
@@ -192,7 +192,7 @@ def demo_group() -> None:
 @demo_group.command("load")
 def load_demo() -> None:
     """Load the demo data; safe to repeat."""
-    with _database(config.load(), AUDIT_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+    with _database(config.load(), COMMAND_TIMEOUT_SECONDS) as database, database.transaction() as connection:
         demo.load(connection)
     click.echo("demo data loaded")
 
@@ -215,7 +215,11 @@ def import_(kind: str, file: str, dry_run: bool, rejects: str | None) -> None:
     put_aside = Path(rejects or f"{kind if file == formats.STREAM else file}.rejected.csv")
     if file != formats.STREAM and put_aside.resolve() == Path(file).resolve():
         raise StartupError(f"{file} is what is to be read: name another file for bad rows")
-    with _files(), formats.reading(of_kind, file) as rows, _database(config.load(), AUDIT_TIMEOUT_SECONDS) as database:
+    with (
+        _files(),
+        formats.reading(of_kind, file) as rows,
+        _database(config.load(), COMMAND_TIMEOUT_SECONDS) as database,
+    ):
         os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
         with formats.RejectFile(put_aside) as bad, progress.shown() as watch:
             counts = bulk.import_(database, _user(), of_kind, rows, bad, watch, dry_run=dry_run)
@@ -241,7 +245,7 @@ def export(kind: str, file: str, format_: Format | None) -> None:
     format_ = format_ or formats.format_of(file)
     with (
         _files(),
-        _database(config.load(), AUDIT_TIMEOUT_SECONDS) as database,
+        _database(config.load(), COMMAND_TIMEOUT_SECONDS) as database,
         formats.writing(of_kind, file, format_) as write,
     ):
         for resource in bulk.export(database, of_kind):

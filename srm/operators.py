@@ -96,7 +96,7 @@ def add(db: Connection, by: str, name: str, role: Role) -> str:
     )
     if made.first() is None:
         raise Conflict(f"{name} has a key already; revoke it first")
-    record(db, by, "create", f"operators/{name}", after={"role": role})
+    record(db, [change(by, "create", f"operators/{name}", after={"role": role})])
     return f"{name}.{secret}"
 
 
@@ -110,7 +110,7 @@ def revoke(db: Connection, by: str, name: str) -> None:
     ).scalar()
     if revoked is None:
         raise Conflict(f"{name} has no key that works")
-    record(db, by, "revoke", f"operators/{name}", before={"role": revoked})
+    record(db, [change(by, "revoke", f"operators/{name}", before={"role": revoked})])
 
 
 def everybody(db: Connection) -> Sequence[Row[str, str, datetime, datetime | None]]:
@@ -119,21 +119,7 @@ def everybody(db: Connection) -> Sequence[Row[str, str, datetime, datetime | Non
     return db.execute(select(of.name, of.role, of.created_at, of.revoked_at).order_by(of.name)).all()
 
 
-def record(
-    db: Connection,
-    by: str,
-    action: str,
-    resource: str,
-    *,
-    account_id: str = "",
-    before: dict[str, Any] | None = None,
-    after: dict[str, Any] | None = None,
-) -> None:
-    """Record a change, in the transaction of the change."""
-    record_all(db, [change(by, action, resource, account_id=account_id, before=before, after=after)])
-
-
-def record_all(db: Connection, found: Sequence[dict[str, Any]]) -> None:
+def record(db: Connection, found: Sequence[dict[str, Any]]) -> None:
     """Record changes, each a `change`, in their transaction."""
     if found:
         db.execute(insert(OperatorChange), found)

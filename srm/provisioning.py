@@ -147,7 +147,7 @@ def end_sessions(db: Session, by: str, account_id: str, which: ColumnElement[boo
 
 def record_ended(db: Connection, by: str, ended: Sequence[playback.Ended]) -> None:
     """Record the sessions that a change has ended."""
-    operators.record_all(
+    operators.record(
         db,
         [
             operators.change(
@@ -244,8 +244,7 @@ def _write_contents(db: Session, product: Product) -> None:
 def _record(
     db: Session, by: str, action: str, kind: Kind, key: Key, before: Resource | None, after: Resource | None
 ) -> None:
-    operators.record(
-        db.connection(),
+    changed = operators.change(
         by,
         action,
         kind.path(*key),
@@ -253,6 +252,7 @@ def _record(
         before=None if before is None else before.as_json(),
         after=None if after is None else after.as_json(),
     )
+    operators.record(db.connection(), [changed])
 
 
 def _record_what_goes_with(db: Session, by: str, account_id: str) -> None:

@@ -4,6 +4,7 @@ import gzip
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_it_goes_on_over_the_end_of_a_page(database: Database, monkeypatch: pyte
         factory.account(account, "1", "2", "3")
     for size in range(1, 11):
         monkeypatch.setattr(bulk, "EXPORTED_AT_ONCE", size)
-        found = [(device.account_id, device.device_id) for device in bulk.export(database, DEVICES)]  # type: ignore[attr-defined]
+        found = [(device.account_id, device.device_id) for device in islice(bulk.export(database, DEVICES), 20)]  # type: ignore[attr-defined]
         assert found == [(account, device) for account in "abc" for device in "123"]
 
 
