@@ -28,14 +28,16 @@ from srm.models import PlaybackSession, Role
 
 SECRET = "a secret of tests, long enough for HS256"
 SETUP = {"content": {"contentID": "film", "contentType": "COD"}}
-SESSION = f"/srm/v1/sessions/{uuid4()}"
+NO_SESSION = "6f5a2c1e-8d0b-4f0e-9b7a-3c1d2e4f5a6b"
+"""Of a session that is not there."""
+SESSION = f"/srm/v1/sessions/{NO_SESSION}"
 ROUTES = {
     "set up": ("POST", "/srm/v1/sessions"),
     "keep alive": ("PUT", SESSION),
     "tear down": ("DELETE", SESSION),
     "ready": ("GET", "/readyz"),
 }
-"""What asks the database; of a session that is not there."""
+"""What asks the database."""
 ROOT = Path(__file__).parent.parent
 
 

@@ -1,15 +1,14 @@
 """What holds for every answer: the errorResponse, X-Correlation-Id and Cache-Control."""
 
 from collections.abc import Callable
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from flask.testing import FlaskClient
 
 from srm.database import Database
-from tests.support import SETUP, Factory, error_of, issue_token
+from tests.support import NO_SESSION, SESSION, SETUP, Factory, error_of, issue_token
 
-SESSION = f"/srm/v1/sessions/{uuid4()}"
 NO_RESOURCE = (404, "ERROR", "SRM-0011")
 NO_METHOD = (405, "ERROR", "SRM-0012")
 
@@ -101,7 +100,7 @@ def test_a_crash_says_nothing_about_itself(broken_client: FlaskClient, method: s
 
 
 @pytest.mark.parametrize(
-    "sane", ["1", "x" * 128, str(uuid4()), "a/b:c=d;e,f", "!~", '"quoted"', "<script>", "${jndi:x}"]
+    "sane", ["1", "x" * 128, NO_SESSION, "a/b:c=d;e,f", "!~", '"quoted"', "<script>", "${jndi:x}"]
 )
 def test_it_repeats_a_sane_correlation_id(client: FlaskClient, sane: str) -> None:
     for path in ("/healthz", "/nothing"):
