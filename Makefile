@@ -12,8 +12,8 @@ run: $(VENV)/run ## Run the service on http://127.0.0.1:8080 with its own databa
 	@exec $(BIN)/srm serve --demo
 
 .PHONY: test
-test: $(VENV)/dev ## Run all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/dev ## Run all tests, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: lint
 lint: $(VENV)/dev ## Check style, types and the direction of imports

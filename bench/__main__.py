@@ -91,7 +91,10 @@ BARE_KEEP_ALIVE = f"""
 UPDATE srm.sessions SET last_keep_alive_at = greatest(last_keep_alive_at, statement_timestamp())
 WHERE account_id = 'live-' || (1 + :n::int / 4) AND session_id = lpad(to_hex(:n::int), 32, '0')::uuid
   AND device_id = 'device-' || (:n::int % 4) AND ended_at IS NULL
-  AND (statement_timestamp() - last_keep_alive_at >= make_interval(secs => timeout_seconds)
+  AND (statement_timestamp() - greatest(last_keep_alive_at,
+         (SELECT CASE WHEN seen_at < statement_timestamp() - interval '5 s' THEN statement_timestamp()
+                      ELSE available_since END FROM srm.availability))
+       >= make_interval(secs => timeout_seconds)
        OR statement_timestamp() - started_at >= make_interval(secs => max_session_seconds)) IS NOT TRUE;
 """
 

@@ -403,6 +403,23 @@ class PlaybackSession(SessionColumns, Base):
     )
 
 
+class Availability(Base):
+    """Since when SRM has been able to take keep-alives: one row, kept by the API (`srm.availability`)."""
+
+    __tablename__ = "availability"
+    __table_args__ = (
+        CheckConstraint("singleton", name="singleton"),
+        {"comment": "Since when SRM has been able to take keep-alives; one row"},
+    )
+
+    singleton: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"), comment="There is one row")
+    seen_at: Mapped[datetime] = mapped_column(comment="When the API was last able to; each second, while it is")
+    available_since: Mapped[datetime] = mapped_column(
+        comment="When the last outage was over: until a timeout after it no session lapses for want of keep-alives"
+    )
+    outage_at: Mapped[datetime | None] = mapped_column(comment="When the last outage began; null = none is known of")
+
+
 class EndedSession(SessionColumns, Base):
     """A session that has ended and was moved out of the hot table."""
 

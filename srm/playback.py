@@ -54,6 +54,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import aliased
 
 from srm import entitlements, policy
+from srm.availability import AVAILABLE_SINCE
 from srm.database import Cursor, Executor, compiled, constant
 from srm.entitlements import Access
 from srm.errors import (
@@ -140,6 +141,10 @@ class ListedSession:
     started_at: datetime
 
 
+# When the client was last heard of, or could be again: in an outage it tries in vain.
+HEARD_OF_AT = func.greatest(sessions.last_keep_alive_at, AVAILABLE_SINCE)
+
+
 def seconds(count: ColumnElement[int | None]) -> ColumnElement[object]:
     """The interval of that many seconds."""
     return func.make_interval(*[literal_column("0")] * 6, count)
@@ -148,11 +153,14 @@ def seconds(count: ColumnElement[int | None]) -> ColumnElement[object]:
 def is_lapsed() -> ColumnElement[bool]:
     """Whether a session has been silent for its timeout, or is as old as it may get; null where it has neither.
 
+    Of the silence counts what was not an outage, nor before one. A session that had lapsed, and was not ended, when one
+    began is active again after it: whoever took its slot would have ended it.
+
     Subtracts two times instead of adding to a column, which a distributed UPDATE refuses.
     """
     now = func.statement_timestamp()
     return or_(
-        now - sessions.last_keep_alive_at >= seconds(sessions.timeout_seconds),
+        now - HEARD_OF_AT >= seconds(sessions.timeout_seconds),
         now - sessions.started_at >= seconds(sessions.max_session_seconds),
     )
 
@@ -163,7 +171,7 @@ def lapsed_at() -> ColumnElement[datetime]:
     By way of times without zone: adding to one is immutable, as a distributed UPDATE demands.
     """
     utc = constant("UTC")
-    silent = func.timezone(utc, sessions.last_keep_alive_at) + seconds(sessions.timeout_seconds)
+    silent = func.timezone(utc, HEARD_OF_AT) + seconds(sessions.timeout_seconds)
     old = func.timezone(utc, sessions.started_at) + seconds(sessions.max_session_seconds)
     return func.timezone(utc, func.least(silent, old))
 

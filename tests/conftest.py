@@ -40,6 +40,10 @@ def server_url() -> Iterator[str]:
         yield server.url
 
 
+ALWAYS_AVAILABLE = "UPDATE srm.availability SET seen_at = 'infinity', available_since = '-infinity', outage_at = NULL"
+"""What most tests are about has nothing to do with outages, and nothing ticks when they call the application."""
+
+
 def _execute(server_url: str, statement: str) -> None:
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(statement)  # type: ignore[arg-type]
@@ -56,6 +60,7 @@ def template(server_url: str) -> Iterator[str]:
     _execute(server_url, f'CREATE DATABASE "{name}"')
     url = _in(server_url, name)
     schema.upgrade(url)
+    _execute(url, ALWAYS_AVAILABLE)
     database = Database(url, application_name="srm-tests")
     Reaper(database, ended_retention_seconds=300, history_retention_days=90).make_partitions()
     factory = Factory(database)
@@ -96,6 +101,7 @@ def url(shared_url: str) -> Iterator[str]:
             "srm.account_profiles, srm.profile_device_groups, srm.profile_content_groups, srm.content_groups, "
             "srm.operators, srm.operator_audit"
         )
+        connection.execute(ALWAYS_AVAILABLE)
         connection.execute("DELETE FROM srm.product_contents WHERE product_id <> 'basic'")
         connection.execute("DELETE FROM srm.products WHERE product_id <> 'basic'")
         connection.execute("DELETE FROM srm.contents WHERE content_id <> 'film'")

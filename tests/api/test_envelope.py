@@ -99,9 +99,7 @@ def test_a_crash_says_nothing_about_itself(broken_client: FlaskClient, method: s
     }
 
 
-@pytest.mark.parametrize(
-    "sane", ["1", "x" * 128, NO_SESSION, "a/b:c=d;e,f", "!~", '"quoted"', "<script>", "${jndi:x}"]
-)
+@pytest.mark.parametrize("sane", ["1", "x" * 128, NO_SESSION, "a/b:c=d;e,f", "!~", '"quoted"', "<script>", "${jndi:x}"])
 def test_it_repeats_a_sane_correlation_id(client: FlaskClient, sane: str) -> None:
     for path in ("/healthz", "/nothing"):
         answer = client.get(path, headers={"X-Correlation-Id": sane})

@@ -29,7 +29,7 @@ def test_it_finds_no_undocumented_answer_and_no_crash(
         command = support.python_m("schemathesis.cli", "--config-file", str(CONFIG), "run")
         command += [f"{base}/srm/v1/openapi.json"]
         command += ["--url", f"{base}{prefix}", "--checks", "all", "--max-examples", "40", "--no-color"]
-        command += ["--generation-database", "none", "--suppress-health-check", "all", "--generation-deterministic"]
+        command += ["--generation-deterministic", "--suppress-health-check", "all"]
         if with_credentials:
             command += ["--header", f"Client-Token: {support.issue_token('a', 'tv')}"]
             command += ["--header", f"Operator-Key: {operator['Operator-Key']}"]

@@ -1,0 +1,249 @@
+"""An outage costs no viewer a session: while it lasts nothing lapses, and after it each has its whole timeout again."""
+
+import threading
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+from sqlalchemy import select
+from structlog.testing import capture_logs
+
+from srm import audit, availability
+from srm.audit import Excess
+from srm.database import Database
+from srm.playback import is_lapsed, lapsed_at, sessions
+from srm.reaper import Reaper
+from tests.concurrency.players import at_once, connections
+from tests.support import SETUP, Admin, Factory, error_of, issue_token, rows, session_row, wait_until
+
+TIMEOUT_SECONDS = 30
+LIMIT_REACHED = (200, "DENIED", "SRM-0006")
+ENDED = (410, "ERROR", "SRM-0009")
+
+
+def since(database: Database, available_for: float, seen_ago: float = 0) -> None:
+    """The last outage was over so many seconds ago, and the last tick was so many ago."""
+    with database.transaction() as db:
+        db.exec_driver_sql(
+            "UPDATE srm.availability SET available_since = statement_timestamp() - make_interval(secs => %s), "
+            "seen_at = statement_timestamp() - make_interval(secs => %s)",
+            (available_for, seen_ago),
+        )
+
+
+def row(database: Database) -> Any:
+    return rows(database, "SELECT * FROM srm.availability")[0]
+
+
+def is_waiting(database: Database) -> bool:
+    return bool(rows(database, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+
+
+def headers(device: str = "tv") -> dict[str, str]:
+    return {"Client-Token": issue_token("a", device)}
+
+
+def end_lapsed(database: Database) -> int:
+    return Reaper(database, ended_retention_seconds=300, history_retention_days=90).expire()
+
+
+@pytest.fixture
+def session(factory: Factory) -> UUID:
+    """Silent for ten minutes, of an account that may have one."""
+    factory.account("a", "tv", "phone", max_sessions=1, timeout_seconds=TIMEOUT_SECONDS)
+    return factory.session("a", "tv", silent_for=600, timeout_seconds=TIMEOUT_SECONDS, max_sessions=1)
+
+
+@pytest.mark.parametrize(
+    ("available_for", "seen_ago"),
+    [(10, 0), (10, 4), (600, 600), (10_000, 6)],
+    ids=["just over", "just over, and the next tick is due", "still on", "only began"],
+)
+def test_it_keeps_a_session_alive_that_could_not_be_heard(
+    client: FlaskClient, factory: Factory, database: Database, session: UUID, available_for: float, seen_ago: float
+) -> None:
+    care = Admin(client, factory.operator("care"))
+    since(database, available_for, seen_ago)
+
+    assert end_lapsed(database) == 0
+    assert error_of(client.post("/srm/v1/sessions", json=SETUP, headers=headers("phone"))) == LIMIT_REACHED
+    assert len(client.get("/srm/v1/sessions", headers=headers()).get_json()["successResponse"]["sessions"]) == 1
+    assert len(care.get("accounts/a/sessions")["sessions"]) == 1
+    assert care.get("operator/sessions/count")["count"] == 1
+    assert len(rows(database, "SELECT 1 FROM srm.active_sessions")) == 1
+    assert client.put(f"/srm/v1/sessions/{session}", headers=headers()).status_code == 200
+    since(database, 10_000)
+    assert client.put(f"/srm/v1/sessions/{session}", headers=headers()).status_code == 200
+
+
+@pytest.mark.parametrize("seen_ago", [0, 4])
+def test_it_ends_one_that_stays_silent_a_timeout_after_the_outage(
+    client: FlaskClient, database: Database, session: UUID, seen_ago: float
+) -> None:
+    since(database, TIMEOUT_SECONDS + 1, seen_ago)
+
+    assert end_lapsed(database) == 1
+
+    assert session_row(database, session).ended_at == row(database).available_since + timedelta(seconds=TIMEOUT_SECONDS)
+    assert error_of(client.put(f"/srm/v1/sessions/{session}", headers=headers())) == ENDED
+
+
+def test_a_setup_takes_the_slot_of_one_that_stays_silent(
+    client: FlaskClient, database: Database, session: UUID
+) -> None:
+    since(database, TIMEOUT_SECONDS + 1)
+
+    assert "successResponse" in client.post("/srm/v1/sessions", json=SETUP, headers=headers("phone")).get_json()
+
+    assert session_row(database, session).ended_at == row(database).available_since + timedelta(seconds=TIMEOUT_SECONDS)
+
+
+def test_a_keep_alive_after_the_outage_counts_from_itself(
+    client: FlaskClient, factory: Factory, database: Database, session: UUID
+) -> None:
+    since(database, TIMEOUT_SECONDS + 10)
+    factory.age(session, -(600 - 20), "last_keep_alive_at")
+
+    assert end_lapsed(database) == 0
+    factory.age(session, 11, "last_keep_alive_at")
+    assert end_lapsed(database) == 1
+    kept_at = session_row(database, session).last_keep_alive_at
+    assert session_row(database, session).ended_at == kept_at + timedelta(seconds=TIMEOUT_SECONDS)
+
+
+def test_no_outage_makes_a_session_older_than_it_may_get(factory: Factory, database: Database) -> None:
+    old = factory.session(silent_for=600, timeout_seconds=None, max_session_seconds=60)
+    since(database, 600, 600)
+
+    assert rows(database, "SELECT 1 FROM srm.active_sessions") == []
+    assert end_lapsed(database) == 1
+    assert session_row(database, old).ended_at == session_row(database, old).started_at + timedelta(seconds=60)
+
+
+def test_it_goes_by_the_keep_alive_alone_when_the_row_is_gone(database: Database, session: UUID) -> None:
+    before = row(database)
+    with database.transaction() as db:
+        db.exec_driver_sql("DELETE FROM srm.availability")
+    try:
+        assert rows(database, "SELECT 1 FROM srm.active_sessions") == []
+        assert end_lapsed(database) == 1
+    finally:
+        with database.transaction() as db:
+            db.exec_driver_sql(
+                "INSERT INTO srm.availability (seen_at, available_since) VALUES (%s, %s)",
+                (before.seen_at, before.available_since),
+            )
+
+
+@pytest.mark.parametrize("available_for", [5, 29, 31, 100])
+@pytest.mark.parametrize("seen_ago", [0, 4, 6, 100])
+def test_the_view_goes_by_the_same_rule(
+    factory: Factory, database: Database, available_for: float, seen_ago: float
+) -> None:
+    for silent_for in (1, 29, 31, 99, 101):
+        factory.session("a", "tv", silent_for=silent_for, timeout_seconds=TIMEOUT_SECONDS)
+        factory.session("b", "tv", silent_for=silent_for, timeout_seconds=None, max_session_seconds=100)
+    since(database, available_for, seen_ago)
+
+    with database.transaction() as db:
+        by_rule = db.execute(select(sessions.session_id, lapsed_at()).where(is_lapsed().is_not(True))).all()
+        by_view = db.exec_driver_sql("SELECT session_id, lapses_at FROM srm.active_sessions").all()
+
+    # During an outage the instant of the lapse moves on with the time of the statement.
+    moves = timedelta(seconds=1 if seen_ago > availability.OUTAGE_SECONDS else 0)
+    expected: dict[UUID, datetime] = dict(map(tuple, by_rule))
+    shown: dict[UUID, datetime] = dict(map(tuple, by_view))
+    assert shown.keys() == expected.keys()
+    assert all(timedelta(0) <= shown[session] - at <= moves for session, at in expected.items())
+
+
+def test_the_audit_counts_a_session_until_it_lapsed_after_the_outage(factory: Factory, database: Database) -> None:
+    factory.session("a", "tv", silent_for=600, timeout_seconds=TIMEOUT_SECONDS, max_sessions=1)
+    factory.session("a", "phone", silent_for=35, timeout_seconds=TIMEOUT_SECONDS, max_sessions=1)
+
+    with database.transaction() as db:
+        assert audit.excesses(db) == []
+    since(database, 40)
+    with database.transaction() as db:
+        (excess,) = audit.excesses(db)
+
+    assert excess == Excess("a", excess.at, 2, 1)
+
+
+class TestTick:
+    def test_it_notes_the_time(self, database: Database) -> None:
+        since(database, 600, 2)
+        before = row(database)
+
+        availability.tick(database)
+
+        assert row(database).seen_at > before.seen_at + timedelta(seconds=1)
+        assert (row(database).available_since, row(database).outage_at) == (before.available_since, None)
+
+    def test_a_short_gap_is_none(self, database: Database) -> None:
+        since(database, 600, availability.OUTAGE_SECONDS - 1)
+        before = row(database)
+
+        with capture_logs() as logs:
+            availability.tick(database)
+
+        assert row(database).available_since == before.available_since
+        assert logs == []
+
+    def test_a_long_one_is_an_outage_that_is_over_now(self, database: Database) -> None:
+        since(database, 600, availability.OUTAGE_SECONDS + 1)
+        before = row(database)
+
+        with capture_logs() as logs:
+            availability.tick(database)
+
+        after = row(database)
+        assert after.available_since == after.seen_at > before.seen_at + timedelta(seconds=availability.OUTAGE_SECONDS)
+        assert after.outage_at == before.seen_at
+        (line,) = logs
+        assert (line["event"], line["outage_at"]) == ("outage over", before.seen_at.isoformat())
+
+    def test_the_first_of_many_ends_the_outage(self, database: Database, url: str) -> None:
+        since(database, 600, 60)
+        before = row(database)
+
+        def work(_: int, barrier: threading.Barrier) -> None:
+            with connections(url) as own:
+                barrier.wait()
+                for _ in range(20):
+                    availability.tick(own)
+
+        with capture_logs() as logs:
+            at_once(8, work)
+
+        assert [line["event"] for line in logs] == ["outage over"]
+        assert row(database).outage_at == before.seen_at
+
+    def test_the_others_write_nothing(self, database: Database) -> None:
+        since(database, 600, 2)
+        availability.tick(database)
+        before = rows(database, "SELECT xmin FROM srm.availability")
+
+        availability.tick(database)
+
+        assert rows(database, "SELECT xmin FROM srm.availability") == before
+
+    def test_one_that_waited_for_another_finds_nothing_left_to_do(self, database: Database, url: str) -> None:
+        def tick() -> None:
+            with connections(url) as own:
+                availability.tick(own)
+
+        since(database, 600, 60)
+        with psycopg.connect(url) as other, capture_logs() as logs:
+            other.execute("UPDATE srm.availability SET seen_at = statement_timestamp()")
+            thread = threading.Thread(target=tick)
+            thread.start()
+            wait_until(lambda: is_waiting(database))
+            other.commit()
+            thread.join(10)
+
+        assert logs == []
+        assert row(database).available_since < row(database).seen_at - timedelta(seconds=500)

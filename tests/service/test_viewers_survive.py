@@ -1,0 +1,235 @@
+"""The database, or SRM, is away for longer than the timeout: no viewer loses his session, nor is a slot lost."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from srm import audit, schema
+from srm.database import Database
+from srm.embedded import EmbeddedServer
+from tests import support
+from tests.concurrency.players import LOST, Answer, Player
+from tests.support import Factory, issue_token, rows, wait_until
+
+ACCOUNTS = 500
+DEVICES = ("tv", "phone", "tablet")
+LIMIT = 2
+THREADS = 4
+TIMEOUT_SECONDS = 30
+AWAY_SECONDS = 90
+KEEP_ALIVE_SECONDS = 10
+WHO_LEAVE = 100
+"""So many accounts have one viewer who goes away while the database does."""
+
+SHORT_TIMEOUT_SECONDS = 6
+"""As short as can be with sense: longer than the longest gap that is no outage."""
+
+REAPED_SECONDS = 5
+"""From the lapse to the end: the reaper passes each second here. For a busy machine, too."""
+
+ACTIVE = "SELECT count(*) FROM srm.active_sessions"
+EXPIRED = "SELECT count(*) FROM srm.sessions WHERE end_reason = 'expired'"
+
+
+class Audience:
+    """Viewers who keep their sessions alive, each some seconds apart, whatever they are answered."""
+
+    def __init__(self, base: str, sessions: dict[tuple[str, str], str]) -> None:
+        self._base = base
+        self._sessions = sessions
+        self._tokens = {viewer: issue_token(*viewer) for viewer in sessions}
+        self.gone: set[tuple[str, str]] = set()
+        self.answers: Counter[int] = Counter()
+        self._done = threading.Event()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Meanwhile they do."""
+        viewers = list(self._sessions)
+        with ThreadPoolExecutor(THREADS) as threads:
+            groups = [threads.submit(self._watch, viewers[index::THREADS]) for index in range(THREADS)]
+            try:
+                yield
+            finally:
+                self._done.set()
+        for group in groups:
+            group.result()
+
+    def _watch(self, viewers: list[tuple[str, str]]) -> None:
+        pause = KEEP_ALIVE_SECONDS / len(viewers)
+        with Player(self._base, "", "") as player:
+            while not self._done.is_set():
+                round_at = time.monotonic()
+                for index, viewer in enumerate(viewers):
+                    if viewer not in self.gone:
+                        with suppress(*LOST):
+                            self.answers[self._keep_alive(player, viewer).status] += 1
+                    if self._done.wait(max(0.0, round_at + index * pause - time.monotonic())):
+                        return
+
+    def _keep_alive(self, player: Player, viewer: tuple[str, str]) -> Answer:
+        token = {"Client-Token": self._tokens[viewer]}
+        return player.request("PUT", f"/srm/v1/sessions/{self._sessions[viewer]}", **token)
+
+
+def set_up(base: str, account: str, device: str) -> Answer:
+    with Player(base, account, device) as player:
+        return player.set_up()
+
+
+def count(database: Database, query: str) -> int:
+    number: int = rows(database, query)[0][0]
+    return number
+
+
+def availability(database: Database) -> Any:
+    return rows(database, "SELECT *, statement_timestamp() - available_since AS ago FROM srm.availability")[0]
+
+
+def fill(database: Database, accounts: int, timeout_seconds: int) -> list[str]:
+    """Accounts with their devices, all of one profile; their ids."""
+    factory = Factory(database)
+    factory.content("film")
+    factory.product("basic", ("COD", "film"))
+    factory.profile("p", max_sessions=LIMIT, timeout_seconds=timeout_seconds)
+    names = [f"account-{index}" for index in range(accounts)]
+    with database.transaction() as db:
+        for statement in (
+            "INSERT INTO srm.accounts (account_id, profile_id) SELECT unnest(%(names)s::text[]), 'p'",
+            "INSERT INTO srm.entitlements (account_id, product_id) SELECT unnest(%(names)s::text[]), 'basic'",
+            "INSERT INTO srm.devices (account_id, device_id, device_group, name) "
+            "SELECT unnest(%(names)s::text[]), d, 'tv', d FROM unnest(%(devices)s::text[]) d",
+        ):
+            db.exec_driver_sql(statement, {"names": names, "devices": list(DEVICES)})
+    return names
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """Not below pytest's own folder: each run of pytest closes that to the user that the server runs as."""
+    with TemporaryDirectory(prefix="srm-tests-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def server(data_dir: Path) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(data_dir) as server:
+        schema.upgrade(server.url)
+        yield server
+
+
+def stop(server: EmbeddedServer, data_dir: Path) -> None:
+    postmaster = int((data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0])
+    os.kill(postmaster, signal.SIGINT)  # "fast": PostgreSQL manual, "Shutting Down the Server"
+    wait_until(lambda: not server.is_running())
+
+
+@contextmanager
+def reaper(url: str, output: Path) -> Iterator[None]:
+    with support.running(
+        support.python_m("srm.cli", "reaper"), output, SRM_DATABASE_URL=url, SRM_REAPER_INTERVAL_SECONDS="1"
+    ):
+        yield
+
+
+def test_no_viewer_is_lost_when_the_database_is_away_for_longer_than_the_timeout(
+    server: EmbeddedServer, data_dir: Path, tmp_path: Path
+) -> None:
+    database = Database(server.url, application_name="srm-tests")
+    accounts = fill(database, ACCOUNTS, TIMEOUT_SECONDS)
+    viewers = [(account, device) for account in accounts for device in DEVICES[:LIMIT]]
+    leaving = {(account, DEVICES[0]) for account in accounts[:WHO_LEAVE]}
+
+    with support.api(server.url, tmp_path / "api.log") as (base, _), reaper(server.url, tmp_path / "reaper.log"):
+        with ThreadPoolExecutor(THREADS) as threads:
+            admitted = list(threads.map(lambda viewer: set_up(base, *viewer).session_id, viewers))
+        sessions = {viewer: session for viewer, session in zip(viewers, admitted, strict=True) if session}
+        assert len(sessions) == len(viewers) == 1000
+
+        audience = Audience(base, sessions)
+        with audience.watching():
+            time.sleep(KEEP_ALIVE_SECONDS)
+            assert set(audience.answers) == {200}
+            stop(server, data_dir)
+            audience.gone |= leaving
+            time.sleep(AWAY_SECONDS)
+            server.ensure_running()
+            wait_until(lambda: audience_is_heard(audience), timeout=10)
+
+            # Those who left have not lapsed yet, and nobody takes their slots.
+            while (ago := availability(database).ago.total_seconds()) < TIMEOUT_SECONDS - 5:
+                assert set_up(base, accounts[int(ago) % ACCOUNTS], DEVICES[-1]).error_code == "SRM-0006"
+                assert count(database, ACTIVE) == len(viewers)
+                time.sleep(0.5)
+
+            wait_until(lambda: count(database, EXPIRED) == WHO_LEAVE, timeout=5 + REAPED_SECONDS)
+            assert availability(database).ago.total_seconds() >= TIMEOUT_SECONDS
+            for account in accounts[:WHO_LEAVE]:
+                assert set_up(base, account, DEVICES[-1]).session_id
+            time.sleep(KEEP_ALIVE_SECONDS)
+
+        assert set(audience.answers) <= {200, 503}
+        assert min(audience.answers[200], audience.answers[503]) > len(viewers)
+        assert count(database, EXPIRED) == WHO_LEAVE
+        assert count(database, ACTIVE) == len(viewers)
+        ends = "SELECT count(*) FROM srm.sessions, srm.availability WHERE ended_at <> available_since + interval '30 s'"
+        assert count(database, ends) == 0
+        with database.transaction() as db:
+            assert audit.excesses(db) == []
+    database.dispose()
+
+
+def audience_is_heard(audience: Audience) -> bool:
+    """Whether a keep-alive succeeds again."""
+    before = audience.answers[200]
+    time.sleep(0.5)
+    return audience.answers[200] > before
+
+
+def test_no_viewer_is_lost_when_srm_is_away_and_its_reaper_is_not(server: EmbeddedServer, tmp_path: Path) -> None:
+    database = Database(server.url, application_name="srm-tests")
+    (account,) = fill(database, 1, SHORT_TIMEOUT_SECONDS)
+
+    with reaper(server.url, tmp_path / "reaper.log"):
+        with support.api(server.url, tmp_path / "api.log") as (base, _):
+            stays, leaves = (set_up(base, account, device).session_id for device in DEVICES[:LIMIT])
+            assert stays
+        time.sleep(2 * SHORT_TIMEOUT_SECONDS)
+        assert count(database, ACTIVE) == LIMIT
+
+        with support.api(server.url, tmp_path / "api.log") as (base, _), Player(base, account, DEVICES[0]) as player:
+            assert player.keep_alive(stays).status == 200
+            assert set_up(base, account, DEVICES[-1]).error_code == "SRM-0006"
+            while count(database, EXPIRED) == 0:
+                assert availability(database).ago.total_seconds() < SHORT_TIMEOUT_SECONDS + REAPED_SECONDS
+                assert player.keep_alive(stays).status == 200
+                time.sleep(0.2)
+            assert availability(database).ago.total_seconds() >= SHORT_TIMEOUT_SECONDS
+            assert set_up(base, account, DEVICES[-1]).session_id
+
+    assert rows(database, "SELECT session_id::text FROM srm.sessions WHERE end_reason = 'expired'") == [(leaves,)]
+    database.dispose()
+
+
+def test_sessions_lapse_when_the_reaper_is_away_and_srm_is_not(server: EmbeddedServer, tmp_path: Path) -> None:
+    database = Database(server.url, application_name="srm-tests")
+    (account,) = fill(database, 1, SHORT_TIMEOUT_SECONDS)
+
+    with support.api(server.url, tmp_path / "api.log") as (base, _):
+        for device in DEVICES[:LIMIT]:
+            assert set_up(base, account, device).session_id
+        assert set_up(base, account, DEVICES[-1]).error_code == "SRM-0006"
+        wait_until(lambda: count(database, ACTIVE) == 0, timeout=SHORT_TIMEOUT_SECONDS + REAPED_SECONDS)
+
+        assert set_up(base, account, DEVICES[-1]).session_id
+    database.dispose()
