@@ -13,7 +13,7 @@ run: $(VENV)/run ## Run the service on http://127.0.0.1:8080 with its own databa
 
 .PHONY: test
 test: $(VENV)/dev ## Run all tests, two files at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: lint
 lint: $(VENV)/dev ## Check style, types and the direction of imports

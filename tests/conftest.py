@@ -29,6 +29,11 @@ for name in [name for name in os.environ if name.startswith("SRM_") and not name
     del os.environ[name]  # the tests say themselves what is set
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process has to wait for another one at the end."""
+    items.sort(key=lambda item: "service" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     """A superuser's URL of the server of this test run."""
