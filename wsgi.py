@@ -1,7 +1,7 @@
 """For a WSGI server: `gunicorn --config python:srm.gunicorn_conf wsgi:app`."""
 
-from srm import availability
+from srm import ticker
 from srm.app import create_app
 
 app = create_app()
-availability.keep_ticking(app.extensions["srm.database"])
+ticker.start(app.extensions["srm.database"])

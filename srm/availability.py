@@ -9,19 +9,13 @@ The API ticks, and not the reaper: it is the API that takes keep-alives. With th
 with the API away they do not, however well the reaper is.
 """
 
-import threading
-import time
-from typing import NoReturn
+from datetime import datetime
+from typing import NamedTuple
 
-import psycopg
-import structlog
 from sqlalchemy import ColumnElement, Interval, case, func, select, update
 
-from srm.database import Database, compiled, constant
-from srm.errors import DependencyUnavailable
+from srm.database import Executor, compiled, constant
 from srm.models import Availability
-
-log = structlog.get_logger("srm.availability")
 
 TICK_SECONDS = 1
 OUTAGE_SECONDS = 5
@@ -50,27 +44,19 @@ TICK = compiled(
 )
 
 
-def tick(database: Database) -> None:
-    """Note that keep-alives can be taken now. DependencyUnavailable when they cannot."""
-    for outage_at, available_since, is_over in database.hot.execute(TICK, {}).fetchall():
+class Outage(NamedTuple):
+    """When no keep-alive could be taken."""
+
+    began_at: datetime
+    over_at: datetime
+
+
+def tick(db: Executor) -> Outage | None:
+    """Note that keep-alives can be taken now; the outage that is over with that, if any.
+
+    DependencyUnavailable when they cannot.
+    """
+    for began_at, over_at, is_over in db.execute(TICK, {}).fetchall():
         if is_over:
-            log.warning("outage over", outage_at=outage_at.isoformat(), available_since=available_since.isoformat())
-
-
-def keep_ticking(database: Database) -> None:
-    """Tick as long as this process lives, beside all that it does."""
-    threading.Thread(target=_tick_forever, args=(database,), name="tick", daemon=True).start()
-
-
-def _tick_forever(database: Database) -> NoReturn:
-    problem = ""
-    while True:
-        try:
-            tick(database)
-            problem = ""
-        except DependencyUnavailable:
-            pass  # the requests say it
-        except psycopg.Error as error:  # the schema is not at head, or a right is missing
-            if problem != (problem := str(error).split("\n")[0]):
-                log.error("cannot tick: no session will lapse", cause=problem)
-        time.sleep(TICK_SECONDS)
+            return Outage(began_at, over_at)
+    return None

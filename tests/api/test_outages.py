@@ -9,10 +9,10 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import select
-from structlog.testing import capture_logs
 
 from srm import audit, availability
 from srm.audit import Excess
+from srm.availability import Outage
 from srm.database import Database
 from srm.playback import is_lapsed, lapsed_at, sessions
 from srm.reaper import Reaper
@@ -178,7 +178,7 @@ class TestTick:
         since(database, 600, 2)
         before = row(database)
 
-        availability.tick(database)
+        availability.tick(database.hot)
 
         assert row(database).seen_at > before.seen_at + timedelta(seconds=1)
         assert (row(database).available_since, row(database).outage_at) == (before.available_since, None)
@@ -187,57 +187,53 @@ class TestTick:
         since(database, 600, availability.OUTAGE_SECONDS - 1)
         before = row(database)
 
-        with capture_logs() as logs:
-            availability.tick(database)
+        assert availability.tick(database.hot) is None
 
         assert row(database).available_since == before.available_since
-        assert logs == []
 
     def test_a_long_one_is_an_outage_that_is_over_now(self, database: Database) -> None:
         since(database, 600, availability.OUTAGE_SECONDS + 1)
         before = row(database)
 
-        with capture_logs() as logs:
-            availability.tick(database)
+        outage = availability.tick(database.hot)
 
         after = row(database)
         assert after.available_since == after.seen_at > before.seen_at + timedelta(seconds=availability.OUTAGE_SECONDS)
         assert after.outage_at == before.seen_at
-        (line,) = logs
-        assert (line["event"], line["outage_at"]) == ("outage over", before.seen_at.isoformat())
+        assert outage == (before.seen_at, after.seen_at)
 
     def test_the_first_of_many_ends_the_outage(self, database: Database, url: str) -> None:
         since(database, 600, 60)
         before = row(database)
 
-        def work(_: int, barrier: threading.Barrier) -> None:
+        def work(_: int, barrier: threading.Barrier) -> list[Outage | None]:
             with connections(url) as own:
                 barrier.wait()
-                for _ in range(20):
-                    availability.tick(own)
+                return [availability.tick(own.hot) for _ in range(20)]
 
-        with capture_logs() as logs:
-            at_once(8, work)
+        seen = [outage for found in at_once(8, work) for outage in found if outage is not None]
 
-        assert [line["event"] for line in logs] == ["outage over"]
+        assert [outage.began_at for outage in seen] == [before.seen_at]
         assert row(database).outage_at == before.seen_at
 
     def test_the_others_write_nothing(self, database: Database) -> None:
         since(database, 600, 2)
-        availability.tick(database)
+        availability.tick(database.hot)
         before = rows(database, "SELECT xmin FROM srm.availability")
 
-        availability.tick(database)
+        availability.tick(database.hot)
 
         assert rows(database, "SELECT xmin FROM srm.availability") == before
 
     def test_one_that_waited_for_another_finds_nothing_left_to_do(self, database: Database, url: str) -> None:
+        seen: list[Outage | None] = []
+
         def tick() -> None:
             with connections(url) as own:
-                availability.tick(own)
+                seen.append(availability.tick(own.hot))
 
         since(database, 600, 60)
-        with psycopg.connect(url) as other, capture_logs() as logs:
+        with psycopg.connect(url) as other:
             other.execute("UPDATE srm.availability SET seen_at = statement_timestamp()")
             thread = threading.Thread(target=tick)
             thread.start()
@@ -245,5 +241,5 @@ class TestTick:
             other.commit()
             thread.join(10)
 
-        assert logs == []
+        assert seen == [None]
         assert row(database).available_since < row(database).seen_at - timedelta(seconds=500)

@@ -216,6 +216,7 @@ def test_no_viewer_is_lost_when_srm_is_away_and_its_reaper_is_not(server: Embedd
                 time.sleep(0.2)
             assert availability(database).ago.total_seconds() >= SHORT_TIMEOUT_SECONDS
             assert set_up(base, account, DEVICES[-1]).session_id
+        assert "outage over" in (tmp_path / "api.log").read_text()
 
     assert rows(database, "SELECT session_id::text FROM srm.sessions WHERE end_reason = 'expired'") == [(leaves,)]
     database.dispose()
