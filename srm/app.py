@@ -1,12 +1,13 @@
 """Builds the application from its parts."""
 
 from collections.abc import Callable
+from threading import Event
 
 from flask import Flask
 from flask_swagger_ui import get_swaggerui_blueprint
 
 from srm import config, logs, tokens
-from srm.api import envelope, health
+from srm.api import cors, envelope, health
 from srm.api.v1 import openapi, operator, sessions
 from srm.config import Settings
 from srm.database import Database
@@ -33,6 +34,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # 405, as for any method that is not there
     app.url_map.merge_slashes = False  # a path is what was asked for, never a redirect to another
     app.extensions["srm.database"] = database
+    draining = app.extensions["srm.draining"] = Event()
 
     client_api = sessions.create_blueprint(database, verifier, settings.trusted_proxies, _access(settings, app))
     client_api.add_url_rule("/openapi.json", view_func=openapi.show)
@@ -43,7 +45,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(
         get_swaggerui_blueprint("/srm/docs", "/srm/v1/openapi.json", {"app_name": "SRM API", "validatorUrl": None})
     )
-    app.register_blueprint(health.create_blueprint(database))
+    app.register_blueprint(health.create_blueprint(database, draining))
+    if settings.cors_origins:
+        paths = tuple(f"{prefix}/sessions" for prefix in PREFIXES.values())
+        app.wsgi_app = cors.with_cors(app.wsgi_app, settings.cors_origins, paths)  # type: ignore[assignment, method-assign]
     envelope.install(app)
     return app
 

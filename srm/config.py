@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import httpx
 from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -20,6 +20,12 @@ MIN_SECRET_BYTES = 32
 """An HS256 key is at least as long as its hash (RFC 7518, section 3.2)."""
 
 MAX_PORT = 65535
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+"""As browsers write it: in small letters, without a path (RFC 6454, section 6.2)."""
+
+DEFAULT_PORTS = {("http", "80"), ("https", "443")}
+"""Which they leave out."""
+
 HOST = re.compile(r"[^\s%/@]+")
 ADDRESS = re.compile(r"([^\s:/]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}|unix:\S+")
 
@@ -98,6 +104,11 @@ class Settings(BaseSettings):
         description="Proxies in front, each of which appends to X-Forwarded-For whom it was asked by: so many of its "
         "entries, from the last, are believed. 0: the client's address is that of the connection",
     )
+    cors_origins: Annotated[frozenset[str], NoDecode] = Field(
+        default=frozenset(),
+        description="Origins of the pages with players in browsers, `https://player.example`, separated by commas; or "
+        "`*`, every page. Unset: none, only players that are not in a browser",
+    )
     log_format: Literal["console", "json"] = Field(
         default="console", description="`console` for people, `json` for log collectors"
     )
@@ -130,6 +141,21 @@ class Settings(BaseSettings):
         if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
             raise ValueError(f"must have at least {MIN_SECRET_BYTES} bytes")
         return value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _are_origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        origins = frozenset(origin.strip() for origin in value.split(","))
+        for origin in origins - {"*"}:
+            scheme, port = origin.partition(":")[0], origin.rpartition(":")[2]
+            if not ORIGIN.fullmatch(origin) or (scheme, port) in DEFAULT_PORTS:
+                raise ValueError(
+                    "must be * or origins as a browser sends them, separated by commas: https://player.example, "
+                    "small letters, no path, no default port"
+                )
+        return origins
 
     @field_validator("entitlements_url")
     @classmethod

@@ -35,8 +35,11 @@ worker_class = "srm.gunicorn_worker.Worker"
 logger_class = "srm.gunicorn_worker.Logger"
 workers = min(CORES + 1, 32)
 threads = 2 + _threads_of_setups()
-keepalive = 75  # seconds; longer than the 60 of nginx, so that nginx is the one to hang up
-graceful_timeout = 10  # seconds; no request takes longer than a third of it
+keepalive = 75  # seconds; longer than those of any proxy, so that the proxy is the one to hang up
+DRAIN_SECONDS = 5
+"""How long a worker behind a proxy goes on after SIGTERM: longer than the proxy keeps an idle connection (nginx as in
+deploy/: 3 s), and than a load balancer takes to look at /readyz. Without a proxy nobody waits: Ctrl-C is quick."""
+graceful_timeout = 10  # seconds; DRAIN_SECONDS, and no request takes longer than 3 s
 timeout = 30
 http_parser = "fast"
 control_socket_disable = True  # signals do
@@ -69,10 +72,11 @@ def on_exit(_: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Tell the application how many threads it has; `--threads` may have changed it.
+    """Tell the worker how it stops, and the application how many threads it has; `--threads` may have changed it.
 
     And take what is loaded, once and for all, out of what the garbage collector walks through again and again.
     """
+    worker.drain_seconds = DRAIN_SECONDS if load().trusted_proxies else 0
     service = getattr(worker.wsgi, "extensions", {}).get("srm.entitlement_service")
     if service is not None:
         service.leave_threads(worker.cfg.threads)

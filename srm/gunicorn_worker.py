@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -31,21 +32,48 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             is_kept = super().handle(conn)
         return is_kept
 
+    drain_seconds: float = 0
+    """How long it goes on after SIGTERM, for a proxy that does not know yet; `srm.gunicorn_conf` says."""
+
+    _drained_at: float | None = None
+
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Called by gunicorn on SIGTERM: finish the requests in hand, and hang up where none is."""
-        super().handle_exit(sig, frame)
-        self.method_queue.defer(self._hang_up)
+        """Called by gunicorn on SIGTERM, of a stop or a reload: from now on each connection is closed by its answer.
+
+        For `drain_seconds` all requests are taken, also on new connections: a proxy may be sending one on a connection
+        that it found idle, would not repeat a setup of which it does not know whether it was done, and learns only by
+        the next look at /readyz that it is to ask others. Then nothing more is taken, and what is in hand is finished.
+        """
+        if self._drained_at is not None:
+            return
+        self._drained_at = time.monotonic() + self.drain_seconds
+        self.max_keepalived = 0
+        if (draining := getattr(getattr(self, "wsgi", None), "extensions", {}).get("srm.draining")) is not None:
+            draining.set()
+        self.method_queue.defer(self.murder_keepalived)
+
+    def murder_keepalived(self) -> None:
+        """Called by gunicorn every second, and after each event: hang up where it is time to."""
+        super().murder_keepalived()
+        if self._drained_at is not None and time.monotonic() >= self._drained_at:
+            self._hang_up()
 
     def is_parent_alive(self) -> bool:
         """Called by gunicorn every second; when the master is gone its port is to be free for the next one."""
         if super().is_parent_alive():
             return True
-        self.alive = False
         self._hang_up()
         return False
 
     def _hang_up(self) -> None:
-        """Take no more connections, and close those on which nothing is asked; gunicorn would wait for them."""
+        """Take only the connections that wait already, and close those on which nothing is asked.
+
+        Those that wait would be reset with their requests; those that are idle gunicorn would wait for.
+        """
+        self.alive = False
+        if self._accepting:
+            for listener in self.sockets:
+                self._accept_all(listener)
         self.set_accept_enabled(False)
         for listener in self.sockets:
             listener.close()
@@ -55,6 +83,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 self.poller.unregister(idle.sock)
             self.nr_conns -= 1
             idle.close()
+
+    def _accept_all(self, listener: Any) -> None:
+        before = -1
+        while before < self.nr_conns < self.worker_connections:
+            before = self.nr_conns
+            self.accept(listener)
 
     def handle_error(self, req: object, client: Any, addr: Any, exc: BaseException) -> None:
         """Called by gunicorn with a request that never reached the application."""

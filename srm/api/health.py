@@ -1,5 +1,7 @@
 """/healthz and /readyz for load balancers and supervisors, /metrics for Prometheus."""
 
+from threading import Event
+
 from flask import Blueprint, Response, jsonify
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -8,8 +10,8 @@ from srm.database import Database
 from srm.errors import DependencyUnavailable, StartupError
 
 
-def create_blueprint(database: Database) -> Blueprint:
-    """The routes that say how the process is."""
+def create_blueprint(database: Database, draining: Event) -> Blueprint:
+    """The routes that say how the process is. `draining`: set once it is to be asked no more, since it will stop."""
     blueprint = Blueprint("health", __name__)
 
     @blueprint.get("/healthz")
@@ -19,7 +21,12 @@ def create_blueprint(database: Database) -> Blueprint:
 
     @blueprint.get("/readyz")
     def ready() -> Response:
-        """200 when the database can be reached and its schema is at head; else 503, which says what is wrong."""
+        """200 when the database can be reached and its schema is at head; else 503, which says what is wrong.
+
+        503 as well while the process drains.
+        """
+        if draining.is_set():
+            raise DependencyUnavailable("draining: this process is about to stop")
         try:
             with database.transaction() as db:
                 schema.check_at_head(db)

@@ -27,6 +27,7 @@ DEFAULTS = {
     "entitlements_url": None,
     "entitlements_on_failure": "unavailable",
     "entitlements_timeout_seconds": 1,
+    "cors_origins": frozenset(),
     "log_format": "console",
 }
 
@@ -75,6 +76,9 @@ def test_every_option_says_what_it_means(option: str) -> None:
         ("SRM_ENTITLEMENTS", "allow", "allow"),
         ("SRM_ENTITLEMENTS_ON_FAILURE", "deny", "deny"),
         ("SRM_ENTITLEMENTS_TIMEOUT_SECONDS", "0.3", 0.3),
+        ("SRM_CORS_ORIGINS", "*", {"*"}),
+        ("SRM_CORS_ORIGINS", "https://a.example, http://[::1]:8000", {"https://a.example", "http://[::1]:8000"}),
+        ("SRM_CORS_ORIGINS", "capacitor://localhost", {"capacitor://localhost"}),
         ("SRM_LOG_FORMAT", "json", "json"),
     ],
 )
@@ -120,6 +124,14 @@ def test_secrets_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
         ("SRM_ENTITLEMENTS_TIMEOUT_SECONDS", "2.1", "2"),
         ("SRM_ENTITLEMENTS_TIMEOUT_SECONDS", "nan", "2"),
         ("SRM_ENTITLEMENTS_TIMEOUT_SECONDS", "soon", "number"),
+        ("SRM_CORS_ORIGINS", "player.example", "https://player.example"),
+        ("SRM_CORS_ORIGINS", "https://player.example/", "no path"),
+        ("SRM_CORS_ORIGINS", "https://Player.example", "small letters"),
+        ("SRM_CORS_ORIGINS", "https://player.example:443", "no default port"),
+        ("SRM_CORS_ORIGINS", "https://a.example,", "separated by commas"),
+        ("SRM_CORS_ORIGINS", "https://a.example https://b.example", "separated by commas"),
+        ("SRM_CORS_ORIGINS", "https://*.example", "*"),
+        ("SRM_CORS_ORIGINS", "null", "*"),
         ("SRM_LOG_FORMAT", "xml", "'console' or 'json'"),
         ("SRM_LOG_FORMAT", "JSON", "'console' or 'json'"),
     ],
