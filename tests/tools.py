@@ -13,12 +13,14 @@ import pytest
 
 PACKAGES = {
     "chromium": "chromium",
+    "curl": "curl",
     "nginx": "nginx",
     "openssl": "openssl",
     "pgbouncer": "pgbouncer",
     "promtool": "prometheus",
     "psql": "postgresql-client",
     "systemd-analyze": "systemd",
+    "wrk": "wrk",
 }
 """Program → the package that has it."""
 
