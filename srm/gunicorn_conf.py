@@ -42,6 +42,7 @@ deploy/: 3 s), and than a load balancer takes to look at /readyz. Without a prox
 graceful_timeout = 10  # seconds; DRAIN_SECONDS, and no request takes longer than 3 s
 timeout = 30
 http_parser = "fast"
+forwarder_headers = ""  # no header says SCRIPT_NAME: what a proxy has let pass as one path would be another
 control_socket_disable = True  # signals do
 
 

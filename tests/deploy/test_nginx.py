@@ -189,9 +189,9 @@ class TestClosedToTheOutside:
         for path in ("/metrics", "/readyz", "/healthz", "/srm/v1/openapi.json", "/srm/v1/accounts", "/srm/docs/"):
             assert inside.get(path, headers=operator).status_code == 200, path
 
-    @pytest.mark.parametrize(
-        "path",
-        [
+    def test_no_way_round_leads_there(self, front: Nginx, operator: dict[str, str]) -> None:
+        """Paths that nginx and SRM may read differently: nginx answers them itself."""
+        ways = [
             "/srm/v1/accounts/%2e%2e/sessions",
             "/srm/v1/accounts/a/../../sessions",
             "/srm/v1/sessions/../accounts",
@@ -200,22 +200,24 @@ class TestClosedToTheOutside:
             "//srm/v1/accounts",
             "/srm/v1/./accounts",
             "/srm/v1/sessions/../../../metrics",
-            "/srm/v1/sessions#/../accounts",
+            "/srm/v1/accounts#/../sessions",
             "/-/429",
             "/-/",
             "/srm/v1/sessions/",
             "/srm/v1/sessions/x/y",
             "/SRM/v1/accounts",
-        ],
-    )
-    def test_no_way_round_leads_there(self, front: Nginx, operator: dict[str, str], path: str) -> None:
-        """The path goes out as it is written here: httpx and browsers would tidy it up."""
-        command = [tools.need("curl"), "-s", "--path-as-is", "--cacert", front.certificate, "--request-target", path]
-        command += ["-H", f"Operator-Key: {operator['Operator-Key']}", front.world]
+            "http://srm/srm/v1/accounts",
+        ]
+        run = uuid4()
+        for number, way in enumerate(ways):
+            head = f"GET {way} HTTP/1.1\r\nHost: srm\r\nOperator-Key: {operator['Operator-Key']}\r\n"
+            answer = send(front, f"{head}X-Correlation-Id: {run}-{number}.\r\n\r\n".encode())
+            assert answer.startswith(b"HTTP/1.1 404 "), way
+            assert b"SRM-0011" in answer, way
 
-        said = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-
-        assert said["errorResponse"]["errorCode"] in ("SRM-0011", "SRM-0002"), said
+        wait_until(lambda: front.logged("srm-access.log").count(str(run)) == len(ways))
+        lines = [json.loads(line) for line in front.logged("srm-access.log").splitlines() if str(run) in line]
+        assert [line["path"] for line in lines if line["upstream"]] == []
 
     @pytest.mark.parametrize("header", ["PATH_INFO", "SCRIPT_NAME"])
     def test_no_header_leads_there(self, player: httpx.Client, operator: dict[str, str], header: str) -> None:

@@ -191,3 +191,13 @@ def test_the_log_has_the_correlation_id(
 
     logs = [path.read_text() for path in Path(tmp_path_factory.getbasetemp()).glob("http*/api.log")]
     assert any("find-me-again" in log and "SRM-0011" in log for log in logs)
+
+
+def test_no_header_says_another_path(service: tuple[str, Database]) -> None:
+    """A server in front decides by the path in the request line what of SRM it lets the world reach."""
+    with Raw(service[0]) as client:
+        client.send(request("GET", "/srm/v1/sessions/metrics", "SCRIPT_NAME: /srm/v1/sessions", "PATH_INFO: /metrics"))
+        status, _, body = client.answer()
+
+    assert status == 405
+    assert json.loads(body)["errorResponse"]["errorCode"] == "SRM-0012"
