@@ -1,0 +1,149 @@
+"""Reloads and restarts under load, behind nginx: no viewer notices."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPException, HTTPSConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from srm.database import Database
+from tests import support
+from tests.deploy.service import DEPLOY, Nginx, instance, nginx, tls, wait_until_ready
+from tests.support import ROOT, SECRET, SETUP, Factory, Process, free_port, issue_token, rows, running, wait_until
+
+LOAD_SECONDS = 60
+FROM_TESTS = "set_real_ip_from 127.0.0.1;\nreal_ip_header Test-Address;\n"
+"""Each viewer has an address of his own, so that the rate of an address is none of this."""
+
+VIEWERS = 8
+"""Every other one opens a connection for each request."""
+
+
+@pytest.fixture
+def url(clone: Callable[[], str]) -> str:
+    url = clone()
+    database = Database(url, application_name="srm-tests")
+    for number in range(VIEWERS):
+        Factory(database).account(f"account-{number}", max_sessions=1)
+    database.dispose()
+    return url
+
+
+class Viewers:
+    """Play without end, one session after the other, and note what fails."""
+
+    def __init__(self, front: Nginx) -> None:
+        self._front = front
+        self._done = threading.Event()
+        self.failures: list[str] = []
+        self.answered = 0
+        self.slowest = 0.0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Meanwhile they play."""
+        with ThreadPoolExecutor(VIEWERS) as threads:
+            viewers = [threads.submit(self._watch, number) for number in range(VIEWERS)]
+            try:
+                yield
+            finally:
+                self._done.set()
+        for viewer in viewers:
+            viewer.result()
+
+    def _watch(self, number: int) -> None:
+        address = urlsplit(self._front.world)
+        connection = HTTPSConnection(
+            str(address.hostname), address.port, timeout=20, context=tls(self._front.certificate)
+        )
+        session = 0
+        while not self._done.is_set():
+            session += 1
+            headers = {  # a new token for each session, so that the rate of a token is none of this either
+                "Client-Token": issue_token(f"account-{number}", "tv", nonce=session),
+                "Test-Address": f"192.0.2.{number}",
+            }
+            body = self._ask(connection, number, headers, "POST", "/srm/v1/sessions", json.dumps(SETUP))
+            if body is not None:
+                path = f"/srm/v1/sessions/{json.loads(body)['successResponse']['sessionId']}"
+                for method in ("PUT", "PUT", "DELETE"):
+                    self._ask(connection, number, headers, method, path)
+        connection.close()
+
+    def _ask(
+        self, connection: HTTPSConnection, number: int, headers: dict[str, str], method: str, path: str, body: str = ""
+    ) -> bytes | None:
+        """The body of a 200 that is a success; anything else is noted."""
+        started_at = time.monotonic()
+        try:
+            connection.request(method, path, body or None, headers)
+            response = connection.getresponse()
+            content = response.read()
+        except (OSError, HTTPException) as error:
+            self.failures.append(f"{method}: {error!r}")
+            connection.close()
+            return None
+        if number % 2:
+            connection.close()
+        self.answered += 1
+        self.slowest = max(self.slowest, time.monotonic() - started_at)
+        if response.status != 200 or b"errorResponse" in content:
+            self.failures.append(f"{method}: {response.status} {content.decode()}")
+            return None
+        return content
+
+
+def assert_nobody_noticed(viewers: Viewers, url: str, at_least: int) -> None:
+    """No request failed, and the tables agree: each session was torn down."""
+    assert viewers.failures == []
+    assert viewers.answered > at_least
+    database = Database(url, application_name="srm-tests")
+    ends = rows(database, "SELECT end_reason, count(*) FROM srm.sessions GROUP BY 1")
+    database.dispose()
+    assert [reason for reason, _ in ends] == ["teardown"]
+    support.assert_audit_clean(url)
+
+
+def reload(gunicorn: Process) -> None:
+    """By HUP; wait until all workers are new."""
+    master = psutil.Process(gunicorn.popen.pid)
+    old = set(master.children())
+    gunicorn.popen.send_signal(signal.SIGHUP)
+    wait_until(lambda: len(master.children()) == len(old) and not old & set(master.children()))
+
+
+def test_no_request_fails_in_reloads_stops_and_rolling_restarts(url: str, tmp_path: Path) -> None:
+    binds = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    with ExitStack() as stack:
+
+        def start(bind: str) -> Process:
+            return stack.enter_context(instance(url, tmp_path / f"{bind}.log", bind))
+
+        instances = {bind: start(bind) for bind in binds}
+        front = stack.enter_context(nginx(tmp_path / "nginx", *binds, listen=FROM_TESTS))
+        viewers = Viewers(front)
+        started_at = time.monotonic()
+        with viewers.watching():
+            for bind in binds:
+                reload(instances[bind])
+            assert instances[binds[0]].stop() == 0  # one alone, for a while
+            time.sleep(3)
+            instances[binds[0]] = start(binds[0])
+            for bind in reversed(binds):  # rolling: each is back before the next one goes
+                assert instances[bind].stop() == 0
+                instances[bind] = start(bind)
+            time.sleep(max(0, LOAD_SECONDS - (time.monotonic() - started_at)))
+
+    print(f"{viewers.answered} requests in {time.monotonic() - started_at:.0f} s, slowest {viewers.slowest:.2f} s")
+    assert_nobody_noticed(viewers, url, at_least=LOAD_SECONDS * 10)
