@@ -49,7 +49,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings.cors_origins:
         paths = tuple(f"{prefix}/sessions" for prefix in PREFIXES.values())
         app.wsgi_app = cors.with_cors(app.wsgi_app, settings.cors_origins, paths)  # type: ignore[assignment, method-assign]
-    envelope.install(app)
+    envelope.install(app, settings.access_log_sample)
     return app
 
 

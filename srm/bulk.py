@@ -323,8 +323,7 @@ class Import:
         """End the sessions of what the batch disables, as one is disabled; how many."""
         reason: EndReason = "account_disabled" if self._kind is ACCOUNTS else "device_disabled"
         ended = playback.end_sessions(self._db, reason, self._staging.is_of_disabled())
-        provisioning.record_ended(self._db, self._by, ended)
-        return len(ended)
+        return provisioning.record_ended(self._db, self._by, ended)
 
 
 def export(database: Database, kind: Kind) -> Iterator[Resource]:

@@ -109,6 +109,12 @@ class Settings(BaseSettings):
         description="Origins of the pages with players in browsers, `https://player.example`, separated by commas; or "
         "`*`, every page. Unset: none, only players that are not in a browser",
     )
+    access_log_sample: float = Field(
+        default=0.001,
+        ge=0,
+        le=1,
+        description="Share of the requests without an error that leave a line in the log. Errors and refusals all do",
+    )
     log_format: Literal["console", "json"] = Field(
         default="console", description="`console` for people, `json` for log collectors"
     )

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 from weakref import WeakSet
 
 import psycopg
+from prometheus_client import Counter, Histogram
 from psycopg import generators
 from psycopg.abc import Buffer, PQGen
 from psycopg.pq import ExecStatus, TransactionStatus
@@ -32,6 +33,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.orm import Session
 
 from srm.errors import DependencyUnavailable, SrmError
+from srm.metrics import REGISTRY
 
 Result = TypeVar("Result")
 Cursor: TypeAlias = psycopg.Cursor[Any]
@@ -58,6 +60,22 @@ UNAVAILABLE_SQLSTATES = (
     "58",  # system error
 )
 """Beginnings of the SQLSTATEs after which the same request may well succeed (PostgreSQL manual, appendix A)."""
+
+
+CONNECT_SECONDS = Histogram(
+    "srm_database_connect_seconds",
+    "Seconds that a thread waited for a new connection to the database",
+    buckets=(0.005, 0.01, 0.025, 0.1, 0.3, 1, 3),
+    registry=REGISTRY,
+)
+CONNECT_FAILURES = Counter(
+    "srm_database_connect_failures", "Connections to the database that could not be had", registry=REGISTRY
+)
+NOT_ASKED = Counter(
+    "srm_database_not_asked",
+    "Times that the database was not asked, because it had just been silent",
+    registry=REGISTRY,
+)
 
 
 class BoundedConnection(psycopg.Connection[Any]):
@@ -113,6 +131,7 @@ class Silence:
         if until is None:
             return
         if time.monotonic() < until or not self._one_asks.acquire(blocking=False):
+            NOT_ASKED.inc()
             raise DependencyUnavailable
         self._asker = threading.get_ident()
 
@@ -260,15 +279,16 @@ class Database:
 
     def _connect(self, **options: Any) -> BoundedConnection:
         settings = {**self._settings, **options}
-        connection = BoundedConnection.connect(
-            conninfo(self.url),
-            application_name=self._application_name,
-            connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
-            options=" ".join(f"-c {name}={value}" for name, value in settings.items()),
-        )
+        with CONNECT_FAILURES.count_exceptions(psycopg.Error), CONNECT_SECONDS.time():
+            connection = BoundedConnection.connect(
+                conninfo(self.url),
+                application_name=self._application_name,
+                connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                keepalives_idle=10,
+                keepalives_interval=5,
+                keepalives_count=3,
+                options=" ".join(f"-c {name}={value}" for name, value in settings.items()),
+            )
         connection.adapters.register_loader("inet", TextLoader)  # an address is compared, and shown; nothing else
         connection.adapters.register_loader("timestamptz", InstantLoader)
         connection.statement_timeout_seconds = self._statement_timeout_seconds
@@ -300,14 +320,15 @@ class Database:
             yield db
 
     @contextmanager
-    def request(self, spent_seconds: float = 0) -> Iterator[Cursor]:
+    def request(self, spent_seconds: float = 0, after_commit: Callable[[], object] = lambda: None) -> Iterator[Cursor]:
         """A transaction on the thread's own connection, for `compiled` statements; otherwise as above.
 
         The database is waited for so much less as the request has waited for something else: `spent_seconds`.
 
         A refusal (SrmError) is committed too: it is an answer, and what was found on the way to it, such as
         lapsed sessions, stays found. It does not wait for the disk, since nothing was promised. (A rollback
-        would also make psycopg forget all prepared statements.) Any other exception rolls back.
+        would also make psycopg forget all prepared statements.) Any other exception rolls back. `after_commit` is
+        called once it is committed, in either case.
         """
         with self._silence:
             cursor = self.durable.begin(spent_seconds)
@@ -316,12 +337,14 @@ class Database:
                 yield cursor
             except SrmError:
                 connection.command(b"SET LOCAL synchronous_commit = off; COMMIT")
+                after_commit()
                 raise
             except BaseException:
                 with suppress(psycopg.Error):
                     connection.command(b"ROLLBACK")
                 raise
             connection.command(b"COMMIT")
+            after_commit()
 
     def dispose(self) -> None:
         """Close all connections. No thread may use one any more."""

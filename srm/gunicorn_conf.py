@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+from itertools import count
 from typing import Any
 
 from srm.config import ENTITLEMENT_CALLS_AT_ONCE, load
@@ -19,6 +20,8 @@ from srm.tokens import key_from
 
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """As in srm.metrics, which the master must not load: prometheus-client looks at it when it is loaded, not later."""
+SLOT_VARIABLE = "SRM_METRICS_SLOT"
+"""The same."""
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -60,11 +63,22 @@ def on_starting(_: Any) -> None:
     os.environ[METRICS_VARIABLE] = tempfile.mkdtemp(prefix="srm-metrics-")
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    """Give a worker the files of one that has ended, if any: with files of its own each would leave some behind."""
+    taken = {other.metrics_slot for other in server.WORKERS.values()}
+    worker.metrics_slot = next(slot for slot in count(1) if slot not in taken)
+
+
+def post_fork(_: Any, worker: Any) -> None:
+    """Tell the worker, before it loads the application."""
+    os.environ[SLOT_VARIABLE] = str(worker.metrics_slot)
+
+
 def child_exit(_: Any, worker: Any) -> None:
     """Forget how a worker is that is no more; what it has counted stays."""
     from prometheus_client.multiprocess import mark_process_dead  # not before the folder is named
 
-    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+    mark_process_dead(worker.metrics_slot)  # type: ignore[no-untyped-call]
 
 
 def on_exit(_: Any) -> None:

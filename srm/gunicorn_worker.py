@@ -12,7 +12,6 @@ from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseExc
 from gunicorn.workers.gthread import ThreadWorker
 
 from srm import config, logs
-from srm.api import envelope
 from srm.errors import InternalError, MalformedRequest, SrmError, StartupError
 from srm.logs import CORRELATION_ID
 
@@ -92,12 +91,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle_error(self, req: object, client: Any, addr: Any, exc: BaseException) -> None:
         """Called by gunicorn with a request that never reached the application."""
+        from srm.api import envelope, watch  # not in the master, which must not load srm.metrics
+
         correlation_id = str(uuid4())
         CORRELATION_ID.set(correlation_id)
         expected = isinstance(exc, ParseException | LimitRequestLine | LimitRequestHeaders)
         error: SrmError = MalformedRequest() if expected else InternalError()
+        watch.UNREADABLE.inc()
         if expected:
-            self.log.info("unreadable request: %s", exc)
+            self.log.info("unreadable request: %s", type(exc).__name__)  # its text may be a part of a token
         else:
             self.log.error("request failed", exc_info=exc)
         body = json.dumps(envelope.render(error)).encode()

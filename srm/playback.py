@@ -141,6 +141,20 @@ class ListedSession:
     started_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A session that was just ended, for a reason other than its client's."""
+
+    account_id: str
+    session_id: UUID
+    device_id: str
+    content_type: str
+    content_id: str
+    started_at: datetime
+    ended_at: datetime
+    end_reason: str
+
+
 # When the client was last heard of, or could be again: in an outage it tries in vain.
 HEARD_OF_AT = func.greatest(sessions.last_keep_alive_at, AVAILABLE_SINCE)
 
@@ -271,13 +285,16 @@ GET_TERMS_AND_LIST = compiled(
     .where(AccountProfile.profile_id == bindparam("of_profile", type_=Text))
     .order_by(*OLDEST_FIRST)
 )
+WAS_ENDED = tuple(sessions[name] for name in Ended.__slots__)
 LAPSED_IN_ORDER = (
     select(sessions.session_id)
     .where(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None), is_lapsed())
     .order_by(sessions.session_id)
     .with_for_update()
 )
-END_LAPSED = compiled(_lapse(and_(sessions.account_id == OF_ACCOUNT, sessions.session_id.in_(LAPSED_IN_ORDER))))
+END_LAPSED = compiled(
+    _lapse(and_(sessions.account_id == OF_ACCOUNT, sessions.session_id.in_(LAPSED_IN_ORDER))).returning(*WAS_ENDED)
+)
 # On its own, after the ending: its snapshot shows what became of those whom the ending had to wait for.
 LIST_ACTIVE = compiled(
     select(*ACTIVE_SESSION)
@@ -305,6 +322,7 @@ END_FOR_ANOTHER = compiled(
         ),
         ended_by=bindparam("ended_by", type_=Text),
     )
+    .returning(*WAS_ENDED)
 )
 
 
@@ -361,7 +379,7 @@ LIST_SESSIONS = compiled(
     .where(Account.account_id == OF_ACCOUNT)
     .order_by(*OLDEST_FIRST)
 )
-END_OWN_IF_LAPSED = compiled(_lapse(OWN_SESSION))
+END_OWN_IF_LAPSED = compiled(_lapse(OWN_SESSION).returning(*WAS_ENDED))
 EXPLAIN = compiled(select(sessions.end_reason, sessions.ended_by).where(OWN_SESSION))
 
 
@@ -369,6 +387,7 @@ def set_up(
     db: Cursor,
     principal: Principal,
     content: ContentRef,
+    ended: list[Ended],
     *,
     access: Access = entitlements.LOCAL,
     address: str | None = None,
@@ -378,8 +397,10 @@ def set_up(
     """Take a slot for one more session of the account and device, and end those that have to go for it.
 
     Those are sessions of the account that it takes over, whose place it takes by the rules of the profile, or that
-    are evicted. A repeat, with the `idempotency_key` of an active session of the device, is given that session, kept
-    alive. `access`: what is known of the content access. `address`: of the client, as the limits count it.
+    are evicted. They, and those that turn out to have lapsed, are added to `ended`, whatever comes of the setup.
+
+    A repeat, with the `idempotency_key` of an active session of the device, is given that session, kept alive.
+    `access`: what is known of the content access. `address`: of the client, as the limits count it.
 
     AccountNotEnabled, DeviceNotEnabled, ContentAccessDenied or what else the `access` refuses with, MalformedRequest
     (the key was used for another content) or SessionLimitReached when it may not be, checked in this order (wire
@@ -395,7 +416,7 @@ def set_up(
     if account is None or not account[0]:
         raise AccountNotEnabled
     _, names["of_profile"], names["of_own_limit"] = account
-    terms, limits, active = _terms_and_active(db, names)
+    terms, limits, active = _terms_and_active(db, names, ended)
     if not terms.device_enabled:
         raise DeviceNotEnabled
     if access.refusal is not None:
@@ -405,19 +426,19 @@ def set_up(
     if idempotency_key is not None:
         for session in active:
             if (session.device_id, session.idempotency_key) == (principal.device_id, idempotency_key):
-                return _repeat(db, principal, content, session, access, address, take_over)
+                return _repeat(db, principal, content, ended, session, access, address, take_over)
     setup = Setup(
         principal.device_id, terms.device_group, content.content_id, terms.content_groups, address, terms.counts
     )
     room = policy.make_room(limits, active, setup, take_over)
     admission = Admission(uuid4(), terms.timeout_seconds, room.observed)
     if room.replaced or room.evicted:
-        ended = {
+        going = {
             "of_replaced": [session.session_id for session in room.replaced],
             "of_evicted": [session.session_id for session in room.evicted],
             "ended_by": terms.device_name,
         }
-        db.execute(END_FOR_ANOTHER, {**names, **ended})
+        ended += _ended(db.execute(END_FOR_ANOTHER, {**names, **going}))
     in_force = limits if limits.mode == "enforce" else Limits()
     of_setup = {**terms._asdict(), **in_force._asdict(), "address": address, "idempotency_key": idempotency_key}
     columns = tuple(name for name in COPIED if of_setup[name] is not None)
@@ -425,14 +446,16 @@ def set_up(
     return admission
 
 
-def _terms_and_active(db: Cursor, names: dict[str, object]) -> tuple[Terms, Limits, list[ActiveSession]]:
+def _terms_and_active(
+    db: Cursor, names: dict[str, object], ended: list[Ended]
+) -> tuple[Terms, Limits, list[ActiveSession]]:
     """What holds for a setup, and the active sessions of its account, the oldest first. The account is locked."""
     rows = db.execute(GET_TERMS_AND_LIST, names).fetchall()
     limits_at = len(Terms._fields)
     lapsed_at = limits_at + len(Limits._fields)
     session_at = lapsed_at + 1
     if any(row[lapsed_at] for row in rows):
-        db.execute(END_LAPSED, names)
+        ended += _ended(db.execute(END_LAPSED, names))
         active = db.execute(LIST_ACTIVE, names).fetchall()
     else:
         active = [row[session_at:] for row in rows if row[session_at] is not None]
@@ -441,10 +464,15 @@ def _terms_and_active(db: Cursor, names: dict[str, object]) -> tuple[Terms, Limi
     return terms, limits, [ActiveSession(*session) for session in active]
 
 
+def _ended(cursor: Cursor) -> list[Ended]:
+    return [Ended(*row) for row in cursor.fetchall()]
+
+
 def _repeat(
     db: Cursor,
     principal: Principal,
     content: ContentRef,
+    ended: list[Ended],
     session: ActiveSession,
     access: Access,
     address: str | None,
@@ -455,7 +483,9 @@ def _repeat(
         raise MalformedRequest("Idempotency-Key was used for another content")
     if not keep_alive(db, principal, session.session_id):  # it has ended this very moment
         key = session.idempotency_key
-        return set_up(db, principal, content, access=access, address=address, idempotency_key=key, take_over=take_over)
+        return set_up(
+            db, principal, content, ended, access=access, address=address, idempotency_key=key, take_over=take_over
+        )
     return Admission(session.session_id, session.timeout_seconds)
 
 
@@ -467,13 +497,13 @@ def keep_alive(db: Executor, principal: Principal, session_id: UUID) -> bool:
     return db.execute(KEEP_ALIVE, _named(principal, session_id)).rowcount == 1
 
 
-def keep_alive_or_explain(db: Cursor, principal: Principal, session_id: UUID) -> None:
-    """Start the timeout of the session anew.
+def keep_alive_or_explain(db: Cursor, principal: Principal, session_id: UUID, ended: list[Ended]) -> None:
+    """Start the timeout of the session anew. If it turns out to have lapsed, it is added to `ended`.
 
     SessionNotFound, also when the session is another account's or device's. SessionEnded when it has ended or
     lapsed: a lapsed session never comes back, its slot may be taken.
     """
-    while (end := _find_end(db, principal, session_id)) is None:
+    while (end := _find_end(db, principal, session_id, ended)) is None:
         if keep_alive(db, principal, session_id):
             return
     raise end
@@ -487,26 +517,27 @@ def tear_down(db: Executor, principal: Principal, session_id: UUID) -> bool:
     return db.execute(TEAR_DOWN, _named(principal, session_id)).rowcount == 1
 
 
-def tear_down_or_explain(db: Cursor, principal: Principal, session_id: UUID) -> None:
-    """End the session and free its slot; nothing happens when this device has torn it down before.
+def tear_down_or_explain(db: Cursor, principal: Principal, session_id: UUID, ended: list[Ended]) -> bool:
+    """End the session and free its slot; False, and nothing happens, when this device has torn it down before.
 
-    SessionNotFound and SessionEnded as for a keep-alive.
+    If it turns out to have lapsed, it is added to `ended`. SessionNotFound and SessionEnded as for a keep-alive.
     """
-    while (end := _find_end(db, principal, session_id)) is None:
+    while (end := _find_end(db, principal, session_id, ended)) is None:
         if tear_down(db, principal, session_id):
-            return
+            return True
     if end.end_reason != "teardown":
         raise end
+    return False
 
 
-def _find_end(db: Cursor, principal: Principal, session_id: UUID) -> SessionEnded | None:
+def _find_end(db: Cursor, principal: Principal, session_id: UUID, ended: list[Ended]) -> SessionEnded | None:
     """Why the session has ended; None while it is active. SessionNotFound when it never was.
 
     A session that looks lapsed may just be saved by a keep-alive which began in time and is not committed. To end it
     waits for that one and looks again; only then is it a fact that it has lapsed.
     """
     names = _named(principal, session_id)
-    db.execute(END_OWN_IF_LAPSED, names)
+    ended += _ended(db.execute(END_OWN_IF_LAPSED, names))
     session = db.execute(EXPLAIN, names).fetchone()
     if session is None:
         raise SessionNotFound
@@ -529,22 +560,8 @@ def _named(principal: Principal, session_id: UUID) -> dict[str, object]:
     return {"of_account": principal.account_id, "of_session": session_id, "of_device": principal.device_id}
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A session that was ended for a reason other than its client's."""
-
-    account_id: str
-    session_id: UUID
-    device_id: str
-    content_type: str
-    content_id: str
-    started_at: datetime
-    ended_at: datetime
-    end_reason: str
-
-
 def end_sessions(db: Connection, reason: EndReason, which: ColumnElement[bool]) -> list[Ended]:
-    """End the sessions for that reason; those that were ended, without any that turned out to have lapsed.
+    """End the sessions for that reason, or as expired if they turn out to have lapsed; those that were ended.
 
     The caller holds the locks of their accounts, taken in a statement before: no setup is under way that this one does
     not see, and none that comes later takes a slot before this end.
@@ -562,10 +579,9 @@ def end_sessions(db: Connection, reason: EndReason, which: ColumnElement[bool]) 
             ended_at=func.least(func.statement_timestamp(), lapsed_at()),
             end_reason=case((is_lapsed(), constant("expired")), else_=literal(reason)),
         )
-        .returning(*(sessions[name] for name in Ended.__slots__))
+        .returning(*WAS_ENDED)
     )
-    found = [Ended(*row) for row in ended]
-    return sorted((row for row in found if row.end_reason == reason), key=lambda row: (row.account_id, row.started_at))
+    return sorted((Ended(*row) for row in ended), key=lambda row: (row.account_id, row.started_at))
 
 
 LAPSED_AT_ONCE = 10_000

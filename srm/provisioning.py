@@ -34,10 +34,11 @@ class CreatedMeanwhile(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What became of a resource. `before` is None where it was not there."""
+    """What became of a resource. `before` is None where it was not there. `ended`: sessions that ended with it."""
 
     before: Resource | None
     after: Resource
+    ended: Sequence[playback.Ended]
 
 
 def get(db: Session, kind: Kind, key: Key) -> Resource:
@@ -97,9 +98,10 @@ def _change(db: Session, by: str, kind: Kind, key: Key, make: Callable[[Resource
     after = _read(db, kind, row)
     if after != before:
         _record(db, by, "create" if before is None else "update", kind, key, before, after)
+    ended: Sequence[playback.Ended] = ()
     if getattr(after, "enabled", True) is False:
-        _end(db, by, _reason(kind), _sessions_of(kind, key))
-    return Changed(before, after)
+        ended = _end(db, by, _reason(kind), _sessions_of(kind, key))
+    return Changed(before, after, ended)
 
 
 def delete(
@@ -110,8 +112,8 @@ def delete(
     check: Callable[[Resource], None],
     *,
     end_sessions: bool = False,
-) -> None:
-    """Remove the resource, and what belongs to it; the sessions of an account or device end with it.
+) -> Sequence[playback.Ended]:
+    """Remove the resource, and what belongs to it; the sessions that end with it, as those of an account or device do.
 
     `check` may raise on what it says now. With `end_sessions`, sessions on what a removed entitlement was needed for
     end too. ResourceNotFound when it is not there; Conflict when something else names it.
@@ -132,21 +134,28 @@ def delete(
         raise Conflict(f"{Conflict.message}: it is still in use") from error
     _record(db, by, "delete", kind, key, before, None)
     if kind in (ACCOUNTS, DEVICES):
-        _end(db, by, _reason(kind), _sessions_of(kind, key))
+        return _end(db, by, _reason(kind), _sessions_of(kind, key))
     if kind is ENTITLEMENTS and end_sessions:
-        _end(db, by, "operator", _not_granted_without(*key))
+        return _end(db, by, "operator", _not_granted_without(*key))
+    return ()
 
 
-def end_sessions(db: Session, by: str, account_id: str, which: ColumnElement[bool] | None = None) -> int:
-    """Stop the active sessions of the account, or those of them; how many. ResourceNotFound without the account."""
+def end_sessions(
+    db: Session, by: str, account_id: str, which: ColumnElement[bool] | None = None
+) -> list[playback.Ended]:
+    """Stop the active sessions of the account, or those of them, and end those that turn out to have lapsed.
+
+    ResourceNotFound without the account.
+    """
     if _lock(db, ACCOUNTS, (account_id,)) is None:
         raise ResourceNotFound
     of_account = sessions.account_id == account_id
     return _end(db, by, "operator", of_account if which is None else and_(of_account, which))
 
 
-def record_ended(db: Connection, by: str, ended: Sequence[playback.Ended]) -> None:
-    """Record the sessions that a change has ended."""
+def record_ended(db: Connection, by: str, ended: Sequence[playback.Ended]) -> int:
+    """Record the sessions that a change has ended, which those that turned out to have lapsed are not; how many."""
+    stopped = [session for session in ended if session.end_reason != "expired"]
     operators.record(
         db,
         [
@@ -163,9 +172,10 @@ def record_ended(db: Connection, by: str, ended: Sequence[playback.Ended]) -> No
                 },
                 after={"endedAt": session.ended_at.isoformat(), "endReason": session.end_reason},
             )
-            for session in ended
+            for session in stopped
         ],
     )
+    return len(stopped)
 
 
 def _lock(db: Session, kind: Kind, key: Key) -> Base | None:
@@ -262,10 +272,10 @@ def _record_what_goes_with(db: Session, by: str, account_id: str) -> None:
             _record(db, by, "delete", kind, (account_id, getattr(gone, kind.key[1])), gone, None)
 
 
-def _end(db: Session, by: str, reason: EndReason, which: ColumnElement[bool]) -> int:
+def _end(db: Session, by: str, reason: EndReason, which: ColumnElement[bool]) -> list[playback.Ended]:
     ended = playback.end_sessions(db.connection(), reason, which)
     record_ended(db.connection(), by, ended)
-    return len(ended)
+    return ended
 
 
 def _reason(kind: Kind) -> EndReason:

@@ -3,6 +3,7 @@
 import json
 import re
 from random import getrandbits
+from time import perf_counter
 from typing import Any, cast
 from uuid import UUID
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -13,6 +14,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
 from srm import errors
+from srm.api import watch
 from srm.errors import SrmError
 from srm.logs import CORRELATION_ID
 from srm.operators import Operator
@@ -22,16 +24,10 @@ log = structlog.get_logger("srm.api")
 SANE_CORRELATION_ID = re.compile(r"[!-~]{1,128}")
 """Visible ASCII: can stand in a header and in a log line."""
 
-PRINCIPAL = "srm.principal"
-"""Key of the WSGI environment: which client asks, once that is proved; for the log."""
-
-OPERATOR = "srm.operator"
-"""The same: which operator asks."""
-
 
 def operator_name() -> str:
     """Of the operator who asks, once that is proved."""
-    return cast("Operator", request.environ[OPERATOR]).name
+    return cast("Operator", request.environ[watch.OPERATOR]).name
 
 
 def render(error: SrmError) -> dict[str, dict[str, Any]]:
@@ -70,6 +66,7 @@ def answer(cause: Exception) -> Response | RequestRedirect:
     if isinstance(cause, RequestRedirect):
         return cause
     error = translate(cause)
+    request.environ[watch.ERROR_CODE] = error.error_code
     _log(error, cause)
     response = Response(json.dumps(render(error)), error.http_status, mimetype="application/json")
     if error.retry_after_seconds is not None:
@@ -82,11 +79,8 @@ def answer(cause: Exception) -> Response | RequestRedirect:
 
 
 def _log(error: SrmError, cause: Exception) -> None:
-    facts: dict[str, object] = {"error_code": error.error_code, "message": error.text}
-    if (principal := request.environ.get(PRINCIPAL)) is not None:
-        facts.update(account=principal.account_id, device=principal.device_id)
-    if (operator := request.environ.get(OPERATOR)) is not None:
-        facts.update(operator=operator.name)
+    facts = watch.facts(request.environ, error.http_status)
+    facts.update(error_code=error.error_code, message=error.text)
     if isinstance(error, errors.SessionLimitReached):
         facts.update(rule=error.rule, limit=error.limit)
     if isinstance(error, errors.ContentAccessDenied) and error.reason is not None:
@@ -99,19 +93,21 @@ def _log(error: SrmError, cause: Exception) -> None:
         log.info("request refused", **facts)
 
 
-def with_common_headers(application: WSGIApplication) -> WSGIApplication:
-    """Put X-Correlation-Id and Cache-Control on every answer, and the id on every log line of its request.
+def with_common_headers(application: WSGIApplication, log_sample: float) -> WSGIApplication:
+    """Put X-Correlation-Id and Cache-Control on every answer, and the id on every log line of its request; watch it.
 
     Wraps the application rather than hooking into it: that is cheaper, and covers crashes too.
     """
 
     def wrapped(environ: WSGIEnvironment, start_response: StartResponse) -> object:
+        environ[watch.BEGAN_AT] = perf_counter()
         correlation_id = environ.get("HTTP_X_CORRELATION_ID", "")
         if not SANE_CORRELATION_ID.fullmatch(correlation_id):
             correlation_id = str(UUID(int=getrandbits(128), version=4))  # uuid4() asks the system for a secret one
         CORRELATION_ID.set(correlation_id)
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: object) -> object:
+            watch.answered(environ, status, log_sample)
             headers = [header for header in headers if header[0] != "Cache-Control"]
             headers += (("Cache-Control", "no-store"), ("X-Correlation-Id", correlation_id))
             return start_response(status, headers, *exc_info)  # type: ignore[arg-type]
@@ -121,7 +117,7 @@ def with_common_headers(application: WSGIApplication) -> WSGIApplication:
     return wrapped  # type: ignore[return-value]
 
 
-def install(app: Flask) -> None:
-    """Make the application answer everything in the envelope and with the common headers."""
+def install(app: Flask, log_sample: float) -> None:
+    """Make the application answer everything in the envelope and with the common headers, and be watched."""
     app.register_error_handler(Exception, answer)
-    app.wsgi_app = with_common_headers(app.wsgi_app)  # type: ignore[assignment, method-assign]
+    app.wsgi_app = with_common_headers(app.wsgi_app, log_sample)  # type: ignore[assignment, method-assign]

@@ -6,6 +6,7 @@ from flask import Blueprint, Response, jsonify
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from srm import metrics, schema
+from srm.collector import DatabaseCollector
 from srm.database import Database
 from srm.errors import DependencyUnavailable, StartupError
 
@@ -13,6 +14,7 @@ from srm.errors import DependencyUnavailable, StartupError
 def create_blueprint(database: Database, draining: Event) -> Blueprint:
     """The routes that say how the process is. `draining`: set once it is to be asked no more, since it will stop."""
     blueprint = Blueprint("health", __name__)
+    of_database = DatabaseCollector(database)
 
     @blueprint.get("/healthz")
     def alive() -> Response:
@@ -36,7 +38,7 @@ def create_blueprint(database: Database, draining: Event) -> Blueprint:
 
     @blueprint.get("/metrics")
     def measured() -> Response:
-        """What all processes of this gunicorn have counted and measured."""
-        return Response(metrics.expose(), content_type=CONTENT_TYPE_LATEST)
+        """What all processes of this gunicorn have counted and measured, and how the database is."""
+        return Response(metrics.expose(of_database), content_type=CONTENT_TYPE_LATEST)
 
     return blueprint

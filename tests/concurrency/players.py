@@ -109,7 +109,7 @@ def set_up(database: Database, account: str, device: str) -> UUID | None:
     """The session that was admitted, or None when the limit is reached."""
     try:
         with database.request() as db:
-            return playback.set_up(db, Principal(account, device), FILM).session_id
+            return playback.set_up(db, Principal(account, device), FILM, []).session_id
     except SessionLimitReached:
         return None
 

@@ -1,16 +1,17 @@
 """The operator API, v1: sessions, refusals, and the record of what operators did."""
 
+from collections.abc import Sequence
 from typing import cast, get_args
 
 from flask import Blueprint, Response
 
 from srm import care, operators, provisioning
-from srm.api import envelope
+from srm.api import envelope, watch
 from srm.api.v1 import lists
 from srm.database import Database
 from srm.errors import SessionNotFound
 from srm.models import CONTENT_TYPES
-from srm.playback import sessions
+from srm.playback import Ended, sessions
 from srm.resources import DEVICES
 
 FOR_CARE = {"end_sessions_of_account", "end_sessions_of_device", "end_session"}
@@ -19,6 +20,11 @@ FOR_CARE = {"end_sessions_of_account", "end_sessions_of_device", "end_session"}
 
 def add_routes(blueprint: Blueprint, database: Database) -> None:
     """The routes of care."""
+
+    def answer(ended: Sequence[Ended]) -> Response:
+        """How many were stopped; those that turned out to have lapsed do not count."""
+        watch.ended(ended)
+        return lists.as_json({"ended": sum(session.end_reason == "operator" for session in ended)})
 
     @blueprint.get("/accounts/<account_id>/sessions")
     def list_sessions_of_account(account_id: str) -> Response:
@@ -43,7 +49,7 @@ def add_routes(blueprint: Blueprint, database: Database) -> None:
     def end_sessions_of_account(account_id: str) -> Response:
         with database.orm() as db:
             ended = provisioning.end_sessions(db, envelope.operator_name(), account_id)
-        return lists.as_json({"ended": ended})
+        return answer(ended)
 
     @blueprint.delete("/accounts/<account_id>/devices/<device_id>/sessions")
     def end_sessions_of_device(account_id: str, device_id: str) -> Response:
@@ -52,7 +58,7 @@ def add_routes(blueprint: Blueprint, database: Database) -> None:
             ended = provisioning.end_sessions(db, envelope.operator_name(), account_id, of_device)
             if not ended:  # a misspelt device is not one that is stopped
                 provisioning.get(db, DEVICES, (account_id, device_id))
-        return lists.as_json({"ended": ended})
+        return answer(ended)
 
     @blueprint.delete("/accounts/<account_id>/sessions/<session_id>")
     def end_session(account_id: str, session_id: str) -> Response:
@@ -61,7 +67,7 @@ def add_routes(blueprint: Blueprint, database: Database) -> None:
             ended = provisioning.end_sessions(db, envelope.operator_name(), account_id, sessions.session_id == id_)
             if not ended and not care.is_known(db.connection(), account_id, id_):
                 raise SessionNotFound
-        return lists.as_json({"ended": ended})
+        return answer(ended)
 
     @blueprint.get("/operator/sessions")
     def list_sessions_everywhere() -> Response:

@@ -6,7 +6,7 @@ A change, its record, and the end of the sessions that end with it are one trans
 from flask import Blueprint, request
 
 from srm import operators
-from srm.api import envelope
+from srm.api import watch
 from srm.api.v1 import care, provisioning
 from srm.api.v1.lists import is_readable, malformed
 from srm.database import Database
@@ -24,7 +24,7 @@ def create_blueprint(database: Database) -> Blueprint:
         key = request.environ.get("HTTP_OPERATOR_KEY")
         if not key:
             raise OperatorKeyNotValid
-        operator = request.environ[envelope.OPERATOR] = operators.authenticate(database.hot, key)
+        operator = request.environ[watch.OPERATOR] = operators.authenticate(database.hot, key)
         needed = _needed_role()
         if not operator.may(needed):
             raise NotAllowed(f"{NotAllowed.message}: needs the role {needed}")

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from srm import provisioning
-from srm.api import envelope
+from srm.api import envelope, watch
 from srm.api.parsing import read_body
 from srm.api.v1 import lists
 from srm.api.v1.lists import malformed
@@ -68,13 +68,16 @@ def add_routes(blueprint: Blueprint, database: Database) -> None:
 
     def change_once(kind: Kind, key: Key, make: Callable[[Resource | None], Resource]) -> provisioning.Changed:
         with database.orm() as db:
-            return provisioning.change(db, envelope.operator_name(), kind, key, make)
+            changed = provisioning.change(db, envelope.operator_name(), kind, key, make)
+        watch.ended(changed.ended)
+        return changed
 
     def delete(kind: Kind, **key: str) -> Response:
         end_sessions = kind is ENTITLEMENTS and lists.one_of("endSessions", ("true", "false")) == "true"
         by = envelope.operator_name()
         with database.orm() as db:
-            provisioning.delete(db, by, kind, _key(key), _check_preconditions, end_sessions=end_sessions)
+            ended = provisioning.delete(db, by, kind, _key(key), _check_preconditions, end_sessions=end_sessions)
+        watch.ended(ended)
         return Response(status=204)
 
     for kind in KINDS:

@@ -14,14 +14,14 @@ from flask import Blueprint, Response, request
 from pydantic import ValidationError
 
 from srm import denials, playback
-from srm.api import envelope
+from srm.api import watch
 from srm.api.client_address import client_address
 from srm.api.parsing import parse_uuid, read_body
 from srm.api.v1 import schemas
 from srm.database import Database
 from srm.entitlements import Access
 from srm.errors import MalformedRequest, SessionLimitReached, SrmError
-from srm.playback import ContentRef, ListedSession
+from srm.playback import ContentRef, Ended, ListedSession
 from srm.tokens import Principal, TokenVerifier
 
 MAX_BODY_BYTES = 16 * 1024
@@ -69,12 +69,14 @@ def create_blueprint(
         content = ContentRef(setup.content.contentType, setup.content.contentID)
         address = client_address(request.environ, trusted_proxies)
         access = access_to(principal, content)  # before anything is locked: it may have to ask somebody far away
+        ended: list[Ended] = []
         try:
-            with database.request(access.asked_for_seconds) as db:
+            with database.request(access.asked_for_seconds, lambda: watch.ended(ended, principal.device_id)) as db:
                 admission = playback.set_up(
                     db,
                     principal,
                     content,
+                    ended,
                     access=access,
                     address=address,
                     idempotency_key=idempotency_key,
@@ -82,11 +84,15 @@ def create_blueprint(
                 )
         except SrmError as refusal:
             if refusal.status == "DENIED":
+                watch.refused(refusal)
                 denials.record(database.hot, principal, content, address, refusal)
             if isinstance(refusal, SessionLimitReached) and setup.options.listConflicts:
                 refusal.extension = _conflicts(refusal, playback.list_sessions(database.hot, principal))
             raise
+        watch.SETUPS.inc()
+        request.environ[watch.SESSION] = admission.session_id
         if admission.observed is not None:
+            watch.refused(admission.observed, observed=True)
             denials.record(database.hot, principal, content, address, admission.observed, observed=True)
         success = schemas.Setup(sessionId=admission.session_id, timeout=admission.timeout_seconds)
         body = schemas.SuccessResponse(successResponse=success).model_dump_json(exclude_none=True)
@@ -104,17 +110,22 @@ def create_blueprint(
         session = _parse_session_id(session_id)
         principal = _authenticate(tokens)
         if not playback.keep_alive(database.hot, principal, session):
-            with database.request() as db:
-                playback.keep_alive_or_explain(db, principal, session)
+            ended: list[Ended] = []
+            with database.request(after_commit=lambda: watch.ended(ended)) as db:
+                playback.keep_alive_or_explain(db, principal, session, ended)
         return DONE
 
     @blueprint.delete("/sessions/<session_id>")
     def tear_down(session_id: str) -> Response:
         session = _parse_session_id(session_id)
         principal = _authenticate(tokens)
-        if not playback.tear_down(database.durable, principal, session):
-            with database.request() as db:
-                playback.tear_down_or_explain(db, principal, session)
+        is_torn_down = playback.tear_down(database.durable, principal, session)
+        if not is_torn_down:
+            ended: list[Ended] = []
+            with database.request(after_commit=lambda: watch.ended(ended)) as db:
+                is_torn_down = playback.tear_down_or_explain(db, principal, session, ended)
+        if is_torn_down:
+            watch.session_ended(principal.account_id, principal.device_id, session, "teardown")
         return DONE
 
     return blueprint
@@ -165,5 +176,5 @@ def _authenticate(tokens: TokenVerifier) -> Principal:
     token = environ.get("HTTP_CLIENT_TOKEN")
     if not token:
         raise MalformedRequest
-    principal = environ[envelope.PRINCIPAL] = tokens.verify(token)
+    principal = environ[watch.PRINCIPAL] = tokens.verify(token)
     return principal

@@ -1,0 +1,236 @@
+"""What /metrics says of the database: sessions, partitions, the schema, the reaper, and whether it is there at all."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+
+from srm import collector, schema
+from srm.database import Database
+from srm.reaper import Reaper
+from tests.api.test_metrics import series
+from tests.support import Factory, free_port
+
+FAILED = "srm_database_look_failed part="
+
+
+@pytest.fixture
+def own_url(clone: Callable[[], str]) -> str:
+    """A database whose tables the test may change."""
+    return clone()
+
+
+@pytest.fixture
+def own(make_client: Callable[..., FlaskClient], own_url: str) -> FlaskClient:
+    """A client of a service on it."""
+    return make_client(database_url=own_url)
+
+
+def execute(url: str, *statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement)  # type: ignore[call-overload]
+
+
+def test_it_counts_active_sessions_by_content_type_and_device_group(client: FlaskClient, factory: Factory) -> None:
+    for group in ("tv", "tv", "mobile"):
+        factory.session(device_group=group)
+    factory.session(device_group="tv", content_type="LIVE")
+    factory.session(timeout_seconds=None, silent_for=3600)
+    factory.session(device_group="tv", silent_for=31)
+
+    seen = series(client)
+
+    active = {name: value for name, value in seen.items() if name.startswith("srm_active_sessions")}
+    assert active == {
+        "srm_active_sessions content_type=COD device_group=tv": 2,
+        "srm_active_sessions content_type=COD device_group=mobile": 1,
+        "srm_active_sessions content_type=LIVE device_group=tv": 1,
+        "srm_active_sessions content_type=COD device_group=none": 1,
+    }
+    assert seen["srm_lapsed_sessions"] == 1
+
+
+def test_it_tells_the_lag_of_the_reaper(
+    client: FlaskClient, make_client: Callable[..., FlaskClient], factory: Factory, url: str
+) -> None:
+    nothing = series(client)
+    assert (nothing["srm_lapsed_sessions"], nothing["srm_reaper_lag_seconds"]) == (0, 0)
+    for silent_for in (29, 40, 90, 35):
+        factory.session(silent_for=silent_for)
+
+    seen = series(make_client(database_url=url))
+
+    assert seen["srm_lapsed_sessions"] == 3
+    assert 60 <= seen["srm_reaper_lag_seconds"] < 65
+
+
+def test_it_tells_only_the_largest_device_groups_apart(client: FlaskClient, factory: Factory) -> None:
+    for number in range(collector.GROUPS + 5):
+        factory.session(device_group=f"group-{number}")
+    for _ in range(2):
+        factory.session(device_group="large")
+
+    seen = series(client)
+
+    groups = {name.rpartition("=")[2]: value for name, value in seen.items() if name.startswith("srm_active_sessions")}
+    assert len(groups) == collector.GROUPS + 1
+    assert (groups["large"], groups["other"]) == (2, 6)
+    assert sum(groups.values()) == collector.GROUPS + 7
+
+
+def test_it_tells_versions(client: FlaskClient) -> None:
+    seen = series(client)
+
+    head = schema.head_revision()
+    assert [name for name in seen if name.startswith("srm_build_info")] == [
+        f"srm_build_info schema={head} version=0.1.0"
+    ]
+    assert seen[f"srm_database_schema_info revision={head}"] == 1
+    assert seen["srm_schema_at_head"] == 1
+
+
+def test_it_tells_a_schema_that_is_not_at_head(own: FlaskClient, own_url: str) -> None:
+    execute(own_url, "UPDATE srm.alembic_version SET version_num = '0001'")
+
+    seen = series(own)
+
+    assert seen["srm_database_schema_info revision=0001"] == 1
+    assert seen["srm_schema_at_head"] == 0
+    assert seen["srm_database_up"] == 1
+
+
+def test_it_counts_the_partitions_ahead(
+    own: FlaskClient, own_url: str, make_client: Callable[..., FlaskClient]
+) -> None:
+    ahead = {f"srm_partitions_ahead table={table}": 2 for table in ("session_history", "denials")}
+    seen = series(own)
+    assert {name: value for name, value in seen.items() if name.startswith("srm_partitions_ahead")} == ahead
+    with psycopg.connect(own_url) as connection:
+        (last,) = connection.execute(
+            "SELECT 'srm.denials_' || to_char(date_trunc('month', now(), 'UTC') + interval '2 months', 'YYYY_MM')"
+        ).fetchone() or ("",)
+    execute(own_url, f"DROP TABLE {last}")
+
+    seen = series(make_client(database_url=own_url))
+
+    assert seen["srm_partitions_ahead table=denials"] == 1
+    assert seen["srm_partitions_ahead table=session_history"] == 2
+
+
+def test_it_counts_rows_in_default_partitions(own: FlaskClient, own_url: str) -> None:
+    execute(
+        own_url,
+        "CREATE TABLE IF NOT EXISTS srm.denials_default PARTITION OF srm.denials DEFAULT",
+        "INSERT INTO srm.denials (account_id, denied_at, device_id, content_type, content_id, error_code) "
+        "SELECT 'a', timestamptz '2001-01-01' + n * interval '1 s', 'tv', 'COD', 'film', 'SRM-0006' "
+        f"FROM generate_series(1, {collector.DEFAULT_ROWS + 500}) n",
+    )
+
+    assert series(own)["srm_default_partition_rows table=denials"] == collector.DEFAULT_ROWS
+
+
+def test_it_tells_the_age_of_the_tick(own: FlaskClient, own_url: str, make_client: Callable[..., FlaskClient]) -> None:
+    execute(
+        own_url,
+        "DROP TABLE IF EXISTS srm.availability CASCADE",
+        "CREATE TABLE srm.availability (seen_at timestamptz NOT NULL, available_since timestamptz NOT NULL)",
+        "INSERT INTO srm.availability VALUES (now() - interval '7 s', now() - interval '1 hour')",
+    )
+    seen = series(own)
+    assert 7 <= seen["srm_tick_age_seconds"] < 15
+    assert 3600 <= seen["srm_available_seconds"] < 3610
+    execute(own_url, "UPDATE srm.availability SET seen_at = 'infinity', available_since = '-infinity'")
+
+    seen = series(make_client(database_url=own_url))
+
+    assert seen["srm_tick_age_seconds"] == 0
+    assert "srm_available_seconds" not in seen
+    assert seen[f"{FAILED}tick"] == 0
+
+
+def test_it_tells_what_the_reaper_did(own: FlaskClient, own_url: str) -> None:
+    execute(
+        own_url,
+        "DROP TABLE IF EXISTS srm.reaper_state",
+        "CREATE TABLE srm.reaper_state (ran_at timestamptz, expired bigint NOT NULL, archived bigint NOT NULL, "
+        "failed_at timestamptz, failure text)",
+        "INSERT INTO srm.reaper_state VALUES (now() - interval '9 s', 12, 34, NULL, NULL)",
+    )
+
+    seen = series(own)
+
+    assert 9 <= seen["srm_reaper_run_age_seconds"] < 15
+    assert (seen["srm_reaper_expired_total"], seen["srm_reaper_archived_total"]) == (12, 34)
+    assert "srm_reaper_failure_age_seconds" not in seen
+
+
+def test_it_tells_that_the_database_is_away(make_client: Callable[..., FlaskClient]) -> None:
+    client = make_client(database_url=f"postgresql://srm@127.0.0.1:{free_port()}/srm")
+
+    answer = client.get("/metrics")
+
+    assert answer.status_code == 200
+    seen = series(client)
+    assert seen["srm_database_up"] == 0
+    assert "srm_lapsed_sessions" not in seen
+
+
+def test_what_cannot_be_found_out_does_not_hide_the_rest(own: FlaskClient, own_url: str) -> None:
+    execute(own_url, "DROP TABLE srm.sessions CASCADE")
+
+    seen = series(own)
+
+    assert seen["srm_database_up"] == 1
+    assert seen[f"{FAILED}sessions"] == 1
+    assert [seen[f"{FAILED}{part}"] for part in ("schema", "partitions", "tick", "reaper")] == [0, 0, 0, 0]
+    assert seen["srm_schema_at_head"] == 1
+    assert "srm_lapsed_sessions" not in seen
+
+
+def test_it_looks_again_only_after_a_while(
+    client: FlaskClient, factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert series(client)["srm_lapsed_sessions"] == 0
+    factory.session(silent_for=60)
+    assert series(client)["srm_lapsed_sessions"] == 0
+    later = time.monotonic() + collector.KEPT_SECONDS + 0.5
+    monkeypatch.setattr(collector.time, "monotonic", lambda: later)
+
+    assert series(client)["srm_lapsed_sessions"] == 1
+
+
+def test_it_is_bounded_in_time_and_only_one_thread_waits(own: FlaskClient, own_url: str) -> None:
+    """Somebody has locked the table of sessions."""
+    slow: dict[str, float] = {}
+    with psycopg.connect(own_url) as connection:
+        connection.execute("LOCK TABLE srm.sessions")
+        began_at = time.monotonic()
+        thread = threading.Thread(target=lambda: slow.update(series(own)))
+        thread.start()
+        time.sleep(0.5)
+        second_began_at = time.monotonic()
+        own.application.test_client().get("/metrics")
+        second_took = time.monotonic() - second_began_at
+        thread.join()
+        took = time.monotonic() - began_at
+
+    assert 1 < took < 3
+    assert second_took < 0.5
+    assert slow["srm_database_up"] == 1
+    assert slow[f"{FAILED}sessions"] == 1
+
+
+def test_it_finds_nothing_to_tell_once_the_reaper_has_passed(
+    client: FlaskClient, factory: Factory, database: Database
+) -> None:
+    factory.session(silent_for=600)
+    Reaper(database, ended_retention_seconds=300, history_retention_days=90).run()
+
+    seen = series(client)
+
+    assert (seen["srm_lapsed_sessions"], seen["srm_reaper_lag_seconds"]) == (0, 0)
+    assert not [name for name in seen if name.startswith("srm_active_sessions")]
