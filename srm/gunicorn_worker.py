@@ -99,7 +99,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         error: SrmError = MalformedRequest() if expected else InternalError()
         watch.UNREADABLE.inc()
         if expected:
-            self.log.info("unreadable request: %s", type(exc).__name__)  # its text may be a part of a token
+            self.log.info("unreadable request: %s", exc)
         else:
             self.log.error("request failed", exc_info=exc)
         body = json.dumps(envelope.render(error)).encode()

@@ -32,7 +32,8 @@ def configure(log_format: Literal["console", "json"]) -> None:
     ]
     if log_format == "json":
         rendering: list[structlog.typing.Processor] = [
-            structlog.processors.dict_tracebacks,
+            # Without the values of variables: a token is among them.
+            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(),
         ]
     else:
