@@ -2,6 +2,9 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,11 +15,13 @@ import pytest
 from srm.database import Database
 from tests.concurrency.players import Player
 from tests.entitlement_server import EntitlementServer, entitlement_server
-from tests.support import Factory, Process, api, wait_until
+from tests.support import ROOT, Factory, Process, api, wait_until
 
 WORKERS = 3
 GRANTED = 'srm_entitlement_answers_total{answer="granted",source="service"}'
 OPEN = "srm_entitlement_breakers_open"
+COUNT = 'srm_request_seconds_count{{method="{method}",outcome="{outcome}",route="{route}"}}'
+MADE_UP = "8f14e45f-ceea-467f-9575-1c2f6a7b0c11"
 
 
 @pytest.fixture
@@ -49,7 +54,7 @@ def set_up(base: str) -> str | None:
 
 def value(base: str, name: str) -> float:
     """Of the metric; 0 when there is none."""
-    lines = httpx.get(f"{base}/metrics").text.splitlines()
+    lines = httpx.get(f"{base}/metrics", timeout=30).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name)
 
 
@@ -85,6 +90,72 @@ def test_what_a_process_counted_outlives_it_and_how_it_was_does_not(
     wait_until(lambda: len(workers(master)) == WORKERS and not workers(master) & before)
     wait_until(lambda: value(base, OPEN) == 0)
     assert value(base, GRANTED) == 10
+
+
+def test_all_that_is_counted_or_looked_up_is_told_once(service: tuple[str, Process]) -> None:
+    base, _ = service
+    for _ in range(5 * WORKERS):
+        assert set_up(base) is None
+
+    names = [
+        line.rpartition(" ")[0] for line in httpx.get(f"{base}/metrics", timeout=30).text.splitlines() if line[0] != "#"
+    ]
+
+    assert len(names) == len(set(names))
+    assert value(base, COUNT.format(route="/srm/v1/sessions", method="POST", outcome="2xx")) == 5 * WORKERS
+    assert value(base, 'srm_active_sessions{content_type="COD",device_group="tv"}') > 0
+    assert value(base, "srm_setups_total") == 5 * WORKERS
+    assert value(base, "srm_database_connect_seconds_count") > 0
+
+
+def test_a_worker_that_takes_the_place_of_another_goes_on_with_its_files(
+    service: tuple[str, Process], tmp_path: Path
+) -> None:
+    base, master = service
+    keep_alive = COUNT.format(route="/srm/v1/sessions/<session_id>", method="PUT", outcome="SRM-0008")
+
+    def all_have_answered() -> bool:
+        with Player(base, "a", "tv") as player:
+            assert player.keep_alive(MADE_UP).error_code == "SRM-0008"
+        nonlocal asked
+        asked += 1
+        return len(files(tmp_path)) >= 3 * WORKERS and asked >= 10 * WORKERS
+
+    asked = 0
+    wait_until(all_have_answered)
+    before = files(tmp_path)
+
+    for signal_ in (signal.SIGHUP, signal.SIGKILL):
+        old = workers(master)
+        for pid in [master.popen.pid] if signal_ == signal.SIGHUP else old:
+            os.kill(pid, signal_)
+        wait_until(lambda old=old: len(workers(master)) == WORKERS and not workers(master) & old)
+        wait_until(lambda: httpx.get(f"{base}/healthz", timeout=30).is_success)
+        assert value(base, keep_alive) == asked
+        wait_until(all_have_answered)
+        assert value(base, keep_alive) == asked
+
+    # A worker that comes before its predecessor is gone, as with HUP, has a slot beside it, and no third one comes.
+    assert len(files(tmp_path)) <= 2 * len(before)
+
+
+def test_it_counts_requests_that_cannot_be_read(service: tuple[str, Process]) -> None:
+    base, _ = service
+    host, port = base.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"this is no HTTP\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 400")
+
+    assert value(base, "srm_unreadable_requests_total") == 1
+
+
+def test_the_master_does_not_load_what_its_workers_must() -> None:
+    """The folder and the slot would not be named yet."""
+    code = "import srm.gunicorn_conf, srm.gunicorn_worker, sys; print('prometheus_client' in sys.modules)"
+
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert result.stdout == "False\n"
 
 
 def test_nothing_is_left_of_it(service: tuple[str, Process], tmp_path: Path) -> None:
