@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from uuid import UUID
 
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     ForeignKey,
     ForeignKeyConstraint,
@@ -521,3 +522,30 @@ class OperatorChange(Base):
     before: Mapped[dict[str, Any] | None] = mapped_column(comment="What it was; null = it was not there")
     after: Mapped[dict[str, Any] | None] = mapped_column(comment="What it is now; null = it is gone")
     correlation_id: Mapped[str | None] = mapped_column(comment="X-Correlation-Id of the request; null = it was none")
+
+
+class ReaperState(Base):
+    """What the reaper did."""
+
+    __tablename__ = "reaper_state"
+    __table_args__ = (
+        CheckConstraint("singleton", name="singleton"),
+        {"comment": "What the reaper did; one row, whichever reaper it was"},
+    )
+
+    singleton: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"), comment="There is one row")
+    ran_at: Mapped[datetime | None] = mapped_column(
+        comment="When a reaper was last through with all its work, done or failed; null = never"
+    )
+    expired: Mapped[int] = mapped_column(
+        BigInteger, server_default=text("0"), comment="Lapsed sessions that it has ended, ever"
+    )
+    archived: Mapped[int] = mapped_column(
+        BigInteger, server_default=text("0"), comment="Ended sessions that it has moved to session_history, ever"
+    )
+    failed_at: Mapped[datetime | None] = mapped_column(
+        comment="When a piece of its work failed; null = the last run went well"
+    )
+    failure: Mapped[str | None] = mapped_column(
+        comment="Which piece of the last run failed, and why; null = the last run went well"
+    )

@@ -7,18 +7,20 @@ lock, so one at a time works, and when it dies, however it dies, the next one si
 
 import re
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, func, select, text, update
 
 from srm import playback
 from srm.database import Database, is_timeout
 from srm.errors import DependencyUnavailable
-from srm.models import SCHEMA
+from srm.models import SCHEMA, ReaperState
 
 log = structlog.get_logger("srm.reaper")
 
@@ -27,6 +29,8 @@ STATEMENT_TIMEOUT_SECONDS = 10
 """Shorter than `srm serve` waits for the reaper to stop."""
 DROP_LOCK_MILLISECONDS = 100
 """How long a partition to be dropped is waited for, and all others behind it; the next run comes anyway."""
+ARCHIVE_SECONDS = 2
+"""Of one run; less than the interval, so that nothing that lapses waits for it."""
 MONTHS_AHEAD = 2
 PARTITIONED = ("session_history", "denials")
 """The tables of which there is a partition for each month (UTC)."""
@@ -47,11 +51,11 @@ class Reaper:
         self._database = database
         self._ended_retention_seconds = ended_retention_seconds
         self._history_retention_days = history_retention_days
-        self._stopped = False
+        self._stopped = threading.Event()
 
     def stop(self) -> None:
         """Finish the transaction in hand, then nothing more."""
-        self._stopped = True
+        self._stopped.set()
 
     def run(self) -> None:
         """All that is to be done now. Logs what goes wrong instead of raising: the next run comes anyway.
@@ -64,45 +68,83 @@ class Reaper:
             "archived": self.archive,
             "dropped": self.drop_partitions,
         }
-        done = {}
-        for name, piece in pieces.items():
-            try:
-                done[name] = piece()
-            except (Busy, Stopping):
-                break
-            except DependencyUnavailable as error:
-                log.warning("database unavailable", piece=name, cause=str(error.__cause__).split("\n")[0])
-                if not is_timeout(error):
-                    break  # it is away for the other pieces too
-            except Exception:
-                log.exception("reaper failed", piece=name)
+        done: dict[str, object] = {}
+        failures: list[str] = []
+        is_through = all(self._try(name, piece, done, failures) for name, piece in pieces.items())
         if any(done.values()):
             log.info("reaped", **done)
+        if is_through:
+            self._try("state", lambda: self._record_run(failures), {}, [])
+
+    def _try(self, name: str, piece: Callable[[], object], done: dict[str, object], failures: list[str]) -> bool:
+        """Do a piece, and note what was done or why it failed; False when the others need not be tried."""
+        try:
+            done[name] = piece()
+        except (Busy, Stopping):
+            return False
+        except DependencyUnavailable as error:
+            cause = str(error.__cause__).split("\n")[0]
+            log.warning("database unavailable", piece=name, cause=cause)
+            failures.append(f"{name}: {cause}")
+            return is_timeout(error)  # else it is away for the other pieces too
+        except Exception as error:
+            log.exception("reaper failed", piece=name)
+            failures.append(f"{name}: {str(error).split(chr(10))[0]}")
+        return True
+
+    def _record_run(self, failures: list[str]) -> None:
+        now = func.statement_timestamp() if failures else None
+        with self._alone() as db:
+            db.execute(
+                update(ReaperState).values(
+                    ran_at=func.statement_timestamp(), failed_at=now, failure="; ".join(failures) or None
+                )
+            )
 
     def expire(self) -> int:
-        """End all lapsed sessions; how many. Busy when another reaper is at work."""
-        ended = 0
-        while not self._stopped:
+        """End all lapsed sessions, with a line in the log for each; how many. Busy when another reaper is at work."""
+        total = 0
+        while not self._stopped.is_set():
             with self._alone() as db:
                 lapsed = playback.find_lapsed(db)
             for start in range(0, len(lapsed), playback.ENDED_AT_ONCE):
-                if self._stopped:
+                if self._stopped.is_set():
                     break
                 with self._alone() as db:
-                    ended += playback.end_lapsed(db, lapsed[start : start + playback.ENDED_AT_ONCE])
+                    ended = playback.end_lapsed(db, lapsed[start : start + playback.ENDED_AT_ONCE])
+                    db.execute(update(ReaperState).values(expired=ReaperState.expired + len(ended)))
+                for session in ended:
+                    log.info(
+                        "session ended",
+                        account=session.account_id,
+                        device=session.device_id,
+                        session=str(session.session_id),
+                        end_reason=session.end_reason,
+                        ended_at=session.ended_at.isoformat(),
+                    )
+                total += len(ended)
             if len(lapsed) < playback.LAPSED_AT_ONCE:
                 break
-        return ended
+        return total
 
     def archive(self) -> int:
-        """Move to the history what has been kept long enough; how many. Busy as for `expire`."""
+        """Move to the history what has been kept long enough; how many. Busy as for `expire`.
+
+        There is no hurry: it works half of the time, and leaves the rest to the next run after ARCHIVE_SECONDS, since
+        what lapses meanwhile is to be ended first.
+        """
         total = 0
-        while not self._stopped:
+        give_up_at = time.monotonic() + ARCHIVE_SECONDS
+        while not self._stopped.is_set():
+            began_at = time.monotonic()
             with self._alone() as db:
                 moved = playback.archive(db, self._ended_retention_seconds)
+                if moved:
+                    db.execute(update(ReaperState).values(archived=ReaperState.archived + moved))
             total += moved
-            if moved < playback.ENDED_AT_ONCE:
+            if moved < playback.ENDED_AT_ONCE or time.monotonic() > give_up_at:
                 break
+            self._stopped.wait(time.monotonic() - began_at)
         return total
 
     def make_partitions(self) -> list[str]:
@@ -136,7 +178,7 @@ class Reaper:
     @contextmanager
     def _alone(self) -> Iterator[Connection]:
         """A transaction during which no other reaper works. Busy when one does already; Stopping after `stop()`."""
-        if self._stopped:
+        if self._stopped.is_set():
             raise Stopping
         with self._database.transaction() as db:
             if not db.execute(select(func.pg_try_advisory_xact_lock(ADVISORY_LOCK))).scalar_one():

@@ -92,6 +92,7 @@ def test_another_goes_on_where_one_was_killed(own_url: str, own_database: Databa
             running.append(start(name))
 
     assert count(own_database, ENDED_RIGHTLY) == 2 * 3010
+    assert support.rows(own_database, "SELECT expired FROM srm.reaper_state") == [(2 * 3010,)]
 
 
 def test_one_that_is_told_to_stop_finishes_the_piece_in_hand(

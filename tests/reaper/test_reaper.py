@@ -210,8 +210,11 @@ class TestExpire:
 
         assert rows(database, "SELECT * FROM srm.sessions ORDER BY account_id") == before
 
-    def test_it_ends_more_than_one_look_finds(self, reaper: Reaper, database: Database) -> None:
-        lapsed = playback.LAPSED_AT_ONCE + 1
+    def test_it_ends_more_than_one_look_finds(
+        self, reaper: Reaper, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(playback, "LAPSED_AT_ONCE", 1000)
+        lapsed = 1001
         add(database, lapsed)
         add(database, 10, silent_for=0)
 
@@ -236,7 +239,7 @@ class TestExpire:
         factory.age(saved, -31, "last_keep_alive_at")
 
         with database.transaction() as db:
-            assert playback.end_lapsed(db, found) == 1
+            assert [ended.session_id for ended in playback.end_lapsed(db, found)] == [lost]
 
         assert session_row(database, saved).ended_at is None
         assert session_row(database, lost).end_reason == "expired"
@@ -248,7 +251,7 @@ class TestExpire:
         end(database, session, seconds_ago=3)
 
         with database.transaction() as db:
-            assert playback.end_lapsed(db, found) == 0
+            assert playback.end_lapsed(db, found) == []
 
         assert session_row(database, session).end_reason == "teardown"
 
@@ -267,10 +270,42 @@ class TestExpire:
         assert session_row(database, held).ended_at is None
         assert session_row(database, free).end_reason == "expired"
 
+    def test_it_logs_each_once_it_is_committed(
+        self, reaper: Reaper, factory: Factory, database: Database, log: list[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        session = factory.session("a", "tv", silent_for=31)
+        factory.session("b", "tv")
+        seen = []
+
+        def look(event: str, **members: str) -> None:
+            seen.append((event, members, session_row(database, session).end_reason))
+
+        monkeypatch.setattr(reaper_module.log, "info", look)
+        reaper.expire()
+
+        row = session_row(database, session)
+        members = {"account": "a", "device": "tv", "session": str(session), "end_reason": "expired"}
+        assert seen == [("session ended", {**members, "ended_at": row.ended_at.isoformat()}, "expired")]
+
+    def test_it_goes_past_those_that_somebody_holds(
+        self, reaper: Reaper, factory: Factory, database: Database, url: str
+    ) -> None:
+        """However many: nobody is waited for again and again."""
+        add(database, 200)
+        add(database, 100, silent_for=50)
+        with psycopg.connect(url) as holder:
+            holder.execute(
+                "SELECT FROM srm.sessions WHERE last_keep_alive_at < statement_timestamp() - interval '90 s' FOR UPDATE"
+            )
+            began_at = time.monotonic()
+            assert reaper.expire() == 100
+            assert time.monotonic() - began_at < 2
+        assert reaper.expire() == 200
+
     @staticmethod
     def seen_from_outside_is_lapsed(database: Database, session: UUID) -> bool:
         with database.transaction() as db:
-            return session in [lapsed["of_session"] for lapsed in playback.find_lapsed(db)]
+            return session in [session_id for _, session_id in playback.find_lapsed(db)]
 
 
 class TestArchive:
@@ -327,6 +362,30 @@ class TestArchive:
         assert reaper.archive() == ended
 
         assert (count(database, "sessions"), count(database, "session_history")) == (0, ended)
+
+    def test_it_finds_its_way_whatever_the_planner_believes(self, own: Database) -> None:
+        """By the statistics no session has ended. Red: it looks for each of 500 among all, for seconds."""
+        reaper = reaper_of(own)
+        add(own, 1000, silent_for=0)
+        with own.transaction() as db:
+            db.exec_driver_sql("ANALYZE srm.sessions")
+        add(own, 50_000, silent_for=2000, ended_ago=1000)
+        reaper.make_partitions()
+
+        with own.transaction() as db:
+            db.exec_driver_sql("SET LOCAL statement_timeout = '1s'")
+            assert playback.archive(db, RETENTION_SECONDS) == playback.ENDED_AT_ONCE
+
+    def test_it_leaves_the_rest_to_the_next_run(
+        self, reaper: Reaper, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What lapses meanwhile does not wait until all that has ended is moved."""
+        monkeypatch.setattr(reaper_module, "ARCHIVE_SECONDS", 0)
+        add(database, playback.ENDED_AT_ONCE + 100, silent_for=2000, ended_ago=1000)
+        reaper.make_partitions()
+
+        assert reaper.archive() == playback.ENDED_AT_ONCE
+        assert reaper.archive() == 100
 
     def test_it_moves_all_or_nothing(self, own: Database) -> None:
         """One of the sessions cannot be moved: its month has no partition."""
@@ -583,7 +642,81 @@ class TestRun:
             db.exec_driver_sql("ALTER SCHEMA gone RENAME TO srm")
 
         assert {(line["log_level"], line["event"]) for line in log} == {("error", "reaper failed")}
-        assert [line["piece"] for line in log] == ["expired", "partitions_made", "archived", "dropped"]
+        assert [line["piece"] for line in log] == ["expired", "partitions_made", "archived", "dropped", "state"]
+
+
+class TestState:
+    """`srm.reaper_state`."""
+
+    @staticmethod
+    def state(database: Database) -> Any:
+        (row,) = rows(database, "SELECT * FROM srm.reaper_state")
+        return row
+
+    def test_it_keeps_when_it_ran_and_how_much_it_did(self, own: Database) -> None:
+        before = self.state(own)
+        add(own, 3)
+        add(own, 2, silent_for=2000)
+
+        began_at = rows(own, "SELECT statement_timestamp()")[0][0]
+        reaper_of(own).run()
+        once = self.state(own)
+        reaper_of(own).run()
+        again = self.state(own)
+
+        assert (once.expired, once.archived) == (before.expired + 5, before.archived + 2)
+        assert (again.expired, again.archived) == (once.expired, once.archived)
+        assert began_at < once.ran_at < again.ran_at
+        assert (again.failed_at, again.failure) == (None, None)
+
+    def test_it_counts_what_is_done_though_it_never_gets_through(
+        self, own: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = self.state(own)
+        reaper = reaper_of(own)
+        add(own, playback.ENDED_AT_ONCE + 100)
+        stop_after(reaper, "end_lapsed", monkeypatch)
+
+        reaper.run()
+
+        after = self.state(own)
+        assert after.expired == before.expired + playback.ENDED_AT_ONCE
+        assert after.ran_at == before.ran_at
+
+    def test_it_keeps_what_failed_until_all_goes_well(self, own: Database, own_url: str) -> None:
+        factory = Factory(own)
+        reaper = reaper_of(own)
+        session = factory.session(silent_for=31)
+        with own.transaction() as db:
+            db.exec_driver_sql("ALTER TABLE srm.denials RENAME TO gone")
+
+        reaper.run()
+        failed = self.state(own)
+        reaper.run()
+        still = self.state(own)
+        with own.transaction() as db:
+            db.exec_driver_sql("ALTER TABLE srm.gone RENAME TO denials")
+        reaper.run()
+        well = self.state(own)
+
+        assert session_row(own, session).end_reason == "expired"
+        assert failed.failure.startswith("partitions_made: ")
+        assert 'relation "srm.denials" does not exist' in failed.failure
+        assert failed.failed_at == failed.ran_at < still.failed_at
+        assert (well.failed_at, well.failure) == (None, None)
+
+    def test_it_works_though_it_cannot_keep_it(self, own: Database, log: list[Any]) -> None:
+        session = Factory(own).session(silent_for=31)
+        with own.transaction() as db:
+            db.exec_driver_sql("UPDATE srm.reaper_state SET ran_at = NULL")
+            db.exec_driver_sql("ALTER TABLE srm.reaper_state ADD CHECK (ran_at IS NULL)")
+
+        reaper_of(own).run()
+        with own.transaction() as db:
+            db.exec_driver_sql("ALTER TABLE srm.reaper_state DROP CONSTRAINT reaper_state_ran_at_check")
+
+        assert session_row(own, session).end_reason == "expired"
+        assert [line["piece"] for line in log if line["log_level"] == "error"] == ["state"]
 
 
 class TestOneAtATime:
@@ -681,9 +814,9 @@ def stop_after(reaper: Reaper, piece: str, monkeypatch: pytest.MonkeyPatch) -> N
     """Stop the reaper while it is at that piece of work."""
     work = getattr(playback, piece)
 
-    def work_and_stop(*arguments: Any) -> int:
+    def work_and_stop(*arguments: Any) -> Any:
         reaper.stop()
-        return int(work(*arguments))
+        return work(*arguments)
 
     monkeypatch.setattr(playback, piece, work_and_stop)
 
