@@ -35,6 +35,10 @@ bench: $(VENV)/dev ## Measure keep-alive, setup and teardown; needs wrk
 bench-import: $(VENV)/dev ## Measure a bulk import, and what keep-alives feel of it; needs wrk
 	$(BIN)/python -m bench.import_
 
+.PHONY: bench-reaper
+bench-reaper: $(VENV)/dev ## Measure the ending of 100,000 sessions at once, and what keep-alives feel of it; needs wrk
+	$(BIN)/python -m bench.reaper
+
 .PHONY: clean
 clean: ## Remove the virtual environment and caches; the database in var/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
