@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 from weakref import WeakSet
@@ -48,6 +49,9 @@ STATEMENT_TIMEOUT_SECONDS = 1.5
 
 SILENCE_SECONDS = 1
 """How long a server is waited for after the time in which it should have given up by itself, and then left alone."""
+
+ANSWER_BY: ContextVar[float | None] = ContextVar("answer_by", default=None)
+"""When, by `time.monotonic()`, the patience of the request that is being answered is over; None = there is none."""
 
 UNAVAILABLE_SQLSTATES = (
     "08",  # connection exceptions
@@ -115,7 +119,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 
 
 class Silence:
-    """A context manager around all that is asked of the server: DependencyUnavailable when it is away.
+    """A context manager around all that is asked of the server: DependencyUnavailable when it is away, or time is over.
 
     Once the server has gone silent, nobody asks it for SILENCE_SECONDS, and then one thread at a time: requests must
     not queue up to find it out one by one.
@@ -127,6 +131,9 @@ class Silence:
         self._asker: int | None = None
 
     def __enter__(self) -> None:
+        answer_by = ANSWER_BY.get()
+        if answer_by is not None and time.monotonic() >= answer_by:
+            raise DependencyUnavailable from TimeoutError("the request has waited long enough")
         until = self._until  # read once: another thread may clear it meanwhile
         if until is None:
             return
@@ -205,10 +212,11 @@ class ThreadConnections:
         """Ask the first thing of a request; once more when the connection turns out to be broken.
 
         To look at the connection before would cost a system call and a hand-over of the interpreter lock each time.
-        The patience begins here, and is for all statements of the transaction.
+        The patience begins here, unless it has begun before (ANSWER_BY), and is for all statements of the transaction.
         """
         patience = self._patience_seconds if patience_seconds is None else patience_seconds
         answer_by = time.monotonic() + patience
+        answer_by = min(answer_by, ANSWER_BY.get() or answer_by)
         cursor = self._cursor(answer_by)
         try:
             return ask(cursor)
@@ -275,7 +283,7 @@ class Database:
             pool_size=0,  # no limit; the number of threads is one
             use_native_hstore=False,
         )
-        event.listen(self._engine, "checkout", _refuse_dead_connection)
+        event.listen(self._engine, "checkout", _check_out)
 
     def _connect(self, **options: Any) -> BoundedConnection:
         settings = {**self._settings, **options}
@@ -406,6 +414,7 @@ def is_hung_up(connection: psycopg.Connection[Any]) -> bool:
     return bool(poll.poll(0))
 
 
-def _refuse_dead_connection(connection: BoundedConnection, *_: object) -> None:
+def _check_out(connection: BoundedConnection, *_: object) -> None:
     if is_hung_up(connection):
         raise DisconnectionError  # the pool opens another one
+    connection.answer_by = ANSWER_BY.get()

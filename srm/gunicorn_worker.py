@@ -12,29 +12,55 @@ from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseExc
 from gunicorn.workers.gthread import ThreadWorker
 
 from srm import config, logs
+from srm.database import ANSWER_BY, SILENCE_SECONDS, STATEMENT_TIMEOUT_SECONDS
 from srm.errors import InternalError, MalformedRequest, SrmError, StartupError
 from srm.logs import CORRELATION_ID
+
+PATIENCE_SECONDS = STATEMENT_TIMEOUT_SECONDS + SILENCE_SECONDS
+"""Of a request, from when it waits for a thread to the answer of the database."""
+
+QUEUE_SECONDS = PATIENCE_SECONDS - STATEMENT_TIMEOUT_SECONDS
+"""Longest that a request may have waited for a thread, and still be brought to the database, which can then give up by
+itself: connections that are given up instead would pile up there."""
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
     """A thread worker that answers all that it has read, and answers it in the envelope."""
 
+    drain_seconds: float = 0
+    """How long it goes on after SIGTERM, for a proxy that does not know yet; `srm.gunicorn_conf` says."""
+
+    _drained_at: float | None = None
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Called by gunicorn when a connection is new or has become readable: it waits for a thread."""
+        conn.enqueued_at = time.monotonic()
+        super().enqueue_req(conn)
+
     def handle(self, conn: Any) -> Any:
-        """Called by gunicorn when a connection has become readable; whether it is to be kept.
+        """Called by gunicorn in the thread that has got a connection; whether it is to be kept.
 
         Gunicorn goes back to wait for the socket after one request. But what a client sent right behind it
         may have been read already, with the end of a body that nobody asked for: nothing would ever come
         from the socket, and the client would wait in vain.
         """
+        conn.waited_seconds = time.monotonic() - conn.enqueued_at
         is_kept = super().handle(conn)
         while is_kept is True and conn.parser.unreader.buf.tell() > 0:
+            conn.waited_seconds = 0
             is_kept = super().handle(conn)
         return is_kept
 
-    drain_seconds: float = 0
-    """How long it goes on after SIGTERM, for a proxy that does not know yet; `srm.gunicorn_conf` says."""
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Called by gunicorn with a request that has been read; its patience began when it came to wait for a thread.
 
-    _drained_at: float | None = None
+        One that has waited for QUEUE_SECONDS has none left. The database is slow then, or there are too many requests.
+        All those behind it would wait for the database too, until their clients are gone, and be worked off one by one,
+        for nothing and for minutes, when it is well again.
+        """
+        left = PATIENCE_SECONDS - conn.waited_seconds if conn.waited_seconds < QUEUE_SECONDS else 0
+        ANSWER_BY.set(time.monotonic() + left)
+        return super().handle_request(req, conn)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Called by gunicorn on SIGTERM, of a stop or a reload: from now on each connection is closed by its answer.

@@ -8,10 +8,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import psycopg
@@ -91,14 +92,11 @@ class Service:
                     process.resume()
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("outage")
-
-
-@pytest.fixture(scope="module")
-def service(data_dir: Path) -> Iterator[Service]:
-    """One for all tests here: each leaves it well."""
+@contextmanager
+def service_on(
+    data_dir: Path, url_of: Callable[[EmbeddedServer], str] = lambda server: server.url
+) -> Iterator[Service]:
+    """The API on a server in that folder, which it reaches at that URL."""
     with EmbeddedServer(data_dir) as server:
         schema.upgrade(server.url)
         database = Database(server.url, application_name="srm-tests")
@@ -107,10 +105,18 @@ def service(data_dir: Path) -> Iterator[Service]:
         factory.product("basic", ("COD", "film"))
         factory.account("a", max_sessions=None)
         database.dispose()
-        with support.api(server.url, data_dir / "api.log", workers=WORKERS, threads=THREADS) as (base, _):
+        with support.api(url_of(server), data_dir / "api.log", workers=WORKERS, threads=THREADS) as (base, _):
             service = Service(base, server, data_dir)
             wait_until(service.is_well)  # every thread has its connections
             yield service
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    """One for all tests here: each leaves it well."""
+    # Not below pytest's own folder: each run of pytest closes that to the user that the server runs as.
+    with TemporaryDirectory(prefix="srm-tests-") as folder, service_on(Path(folder)) as service:
+        yield service
 
 
 def assert_unavailable(answers: dict[str, Answer]) -> None:
