@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 from weakref import WeakSet
@@ -35,6 +34,7 @@ from sqlalchemy.orm import Session
 
 from srm.errors import DependencyUnavailable, SrmError
 from srm.metrics import REGISTRY
+from srm.patience import ANSWER_BY, SILENCE_SECONDS, STATEMENT_TIMEOUT_SECONDS
 
 Result = TypeVar("Result")
 Cursor: TypeAlias = psycopg.Cursor[Any]
@@ -43,15 +43,6 @@ Executor: TypeAlias = "Cursor | ThreadConnections"
 
 CONNECT_TIMEOUT_SECONDS = 2
 """To one server; the least that libpq takes."""
-
-STATEMENT_TIMEOUT_SECONDS = 1.5
-"""Of a request, lock waits included, by the clock of the server."""
-
-SILENCE_SECONDS = 1
-"""How long a server is waited for after the time in which it should have given up by itself, and then left alone."""
-
-ANSWER_BY: ContextVar[float | None] = ContextVar("answer_by", default=None)
-"""When, by `time.monotonic()`, the patience of the request that is being answered is over; None = there is none."""
 
 UNAVAILABLE_SQLSTATES = (
     "08",  # connection exceptions

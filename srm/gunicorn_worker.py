@@ -12,16 +12,9 @@ from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseExc
 from gunicorn.workers.gthread import ThreadWorker
 
 from srm import config, logs
-from srm.database import ANSWER_BY, SILENCE_SECONDS, STATEMENT_TIMEOUT_SECONDS
 from srm.errors import InternalError, MalformedRequest, SrmError, StartupError
 from srm.logs import CORRELATION_ID
-
-PATIENCE_SECONDS = STATEMENT_TIMEOUT_SECONDS + SILENCE_SECONDS
-"""Of a request, from when it waits for a thread to the answer of the database."""
-
-QUEUE_SECONDS = PATIENCE_SECONDS - STATEMENT_TIMEOUT_SECONDS
-"""Longest that a request may have waited for a thread, and still be brought to the database, which can then give up by
-itself: connections that are given up instead would pile up there."""
+from srm.patience import ANSWER_BY, PATIENCE_SECONDS, QUEUE_SECONDS
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]

@@ -630,18 +630,18 @@ def end_lapsed(db: Connection, lapsed: Sequence[tuple[str, UUID]]) -> list[Ended
         with db.begin_nested():
             db.execute(text(f"SET LOCAL lock_timeout = {HELD_MILLISECONDS}"))
             accounts, ids = zip(*lapsed, strict=True)
-            return _ended(db, END_ALL_LAPSED, {"of_accounts": list(accounts), "of_sessions": list(ids)})
+            return _end(db, END_ALL_LAPSED, {"of_accounts": list(accounts), "of_sessions": list(ids)})
     except DBAPIError as error:
         if not isinstance(error.orig, LockNotAvailable):
             raise
     return [
         session
         for account_id, session_id in lapsed
-        for session in _ended(db, END_FREE_LAPSED, {"of_account": account_id, "of_session": session_id})
+        for session in _end(db, END_FREE_LAPSED, {"of_account": account_id, "of_session": session_id})
     ]
 
 
-def _ended(db: Connection, statement: Update, names: dict[str, object]) -> list[Ended]:
+def _end(db: Connection, statement: Update, names: dict[str, object]) -> list[Ended]:
     return [Ended(*row) for row in db.execute(statement.returning(*WAS_ENDED), names)]
 
 

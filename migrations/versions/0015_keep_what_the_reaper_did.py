@@ -4,7 +4,7 @@ Its lines in the log tell it too, but not to whoever has only psql or Prometheus
 its work, how many sessions it has ended and moved, and what of its work does not succeed.
 
 Revision ID: 0015
-Revises: 0013
+Revises: 0014
 """
 
 import sqlalchemy as sa
@@ -12,7 +12,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0015"
-down_revision = "0013"
+down_revision = "0014"
 branch_labels = None
 depends_on = None
 

@@ -2,14 +2,11 @@
 
 import json
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,8 +16,8 @@ import pytest
 
 from srm.database import Database
 from tests import support
-from tests.deploy.service import DEPLOY, Nginx, instance, nginx, tls, wait_until_ready
-from tests.support import ROOT, SECRET, SETUP, Factory, Process, free_port, issue_token, rows, running, wait_until
+from tests.deploy.service import Nginx, instance, nginx, tls
+from tests.support import SETUP, Factory, Process, free_port, issue_token, rows, wait_until
 
 LOAD_SECONDS = 60
 FROM_TESTS = "set_real_ip_from 127.0.0.1;\nreal_ip_header Test-Address;\n"
