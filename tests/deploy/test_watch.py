@@ -1,0 +1,296 @@
+"""Alerts, dashboard and the page on operations: understood by Prometheus, and about what the service really tells."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+import yaml
+
+from srm.database import Database
+from tests import tools
+from tests.concurrency.players import Player
+from tests.entitlement_server import EntitlementServer, entitlement_server
+from tests.support import ROOT, Factory, api
+
+ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
+DASHBOARD = ROOT / "deploy" / "grafana" / "srm.json"
+PAGE = ROOT / "docs" / "operations.md"
+SECTION = re.compile(r"^### (\w+)\n(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
+
+REQUESTS = 'srm_request_seconds_count{method="PUT",route="/srm/v1/sessions/<session_id>",instance="%s",outcome="%s"}'
+BUCKET = 'srm_request_seconds_bucket{method="PUT",route="/srm/v1/sessions/<session_id>",outcome="2xx",le="%s"}'
+REFUSALS = 'srm_refusals_total{error_code="SRM-0006",rule="max_sessions",observed="false"}'
+UP = 'srm_database_up{instance="a"}'
+
+Series = dict[str, str]
+
+CASES: dict[str, tuple[Series, Series, str]] = {
+    "SrmDown": ({'up{job="srm",instance="a"}': "0x120"}, {'up{job="srm",instance="a"}': "1x120"}, "5m"),
+    "SrmErrors": (
+        {REQUESTS % ("a", "2xx"): "0+980x120", REQUESTS % ("b", "SRM-0010"): "0+20x120"},
+        {REQUESTS % ("a", "2xx"): "0+980x120", REQUESTS % ("b", "SRM-0006"): "0+20x120"},
+        "15m",
+    ),
+    "SrmKeepAlivesSlow": (
+        {BUCKET % "0.1": "0+950x120", BUCKET % "0.3": "0+1000x120", BUCKET % "+Inf": "0+1000x120"},
+        {BUCKET % "0.1": "0+995x120", BUCKET % "0.3": "0+1000x120", BUCKET % "+Inf": "0+1000x120"},
+        "30m",
+    ),
+    "SrmRefusalsJump": (
+        {REFUSALS: "0+2x1400 2800+40x40", "srm_setups_total": "0+100x1440"},
+        {REFUSALS: "0+12x1400 16800+20x40", "srm_setups_total": "0+100x1440"},
+        "1439m",
+    ),
+    "SrmDatabaseDown": ({UP: "0x120"}, {UP: "1x120"}, "5m"),
+    "SrmDatabaseUnsteady": (
+        {
+            'srm_database_connect_failures_total{instance="a"}': "0x120",
+            'srm_database_not_asked_total{instance="a"}': "0+1x120",
+        },
+        {
+            'srm_database_connect_failures_total{instance="a"}': "7x120",
+            'srm_database_not_asked_total{instance="a"}': "5x120",
+        },
+        "20m",
+    ),
+    "SrmDatabaseNotSeen": (
+        {'srm_database_look_failed{instance="a",part="sessions"}': "1x120", UP: "1x120"},
+        {'srm_database_look_failed{instance="a",part="sessions"}': "1x120", UP: "0x120"},
+        "20m",
+    ),
+    "SrmSchemaMismatch": ({"srm_schema_at_head": "0x120"}, {"srm_schema_at_head": "1x120"}, "20m"),
+    "SrmOutage": ({"srm_available_seconds": "0+60x120"}, {"srm_available_seconds": "300+60x120"}, "4m"),
+    "SrmTickStale": (
+        {'srm_tick_age_seconds{instance="a"}': "6x120", 'srm_tick_age_seconds{instance="b"}': "7x120"},
+        {'srm_tick_age_seconds{instance="a"}': "6x120", 'srm_tick_age_seconds{instance="b"}': "1x120"},
+        "5m",
+    ),
+    "SrmReaperNotRunning": (
+        {"srm_reaper_run_age_seconds": "0+60x120", UP: "1x120"},
+        {"srm_reaper_run_age_seconds": "10x120", UP: "1x120"},
+        "10m",
+    ),
+    "SrmReaperLagging": ({"srm_reaper_lag_seconds": "31x120"}, {"srm_reaper_lag_seconds": "4x120"}, "10m"),
+    "SrmReaperFailing": (
+        {"srm_reaper_failure_age_seconds": "3x120"},
+        {"srm_reaper_failure_age_seconds": "0+60x120"},
+        "15m",
+    ),
+    "SrmPartitionsNotAhead": (
+        {'srm_partitions_ahead{table="denials"}': "1x120"},
+        {'srm_partitions_ahead{table="denials"}': "2x120"},
+        "90m",
+    ),
+    "SrmRowsInDefaultPartition": (
+        {'srm_default_partition_rows{table="denials"}': "1x120"},
+        {'srm_default_partition_rows{table="denials"}': "0x120"},
+        "10m",
+    ),
+    "SrmEntitlementServiceFailing": (
+        {"srm_entitlement_failures_total": "0+10x120", "srm_entitlement_answers_total": "0+90x120"},
+        {"srm_entitlement_failures_total": "0+1x120", "srm_entitlement_answers_total": "0+90x120"},
+        "15m",
+    ),
+}
+"""Alert → series, minute by minute, at which it fires, series at which it does not, and when to look."""
+
+
+def alerts() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    rules: list[dict[str, Any]] = group["rules"]
+    return rules
+
+
+def expressions() -> list[str]:
+    """All of the dashboard, its variables filled in."""
+    targets = [target for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel.get("targets", [])]
+    return [target["expr"].replace("$__rate_interval", "1m") for target in targets]
+
+
+def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [tools.need("promtool"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_prometheus_understands_the_alerts() -> None:
+    result = promtool("check", "rules", ALERTS)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{len(CASES)} rules found" in result.stdout
+
+
+def firing_rules(tmp_path: Path, series: Series, at: str, name: str) -> str:
+    """What promtool says when the alert is expected not to fire: "" when it does not."""
+    test = {
+        "rule_files": [str(ALERTS)],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": name_, "values": values} for name_, values in series.items()],
+                "alert_rule_test": [{"eval_time": at, "alertname": name, "exp_alerts": []}],
+            }
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(json.dumps(test))
+    result = promtool("test", "rules", file)
+    return "" if result.returncode == 0 else result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_fires_when_it_must_and_only_then(name: str, tmp_path: Path) -> None:
+    firing, calm, at = CASES[name]
+
+    assert firing_rules(tmp_path, calm, at, name) == ""
+    assert f'alertname="{name}"' in firing_rules(tmp_path, firing, at, name)
+
+
+def test_a_host_that_is_not_there_at_all_is_down(tmp_path: Path) -> None:
+    assert 'alertname="SrmDown"' in firing_rules(tmp_path, {"other": "1x120"}, "5m", "SrmDown")
+
+
+def test_a_reaper_that_never_ran_is_not_running(tmp_path: Path) -> None:
+    name = "SrmReaperNotRunning"
+
+    assert f'alertname="{name}"' in firing_rules(tmp_path, {UP: "1x120"}, "10m", name)
+    assert firing_rules(tmp_path, {UP: "0x120"}, "10m", name) == ""
+
+
+def test_each_alert_has_a_section_and_each_section_an_alert() -> None:
+    sections = dict(SECTION.findall(PAGE.read_text()))
+
+    assert [rule["alert"] for rule in alerts()] == list(sections)
+    assert list(CASES) == list(sections)
+    for rule in alerts():
+        assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"
+        assert rule["annotations"]["summary"]
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        for word in ("Means", "Viewers notice", "Check", "Do", "Over"):
+            assert f"**{word}:**" in sections[rule["alert"]], (rule["alert"], word)
+        assert "```sh" in sections[rule["alert"]]
+
+
+def test_links_of_the_page_lead_somewhere() -> None:
+    text = PAGE.read_text()
+    anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = link.partition("#")
+        assert (PAGE.parent / path).exists()
+        assert not anchor or anchor in anchors
+
+
+def test_the_scrape_configuration_of_the_page_is_right(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(block)
+    (tmp_path / "alerts.yml").write_text(ALERTS.read_text())
+
+    result = promtool("check", "config", tmp_path / "prometheus.yml")
+
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_sql_of_the_page_works(clone: Callable[[], str]) -> None:
+    statements = re.findall(r"""psql "\$\(srm db url\)" -c (?:"([^"]*)"|'([^']*)')""", PAGE.read_text())
+    assert len(statements) >= 15
+
+    url = clone()
+    make_what_tells(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        for double, single in statements:
+            connection.execute(double or single)  # type: ignore[call-overload]
+
+
+def test_the_dashboard_can_be_imported() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    panels = dashboard["panels"]
+
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    (variable,) = dashboard["templating"]["list"]
+    assert (variable["type"], variable["query"]) == ("datasource", "prometheus")
+    source = {"type": "prometheus", "uid": f"${{{variable['name']}}}"}
+    taken = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert place["x"] + place["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        if panel["type"] != "row":
+            assert panel["datasource"] == source
+            assert panel["targets"]
+        for target in panel.get("targets", []):
+            assert target["datasource"] == source
+
+
+def test_prometheus_understands_each_expression_of_the_dashboard(tmp_path: Path) -> None:
+    rules = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(expressions())]
+    file = tmp_path / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+
+    result = promtool("check", "rules", file)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{len(rules)} rules found" in result.stdout
+
+
+@pytest.fixture
+def server() -> Iterator[EntitlementServer]:
+    with entitlement_server() as server:
+        yield server
+
+
+def named_metrics() -> set[str]:
+    return {
+        name
+        for expr in [*expressions(), *(rule["expr"] for rule in alerts())]
+        for name in re.findall(r"\bsrm_\w+", expr)
+    }
+
+
+def test_the_service_tells_each_metric_that_is_named(
+    clone: Callable[[], str], server: EntitlementServer, tmp_path: Path
+) -> None:
+    """After a setup, a refusal and a teardown."""
+    url = clone()
+    database = Database(url, application_name="srm-tests")
+    Factory(database).account("a", max_sessions=1)
+    make_what_tells(url)
+    variables = {"SRM_ENTITLEMENTS": "http", "SRM_ENTITLEMENTS_URL": server.url}
+    with api(url, tmp_path / "log", workers=2, **variables) as (base, _):
+        with Player(base, "a", "tv") as player:
+            session = player.set_up().session_id
+            assert player.set_up().error_code == "SRM-0006"
+            player.keep_alive(str(session))
+            player.tear_down(str(session))
+            player.set_up()
+            server.behave = lambda call: call.answer([])
+            assert player.set_up().error_code == "SRM-0010"
+        text = httpx.get(f"{base}/metrics", timeout=30).text
+    database.dispose()
+
+    told = {re.split(r"[ {]", line)[0] for line in text.splitlines() if not line.startswith("#")}
+    assert len(named_metrics()) >= 25
+    assert named_metrics() - told == set()
+
+
+def make_what_tells(url: str) -> None:
+    """A reaper that has failed, an outage that has ended, and default partitions."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS srm.reaper_state")
+        connection.execute(
+            "CREATE TABLE srm.reaper_state (ran_at timestamptz, expired bigint, archived bigint, "
+            "failed_at timestamptz, failure text)"
+        )
+        connection.execute("INSERT INTO srm.reaper_state VALUES (now(), 0, 0, now(), 'expire: it failed')")
+        connection.execute("DROP TABLE IF EXISTS srm.availability CASCADE")
+        connection.execute("CREATE TABLE srm.availability (seen_at timestamptz, available_since timestamptz)")
+        connection.execute("INSERT INTO srm.availability VALUES (now(), now())")
+        connection.execute("CREATE TABLE IF NOT EXISTS srm.denials_default PARTITION OF srm.denials DEFAULT")
