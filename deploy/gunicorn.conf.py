@@ -13,7 +13,7 @@ bind = load().bind
 max_requests = 1_000_000
 max_requests_jitter = 500_000
 """A worker is replaced after so many requests, of 300 in a second after an hour, so that nothing grows for ever; not
-all at once. It finishes what it has and, as gunicorn does, waits for the proxy to close its idle connections."""
+all at once. It drains as on SIGTERM, and another takes its place."""
 
 preload_app = False
 """Each worker loads the application for itself. Loaded before the fork it would share connections' locks and the

@@ -55,6 +55,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         ANSWER_BY.set(time.monotonic() + left)
         return super().handle_request(req, conn)
 
+    max_requests: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._most_requests = self.max_requests
+        self.max_requests = sys.maxsize  # gunicorn would take no connection any more, and yet wait for the idle ones
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Called by gunicorn on SIGTERM, of a stop or a reload: from now on each connection is closed by its answer.
 
@@ -62,17 +69,22 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         that it found idle, would not repeat a setup of which it does not know whether it was done, and learns only by
         the next look at /readyz that it is to ask others. Then nothing more is taken, and what is in hand is finished.
         """
-        if self._drained_at is not None:
-            return
-        self._drained_at = time.monotonic() + self.drain_seconds
-        self.max_keepalived = 0
+        self._drain()
         if (draining := getattr(getattr(self, "wsgi", None), "extensions", {}).get("srm.draining")) is not None:
             draining.set()
         self.method_queue.defer(self.murder_keepalived)
 
+    def _drain(self) -> None:
+        if self._drained_at is None:
+            self._drained_at = time.monotonic() + self.drain_seconds
+            self.max_keepalived = 0
+
     def murder_keepalived(self) -> None:
         """Called by gunicorn every second, and after each event: hang up where it is time to."""
         super().murder_keepalived()
+        if self.nr >= self._most_requests and self._drained_at is None:
+            self.log.info("enough requests, making room for a new worker")
+            self._drain()
         if self._drained_at is not None and time.monotonic() >= self._drained_at:
             self._hang_up()
 

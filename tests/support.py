@@ -221,7 +221,9 @@ class Process:
 
 
 @contextmanager
-def running(command: list[str], output: Path, cwd: Path = ROOT, **variables: str) -> Iterator[Process]:
+def running(
+    command: list[str], output: Path, cwd: Path = ROOT, pass_fds: Collection[int] = (), **variables: str
+) -> Iterator[Process]:
     """Run a command in a process group of its own; kill what is left of it at the end."""
     with output.open("ab") as file:
         popen = subprocess.Popen(
@@ -231,6 +233,7 @@ def running(command: list[str], output: Path, cwd: Path = ROOT, **variables: str
             stdin=subprocess.DEVNULL,
             cwd=cwd,
             env=environment(**variables),
+            pass_fds=pass_fds,
             start_new_session=True,
         )
     process = Process(popen, output)

@@ -19,6 +19,7 @@ PACKAGES = {
     "pgbouncer": "pgbouncer",
     "promtool": "prometheus",
     "psql": "postgresql-client",
+    "strace": "strace",
     "systemd-analyze": "systemd",
     "wrk": "wrk",
 }

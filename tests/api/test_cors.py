@@ -1,7 +1,6 @@
 """SRM_CORS_ORIGINS: pages of these origins may ask the client API, and read what it answers."""
 
 from collections.abc import Callable
-from uuid import uuid4
 
 import pytest
 from flask import Flask
@@ -10,11 +9,11 @@ from werkzeug.test import TestResponse
 
 from srm.app import create_app
 from srm.config import Settings
-from tests.support import SECRET, SESSION, SETUP, Factory, error_of, issue_token
+from tests.support import NO_SESSION, SECRET, SESSION, SETUP, Factory, error_of, issue_token
 
 PAGE = "https://player.example"
 ALLOWED = f"{PAGE},https://tv.example:8443"
-CLIENT_PATHS = ["/srm/v1/sessions", "/srm/sessions", SESSION, f"/srm/sessions/{uuid4()}"]
+CLIENT_PATHS = ["/srm/v1/sessions", "/srm/sessions", SESSION, f"/srm/sessions/{NO_SESSION}"]
 CORS = {"Access-Control-Allow-Origin", "Access-Control-Expose-Headers", "Access-Control-Allow-Methods"}
 CORS |= {"Access-Control-Allow-Headers", "Access-Control-Max-Age", "Vary"}
 

@@ -4,7 +4,7 @@ import os
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,12 +119,28 @@ def nginx(folder: Path, *upstreams: str, **files: str) -> Iterator[Nginx]:
 
 
 @contextmanager
-def instance(url: str, output: Path, bind: str, workers: int = 2, **variables: str) -> Iterator[Process]:
-    """One gunicorn as deploy/ has it, ready to answer there: host:port or unix:/path."""
-    config = str(DEPLOY / "gunicorn.conf.py")
-    command = python_m("gunicorn", "--config", config, "--workers", str(workers), "wsgi:app")
+def instance(
+    url: str,
+    output: Path,
+    bind: str,
+    *options: str,
+    through: Sequence[str] = (),
+    listener: socket.socket | None = None,
+    **variables: str,
+) -> Iterator[Process]:
+    """One gunicorn as deploy/ has it, ready to answer there: host:port or unix:/path.
+
+    `through`: a command that runs it. `listener`: what listens there already, handed over as by systemd
+    (sd_listen_fds(3)): as descriptor 3, to the process that LISTEN_PID names.
+    """
+    command = python_m("gunicorn", "--config", str(DEPLOY / "gunicorn.conf.py"), "--workers", "2", *options, "wsgi:app")
     variables = {"SRM_BIND": bind, "SRM_TRUSTED_PROXIES": "1", "TMPDIR": str(output.parent), **variables}
-    with running(command, output, SRM_DATABASE_URL=url, SRM_TOKEN_SECRET=SECRET, **variables) as process:
+    command = [*through, *command]
+    fds = []
+    if listener is not None:
+        fds = [listener.fileno()]
+        command = ["bash", "-c", f'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&{fds[0]} {fds[0]}<&-', "bash", *command]
+    with running(command, output, pass_fds=fds, SRM_DATABASE_URL=url, SRM_TOKEN_SECRET=SECRET, **variables) as process:
         wait_until_ready(process, bind)
         yield process
 

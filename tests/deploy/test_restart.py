@@ -1,7 +1,9 @@
 """Reloads and restarts under load, behind nginx: no viewer notices."""
 
 import json
+import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +17,15 @@ import psutil
 import pytest
 
 from srm.database import Database
+from srm.gunicorn_conf import DRAIN_SECONDS, graceful_timeout, keepalive
 from tests import support
-from tests.deploy.service import Nginx, instance, nginx, tls
+from tests.deploy.service import NGINX, Nginx, instance, nginx, tls
 from tests.support import SETUP, Factory, Process, free_port, issue_token, rows, wait_until
 
 LOAD_SECONDS = 60
+ANSWER_SECONDS = 3
+"""In which SRM answers everything."""
+
 FROM_TESTS = "set_real_ip_from 127.0.0.1;\nreal_ip_header Test-Address;\n"
 """Each viewer has an address of his own, so that the rate of an address is none of this."""
 
@@ -32,7 +38,7 @@ def url(clone: Callable[[], str]) -> str:
     url = clone()
     database = Database(url, application_name="srm-tests")
     for number in range(VIEWERS):
-        Factory(database).account(f"account-{number}", max_sessions=1)
+        Factory(database).account(f"account-{number}", max_sessions=None)
     database.dispose()
     return url
 
@@ -96,7 +102,8 @@ class Viewers:
         self.answered += 1
         self.slowest = max(self.slowest, time.monotonic() - started_at)
         if response.status != 200 or b"errorResponse" in content:
-            self.failures.append(f"{method}: {response.status} {content.decode()}")
+            took = time.monotonic() - started_at
+            self.failures.append(f"{method} after {took:.1f} s: {response.status} {content.decode()}")
             return None
         return content
 
@@ -118,6 +125,22 @@ def reload(gunicorn: Process) -> None:
     old = set(master.children())
     gunicorn.popen.send_signal(signal.SIGHUP)
     wait_until(lambda: len(master.children()) == len(old) and not old & set(master.children()))
+
+
+def test_nginx_hangs_up_first() -> None:
+    """An idle connection: before SRM does, in its day and when it drains; and SRM has time for what it has then."""
+    (seconds,) = re.findall(
+        r"^upstream srm {.*?^ +keepalive_timeout (\d+)s;", text("srm.conf"), re.MULTILINE | re.DOTALL
+    )
+    (answer,) = re.findall(r"^proxy_read_timeout (\d+)s;", text("srm/common.conf"), re.MULTILINE)
+
+    assert int(seconds) + 1 < DRAIN_SECONDS < keepalive
+    assert graceful_timeout > DRAIN_SECONDS + 1 + ANSWER_SECONDS
+    assert int(answer) > ANSWER_SECONDS
+
+
+def text(name: str) -> str:
+    return (NGINX / name).read_text()
 
 
 def test_no_request_fails_in_reloads_stops_and_rolling_restarts(url: str, tmp_path: Path) -> None:
@@ -144,3 +167,49 @@ def test_no_request_fails_in_reloads_stops_and_rolling_restarts(url: str, tmp_pa
 
     print(f"{viewers.answered} requests in {time.monotonic() - started_at:.0f} s, slowest {viewers.slowest:.2f} s")
     assert_nobody_noticed(viewers, url, at_least=LOAD_SECONDS * 10)
+
+
+def test_no_request_fails_when_workers_are_replaced(url: str, tmp_path: Path) -> None:
+    """After max_requests, here few; they drain, and the others have the work until the new one is up."""
+    bind = f"unix:{tmp_path}/api.sock"
+    few = ["--workers", "3", "--max-requests", "100", "--max-requests-jitter", "400"]
+    with (
+        instance(url, tmp_path / "api.log", bind, *few),
+        nginx(tmp_path / "nginx", bind, listen=FROM_TESTS) as front,
+    ):
+        viewers = Viewers(front)
+        with viewers.watching():
+            wait_until(lambda: replaced(tmp_path) >= 3, timeout=60)
+
+    assert_nobody_noticed(viewers, url, at_least=400)
+
+
+def replaced(folder: Path) -> int:
+    """How many workers have come after the first three."""
+    return (folder / "api.log").read_text().count("Booting worker") - 3
+
+
+def test_no_request_fails_in_a_restart_under_systemd(url: str, tmp_path: Path) -> None:
+    """Of a single host: srm-api.socket keeps the socket open while one SRM stops and the next one starts.
+
+    Requests wait a moment instead of failing.
+    """
+    bind = f"unix:{tmp_path}/api.sock"
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:
+        listener.bind(bind.removeprefix("unix:"))
+        listener.listen(2048)
+
+        def start(name: str) -> Process:
+            return stack.enter_context(instance(url, tmp_path / name, bind, listener=listener))
+
+        first = start("first.log")
+        front = stack.enter_context(nginx(tmp_path / "nginx", bind, listen=FROM_TESTS))
+        viewers = Viewers(front)
+        with viewers.watching():
+            time.sleep(1)
+            assert first.stop() == 0
+            start("second.log")
+            time.sleep(1)
+
+    assert "Listening at" in (tmp_path / "second.log").read_text()
+    assert_nobody_noticed(viewers, url, at_least=200)
