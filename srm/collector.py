@@ -13,12 +13,12 @@ from typing import Any
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import ColumnElement, Connection, TableClause, case, column, func, literal_column, select, table, text
+from sqlalchemy import ColumnElement, Connection, SQLColumnExpression, case, func, literal_column, select, table, text
 
 from srm import schema
 from srm.database import Database, constant, is_timeout
 from srm.errors import DependencyUnavailable
-from srm.models import SCHEMA
+from srm.models import SCHEMA, Availability, ReaperState
 from srm.playback import is_lapsed, lapsed_at, sessions
 
 log = structlog.get_logger("srm.collector")
@@ -174,20 +174,17 @@ def _partitions(db: Connection) -> list[Metric]:
     for name, count, has_default in db.execute(LIST_PARTITIONS).all():
         ahead.add_metric([name], count)
         if has_default:
-            rows = select(literal_column("1")).select_from(_table(f"{name}_default")).limit(DEFAULT_ROWS).subquery()
+            rows = (
+                select(literal_column("1"))
+                .select_from(table(f"{name}_default", schema=SCHEMA))
+                .limit(DEFAULT_ROWS)
+                .subquery()
+            )
             strays.add_metric([name], db.execute(select(func.count()).select_from(rows)).scalar_one())
     return [ahead, strays]
 
 
-def _table(name: str, *columns: str) -> TableClause:
-    return table(name, *(column(each) for each in columns), schema=SCHEMA)
-
-
-def _is_there(db: Connection, name: str) -> bool:
-    return db.execute(select(func.to_regclass(f"{SCHEMA}.{name}").is_not(None))).scalar_one()
-
-
-def _age(instant: ColumnElement[Any]) -> ColumnElement[Any]:
+def _age(instant: SQLColumnExpression[Any]) -> ColumnElement[Any]:
     """Seconds since then; null where it is `-infinity`, 0 where it is `infinity`."""
     now = func.statement_timestamp()
     seconds = func.greatest(0, func.extract("epoch", now - instant))
@@ -195,10 +192,7 @@ def _age(instant: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 def _tick(db: Connection) -> list[Metric]:
-    if not _is_there(db, "availability"):
-        return []
-    at = _table("availability", "seen_at", "available_since").c
-    seen, since = db.execute(select(_age(at.seen_at), _age(at.available_since))).first() or (None, None)
+    seen, since = db.execute(select(_age(Availability.seen_at), _age(Availability.available_since))).one()
     return [
         *_gauge("srm_tick_age_seconds", "Seconds since any process of the API has last said that it is there", seen),
         *_gauge("srm_available_seconds", "Seconds since the last outage ended; without one, none", since),
@@ -206,13 +200,10 @@ def _tick(db: Connection) -> list[Metric]:
 
 
 def _reaper(db: Connection) -> list[Metric]:
-    if not _is_there(db, "reaper_state"):
-        return []
-    of = _table("reaper_state", "ran_at", "failed_at", "expired", "archived").c
-    row = db.execute(select(_age(of.ran_at), _age(of.failed_at), of.expired, of.archived)).first()
-    if row is None:
-        return []
-    ran, failed, expired, archived = row
+    of = ReaperState
+    ran, failed, expired, archived = db.execute(
+        select(_age(of.ran_at), _age(of.failed_at), of.expired, of.archived)
+    ).one()
     return [
         *_gauge("srm_reaper_run_age_seconds", "Seconds since the last run of a reaper", ran),
         *_gauge(

@@ -87,10 +87,14 @@ def on_exit(_: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Tell the worker how it stops, and the application how many threads it has; `--threads` may have changed it.
+    """Tell the worker who counts and how it stops, and the application how many threads it has.
 
-    And take what is loaded, once and for all, out of what the garbage collector walks through again and again.
+    `--threads` may have changed that. And take what is loaded, once and for all, out of what the garbage collector
+    walks through again and again.
     """
+    from srm.api import watch  # not in the master, as above
+
+    worker.observe_wait = watch.WAITED.observe
     worker.drain_seconds = DRAIN_SECONDS if load().trusted_proxies else 0
     service = getattr(worker.wsgi, "extensions", {}).get("srm.entitlement_service")
     if service is not None:

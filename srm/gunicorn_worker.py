@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -23,6 +24,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     drain_seconds: float = 0
     """How long it goes on after SIGTERM, for a proxy that does not know yet; `srm.gunicorn_conf` says."""
 
+    observe_wait: Callable[[float], None] = staticmethod(lambda _: None)
+    """Told how long each request has waited for a thread; `srm.gunicorn_conf` says by whom."""
+
     _drained_at: float | None = None
 
     def enqueue_req(self, conn: Any) -> None:
@@ -38,6 +42,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         from the socket, and the client would wait in vain.
         """
         conn.waited_seconds = time.monotonic() - conn.enqueued_at
+        self.observe_wait(conn.waited_seconds)
         is_kept = super().handle(conn)
         while is_kept is True and conn.parser.unreader.buf.tell() > 0:
             conn.waited_seconds = 0

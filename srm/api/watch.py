@@ -45,6 +45,12 @@ REQUESTS = Histogram(
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.3, 1, 3),
     registry=REGISTRY,
 )
+WAITED = Histogram(
+    "srm_thread_wait_seconds",
+    "Seconds that requests waited for a thread of their process",
+    buckets=(0.001, 0.005, 0.025, 0.1, 0.3, 1, 3),
+    registry=REGISTRY,
+)
 UNREADABLE = Counter("srm_unreadable_requests", "Requests that the HTTP server could not read", registry=REGISTRY)
 SETUPS = Counter("srm_setups", "Setups that were admitted, repeats included", registry=REGISTRY)
 REFUSALS = Counter(

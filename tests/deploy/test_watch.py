@@ -284,13 +284,8 @@ def test_the_service_tells_each_metric_that_is_named(
 def make_what_tells(url: str) -> None:
     """A reaper that has failed, an outage that has ended, and default partitions."""
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP TABLE IF EXISTS srm.reaper_state")
         connection.execute(
-            "CREATE TABLE srm.reaper_state (ran_at timestamptz, expired bigint, archived bigint, "
-            "failed_at timestamptz, failure text)"
+            "UPDATE srm.reaper_state SET ran_at = now(), failed_at = now(), failure = 'expire: it failed'"
         )
-        connection.execute("INSERT INTO srm.reaper_state VALUES (now(), 0, 0, now(), 'expire: it failed')")
-        connection.execute("DROP TABLE IF EXISTS srm.availability CASCADE")
-        connection.execute("CREATE TABLE srm.availability (seen_at timestamptz, available_since timestamptz)")
-        connection.execute("INSERT INTO srm.availability VALUES (now(), now())")
+        connection.execute("UPDATE srm.availability SET seen_at = now(), available_since = now()")
         connection.execute("CREATE TABLE IF NOT EXISTS srm.denials_default PARTITION OF srm.denials DEFAULT")

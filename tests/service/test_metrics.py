@@ -106,6 +106,7 @@ def test_all_that_is_counted_or_looked_up_is_told_once(service: tuple[str, Proce
     assert value(base, 'srm_active_sessions{content_type="COD",device_group="tv"}') > 0
     assert value(base, "srm_setups_total") == 5 * WORKERS
     assert value(base, "srm_database_connect_seconds_count") > 0
+    assert value(base, "srm_thread_wait_seconds_count") >= 5 * WORKERS
 
 
 def test_a_worker_that_takes_the_place_of_another_goes_on_with_its_files(
