@@ -160,4 +160,7 @@ def wait_until_ready(process: Process, bind: str) -> None:
             connection.sendall(request)
             return connection.recv(4096).startswith(b"HTTP/1.1 200")
 
-    wait_until(is_ready)
+    try:
+        wait_until(is_ready)
+    except AssertionError:
+        raise AssertionError(f"not ready: {process.text()}") from None

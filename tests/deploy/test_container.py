@@ -1,0 +1,219 @@
+"""deploy/container: nothing in it is more than it has to be, and what the image does works.
+
+Where tests run there is seldom a container engine, so what it would do is done without one.
+"""
+
+import os
+import pwd
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from sqlalchemy.engine import make_url
+
+from srm.config import Settings
+from tests.deploy.service import DEPLOY, configure, wait_until_ready
+from tests.service.test_serve import open_folder, python  # noqa: F401
+from tests.support import ROOT, SECRET, SETUP, Factory, Process, environment, free_port, issue_token
+
+CONTAINER = DEPLOY / "container"
+MADE_BY_OPERATORS = {"./tls"}
+SERVICES = ["database", "migrate", "api", "reaper", "nginx"]
+
+
+@pytest.fixture(scope="module")
+def compose() -> Any:
+    return yaml.safe_load((CONTAINER / "compose.yaml").read_text())
+
+
+def instructions(name: str) -> list[list[str]]:
+    """The words of each such instruction of the Dockerfile."""
+    text = (CONTAINER / "Dockerfile").read_text().replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith(f"{name} ")]
+
+
+def sources() -> list[str]:
+    """What of the checkout goes into the image."""
+    return [word for words in instructions("COPY") if "--from=build" not in words for word in words[:-1]]
+
+
+def test_it_has_all_that_srm_needs(compose: Any) -> None:
+    assert list(compose["services"]) == SERVICES
+    assert compose["services"]["migrate"]["command"] == ["srm", "db", "upgrade"]
+    for name in ("api", "reaper"):
+        assert compose["services"][name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_it_may_do_as_little_as_can_be(compose: Any, name: str) -> None:
+    service = compose["services"][name]
+
+    assert service["read_only"] is True
+    assert service["user"].partition(":")[0] not in ("", "0", "root")
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "cap_add", "network_mode", "pid", "ipc", "devices", "userns_mode"} & service.keys()
+    assert not [volume for volume in service.get("volumes", []) if "docker.sock" in volume]
+
+
+def test_only_nginx_is_reached_from_outside(compose: Any) -> None:
+    published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
+
+    assert published == {"nginx": ["443:8443", "127.0.0.1:8081:8081"]}
+
+
+def test_no_secret_is_in_it(compose: Any) -> None:
+    for service in compose["services"].values():
+        for variable, value in service.get("environment", {}).items():
+            if re.search("SECRET|PASSWORD|URL", variable):
+                assert "${" in value, variable
+                assert not re.search(r"://[^:]+:[^$]", value), variable
+    assert not re.search("SECRET|PASSWORD|DATABASE_URL", (CONTAINER / "Dockerfile").read_text())
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"/deploy/container/.env", "/deploy/container/tls/"} <= set(ignored)
+
+
+def test_every_variable_is_one_that_srm_knows() -> None:
+    files = [path for path in DEPLOY.rglob("*") if path.is_file()]
+    named = {name for path in files for name in re.findall(r"\bSRM_[A-Z_]+\b", path.read_text())}
+
+    assert {"SRM_DATABASE_URL", "SRM_TOKEN_SECRET", "SRM_TRUSTED_PROXIES"} <= named
+    assert named <= {f"SRM_{option.upper()}" for option in Settings.model_fields}
+
+
+def test_what_is_mounted_and_copied_is_there(compose: Any) -> None:
+    mounted = [volume.split(":")[0] for volume in compose["services"]["nginx"]["volumes"]]
+
+    assert mounted
+    assert sources()
+    assert [path for path in mounted if path not in MADE_BY_OPERATORS and not (CONTAINER / path).is_file()] == []
+    assert [path for path in sources() if not (ROOT / path).exists()] == []
+    build = compose["services"]["migrate"]["build"]
+    assert (CONTAINER / build["context"]).resolve() == ROOT
+    assert (ROOT / build["dockerfile"]).resolve() == CONTAINER / "Dockerfile"
+
+
+def test_images_have_a_version(compose: Any) -> None:
+    images = {service["image"] for service in compose["services"].values()} - {"srm"}
+    images |= {words[0] for words in instructions("FROM")}
+
+    for image in images:
+        assert re.fullmatch(r"[a-z/-]+:\d+(\.\d+)?(-[a-z]+)*", image), image
+
+
+def test_the_image_is_nobody_s() -> None:
+    assert instructions("USER") == [["10001:10001"]]
+
+
+def test_nginx_takes_what_is_mounted(compose: Any, tmp_path: Path) -> None:
+    """With the host of the API as an address, since there is no such host here, and the certificate of the test."""
+    command = configure(tmp_path / "n", ["127.0.0.1:1"], 1, 2)
+    for volume in compose["services"]["nginx"]["volumes"]:
+        source, target, *_ = volume.split(":")
+        if target.startswith("/etc/nginx/srm/"):
+            text = (CONTAINER / source).read_text()
+            text = text.replace("api:", "127.0.0.1:").replace("/etc/nginx/tls/", f"{tmp_path}/n/srm/")
+            place = tmp_path / "n" / target.removeprefix("/etc/nginx/")
+            place.unlink()
+            place.write_text(text)
+    assert (tmp_path / "n/srm/logs.conf").read_text().startswith("error_log /dev/stderr")
+
+    result = subprocess.run([*command, "-t"], capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def image() -> Iterator[Path]:
+    """What the build stage installs, from what is copied alone; dependencies are those of the tests."""
+    with open_folder() as folder:
+        (folder / "src").mkdir()
+        for source in sources():
+            (folder / "src" / source).parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+            copy(ROOT / source, folder / "src" / source)  # type: ignore[operator]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-compile",
+            "--target",
+            str(folder / "srm"),
+        ]
+        subprocess.run([*command, "."], cwd=folder / "src", check=True, capture_output=True)
+        shutil.rmtree(folder / "src")
+        shutil.copy(DEPLOY / "gunicorn.conf.py", folder / "gunicorn.conf.py")
+        subprocess.run(["chmod", "-R", "a=rX", str(folder / "srm")], check=True)
+        (folder / "tmp").mkdir()
+        (folder / "tmp").chmod(0o777)
+        yield folder
+        subprocess.run(["chmod", "-R", "u+w", str(folder / "srm")], check=True)
+
+
+def somebody(url: str) -> dict[str, Any]:
+    """Who is not root, owns nothing of it, and reaches the database: its own user, when that is on a Unix socket."""
+    if os.geteuid() != 0:
+        return {}
+    host = make_url(url).query.get("host")
+    user = Path(host).stat().st_uid if isinstance(host, str) else pwd.getpwnam("nobody").pw_uid
+    return {"user": user, "group": pwd.getpwuid(user).pw_gid, "extra_groups": []}
+
+
+def test_it_serves_without_the_checkout_and_writes_nowhere(
+    image: Path,
+    url: str,
+    factory: Factory,
+    python: tuple[str, dict[str, str]],  # noqa: F811
+) -> None:
+    """What CMD starts, as a user who owns nothing, from files that nobody may write."""
+    factory.account("a")
+    interpreter, variables = python
+    *_, command = instructions("CMD")
+    assert [word.strip("[],") for word in command] == ["gunicorn", "--config", "/etc/srm/gunicorn.conf.py", "wsgi:app"]
+    bind = f"127.0.0.1:{free_port()}"
+    path = os.pathsep.join([str(image / "srm"), *variables.get("PYTHONPATH", "").split(os.pathsep)[1:]])
+    variables = {
+        "PYTHONPATH": path,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TMPDIR": str(image / "tmp"),
+        "SRM_BIND": bind,
+        "SRM_DATABASE_URL": url,
+        "SRM_TOKEN_SECRET": SECRET,
+    }
+    arguments = ["-m", "gunicorn", "--config", str(image / "gunicorn.conf.py"), "wsgi:app"]
+    before = {path: path.stat().st_mtime_ns for path in (image / "srm").rglob("*")}
+
+    with (image / "output").open("wb") as output:
+        popen = subprocess.Popen(
+            [interpreter, *arguments],
+            **somebody(url),
+            env=environment(HOME="/nonexistent", **variables),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    process = Process(popen, image / "output")
+    try:
+        wait_until_ready(process, bind)
+        headers = {"Client-Token": issue_token("a", "tv")}
+        answer = httpx.post(f"http://{bind}/srm/v1/sessions", json=SETUP, headers=headers, timeout=20)
+        assert process.stop() == 0, process.text()
+    finally:
+        process.kill_group()
+
+    assert "successResponse" in answer.text
+    assert {path: path.stat().st_mtime_ns for path in (image / "srm").rglob("*")} == before
+    assert list((image / "tmp").iterdir()) == []
