@@ -28,7 +28,7 @@ COMMAND_TIMEOUT_SECONDS = 3600
 """Of one statement: an audit, or the sorting of all rows of an import."""
 
 NICENESS = 10
-"""Of an import: requests go first."""
+"""Of an import, and of the reaper: requests go first."""
 
 
 @click.group()
@@ -48,6 +48,11 @@ def _database(settings: Settings, timeout_seconds: float, name: str = "srm-cli")
             yield database
         finally:
             database.dispose()
+
+
+def _stand_back() -> None:
+    """Let whoever answers requests on this machine go first."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 @cli.command()
@@ -77,6 +82,7 @@ def reaper() -> None:
         ended_retention_seconds=settings.ended_retention_seconds,
         history_retention_days=settings.history_retention_days,
     )
+    _stand_back()
     run_forever(worker, settings.reaper_interval_seconds)
 
 
@@ -220,7 +226,7 @@ def import_(kind: str, file: str, dry_run: bool, rejects: str | None) -> None:
         formats.reading(of_kind, file) as rows,
         _database(config.load(), COMMAND_TIMEOUT_SECONDS) as database,
     ):
-        os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+        _stand_back()
         with formats.RejectFile(put_aside) as bad, progress.shown() as watch:
             counts = bulk.import_(database, _user(), of_kind, rows, bad, watch, dry_run=dry_run)
     said = [f"{counts.new:,} new", f"{counts.changed:,} changed", f"{counts.unchanged:,} unchanged"]

@@ -141,7 +141,7 @@ def test_the_death_of_workers_and_reapers_loses_nothing(clone: Callable[[], str]
     make_accounts(database)
 
     def start_reaper() -> AbstractContextManager[support.Process]:
-        return support.reaper(url, tmp_path / "reaper.log", interval=0.1, SRM_ENDED_RETENTION_SECONDS="1")
+        return support.reaper(url, tmp_path / "reaper.log", interval=0.1, SRM_ENDED_RETENTION_SECONDS="5")
 
     with support.api(url, tmp_path / "api.log", workers=3) as (base, gunicorn):
         load = Load(base)
