@@ -594,6 +594,15 @@ def end_sessions(db: Connection, reason: EndReason, which: ColumnElement[bool]) 
     return sorted((Ended(*row) for row in ended), key=lambda row: (row.account_id, row.started_at))
 
 
+class Expired(NamedTuple):
+    """A lapsed session that was ended; no more of it than is said of 100,000 at once."""
+
+    account_id: str
+    device_id: str
+    session_id: UUID
+    ended_at: datetime
+
+
 LAPSED_AT_ONCE = 100_000
 """Lapsed sessions that the reaper looks for at a time: one scan of the table, and some 30 MB of keys."""
 
@@ -617,7 +626,7 @@ def find_lapsed(db: Connection) -> list[tuple[str, UUID]]:
     return [(account_id, session_id) for account_id, session_id in db.execute(lapsed)]
 
 
-def end_lapsed(db: Connection, lapsed: Sequence[tuple[str, UUID]]) -> list[Ended]:
+def end_lapsed(db: Connection, lapsed: Sequence[tuple[str, UUID]]) -> list[Expired]:
     """End those of the sessions that are still lapsed, and return them.
 
     May be repeated and may meet any other change: a session saved or ended meanwhile is left as it is. One that
@@ -630,19 +639,20 @@ def end_lapsed(db: Connection, lapsed: Sequence[tuple[str, UUID]]) -> list[Ended
         with db.begin_nested():
             db.execute(text(f"SET LOCAL lock_timeout = {HELD_MILLISECONDS}"))
             accounts, ids = zip(*lapsed, strict=True)
-            return _end(db, END_ALL_LAPSED, {"of_accounts": list(accounts), "of_sessions": list(ids)})
+            return _expired(db, END_ALL_LAPSED, {"of_accounts": list(accounts), "of_sessions": list(ids)})
     except DBAPIError as error:
         if not isinstance(error.orig, LockNotAvailable):
             raise
     return [
         session
         for account_id, session_id in lapsed
-        for session in _end(db, END_FREE_LAPSED, {"of_account": account_id, "of_session": session_id})
+        for session in _expired(db, END_FREE_LAPSED, {"of_account": account_id, "of_session": session_id})
     ]
 
 
-def _end(db: Connection, statement: Update, names: dict[str, object]) -> list[Ended]:
-    return [Ended(*row) for row in db.execute(statement.returning(*WAS_ENDED), names)]
+def _expired(db: Connection, statement: Update, names: dict[str, object]) -> list[Expired]:
+    columns = (sessions[name] for name in Expired._fields)
+    return [Expired(*row) for row in db.execute(statement.returning(*columns), names)]
 
 
 def months_to_archive(db: Connection, retention_seconds: int) -> list[datetime]:

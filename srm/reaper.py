@@ -119,7 +119,7 @@ class Reaper:
                         account=session.account_id,
                         device=session.device_id,
                         session=str(session.session_id),
-                        end_reason=session.end_reason,
+                        end_reason="expired",
                         ended_at=session.ended_at.isoformat(),
                     )
                 total += len(ended)
