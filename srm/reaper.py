@@ -27,13 +27,15 @@ log = structlog.get_logger("srm.reaper")
 ADVISORY_LOCK = 0x53524D5245  # "SRMRE"
 STATEMENT_TIMEOUT_SECONDS = 10
 """Shorter than `srm serve` waits for the reaper to stop."""
-DROP_LOCK_MILLISECONDS = 100
-"""How long a partition to be dropped is waited for, and all others behind it; the next run comes anyway."""
+PARTITION_LOCK_MILLISECONDS = 100
+"""How long a partition to be made or dropped waits for readers, and others behind it; the next run comes anyway."""
 ARCHIVE_SECONDS = 2
 """Of one run; less than the interval, so that nothing that lapses waits for it."""
 MONTHS_AHEAD = 2
-PARTITIONED = ("session_history", "denials")
-"""The tables of which there is a partition for each month (UTC)."""
+MOVED_AT_ONCE = 20_000
+"""Rows that one statement takes out of a default partition."""
+PARTITIONED = {"session_history": "ended_at", "denials": "denied_at"}
+"""The tables of which there is a partition for each month (UTC) of this time, and a default one for what has none."""
 
 
 class Busy(Exception):
@@ -148,32 +150,83 @@ class Reaper:
         return total
 
     def make_partitions(self) -> list[str]:
-        """Have partitions for this month, those ahead, and all that the archive needs now; the names of the new."""
+        """Have partitions for this month, those ahead, and all that is kept without one; the names of the new.
+
+        One that cannot be made keeps no other from being made. What has none meanwhile is in the default partition.
+        """
         made = []
-        with self._alone() as db:
-            this_month = db.execute(select(func.date_trunc("month", func.statement_timestamp(), "UTC"))).scalar_one()
-            wanted = {_months_after(this_month, ahead) for ahead in range(MONTHS_AHEAD + 1)}
-            needed = {"session_history": playback.months_to_archive(db, self._ended_retention_seconds)}
-            for table in PARTITIONED:
-                for month in sorted(wanted.union(needed.get(table, ())) - set(_partitions(db, table))):
-                    _make_partition(db, table, month)
-                    made.append(_partition_name(table, month))
+        failures = []
+        for table, month in self._missing_partitions():
+            name = _partition_name(table, month)
+            try:
+                with self._alone() as db:
+                    self._make_partition(db, table, month)
+            except (Busy, Stopping):
+                raise
+            except DependencyUnavailable as error:
+                if not is_timeout(error):
+                    raise
+                log.warning("partition not made yet", partition=name, cause=str(error.__cause__).split("\n")[0])
+            except Exception as error:
+                error.add_note(f"partition {name}")
+                failures.append(error)
+            else:
+                made.append(name)
+        if failures:
+            raise failures[0]
         return made
 
+    def _missing_partitions(self) -> list[tuple[str, datetime]]:
+        missing = []
+        with self._alone() as db:
+            now: datetime = db.execute(select(func.statement_timestamp())).scalar_one()
+            this_month = _month_of(now)
+            last = _months_after(this_month, MONTHS_AHEAD)
+            oldest = _month_of(now - timedelta(days=self._history_retention_days))
+            needed = {"session_history": playback.months_to_archive(db, self._ended_retention_seconds)}
+            for table in PARTITIONED:
+                months = {_months_after(this_month, ahead) for ahead in range(MONTHS_AHEAD + 1)}
+                months.update(needed.get(table, ()), _months_in_default(db, table))
+                months.difference_update(_partitions(db, table))
+                missing += [(table, _month_of(month)) for month in sorted(months) if oldest <= month <= last]
+        return missing
+
+    def _make_partition(self, db: Connection, table: str, month: datetime) -> None:
+        """Make it, with all that the default partition has of it: others see its rows there or here."""
+        _wait_no_longer_for_readers(db)
+        while not db.execute(select(func.srm.make_partition(table, month, MOVED_AT_ONCE))).scalar_one():
+            if self._stopped:
+                raise Stopping
+
     def drop_partitions(self) -> list[str]:
-        """Drop the partitions that hold nothing younger than the history retention; their names."""
+        """Drop the partitions that hold nothing younger than the history retention; their names.
+
+        What is older than it in the default partitions is deleted.
+        """
         dropped = []
         with self._alone() as db:
             # It wants the table for itself. Behind it everybody would wait for whoever reads just now.
-            db.execute(text(f"SET LOCAL lock_timeout = {DROP_LOCK_MILLISECONDS}"))
+            _wait_no_longer_for_readers(db)
             now: datetime = db.execute(select(func.statement_timestamp())).scalar_one()
             oldest = now - timedelta(days=self._history_retention_days)
             for table in PARTITIONED:
                 for month in _partitions(db, table):
                     if _months_after(month, 1) <= oldest:
-                        db.execute(text(f"DROP TABLE {SCHEMA}.{_partition_name(table, month)}"))
+                        db.execute(select(func.srm.drop_partition(table, month)))
                         dropped.append(_partition_name(table, month))
+        for table in PARTITIONED:
+            self._delete_from_default(table, oldest)
         return dropped
+
+    def _delete_from_default(self, table: str, oldest: datetime) -> None:
+        deleted = MOVED_AT_ONCE
+        while deleted == MOVED_AT_ONCE and not self._stopped:
+            with self._alone() as db:
+                deleted = db.execute(
+                    select(func.srm.empty_default_partition(table, oldest, MOVED_AT_ONCE))
+                ).scalar_one()
+            if deleted:
+                log.info("deleted from the default partition", table=table, rows=deleted)
 
     @contextmanager
     def _alone(self) -> Iterator[Connection]:
@@ -184,6 +237,10 @@ class Reaper:
             if not db.execute(select(func.pg_try_advisory_xact_lock(ADVISORY_LOCK))).scalar_one():
                 raise Busy
             yield db
+
+
+def _month_of(instant: datetime) -> datetime:
+    return instant.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
 def _months_after(month: datetime, count: int) -> datetime:
@@ -208,16 +265,14 @@ def _partitions(db: Connection, table: str) -> list[datetime]:
     return sorted(datetime(int(match[1]), int(match[2]), 1, tzinfo=UTC) for match in matches if match)
 
 
-def _make_partition(db: Connection, table: str, month: datetime) -> None:
-    """Attach a new table: unlike `CREATE TABLE … PARTITION OF`, this lets others read and write meanwhile."""
-    partition = f"{SCHEMA}.{_partition_name(table, month)}"
-    db.execute(text(f"CREATE TABLE {partition} (LIKE {SCHEMA}.{table} INCLUDING DEFAULTS)"))
-    db.execute(
-        text(
-            f"ALTER TABLE {SCHEMA}.{table} ATTACH PARTITION {partition} "
-            f"FOR VALUES FROM ('{month.isoformat()}') TO ('{_months_after(month, 1).isoformat()}')"
-        )
-    )
+def _months_in_default(db: Connection, table: str) -> list[datetime]:
+    """The months (UTC) of what is in the default partition of the table."""
+    query = f"SELECT DISTINCT date_trunc('month', {PARTITIONED[table]}, 'UTC') FROM {SCHEMA}.{table}_default"  # noqa: S608
+    return list(db.execute(text(query)).scalars())
+
+
+def _wait_no_longer_for_readers(db: Connection) -> None:
+    db.execute(text(f"SET LOCAL lock_timeout = {PARTITION_LOCK_MILLISECONDS}"))
 
 
 def run_forever(reaper: Reaper, interval_seconds: float) -> None:

@@ -1,6 +1,8 @@
 """A PostgreSQL server for the test run, a database in it cloned from a migrated template, and the parts on it.
 
-SRM_TEST_DATABASE_URL, the URL of a superuser, makes the tests use that server instead of the embedded one.
+The service is tested as it runs: with the roles of deploy/postgres/roles.sql, migrated by the owner, used by the
+application. SRM_TEST_DATABASE_URL, the URL of a superuser, makes the tests use that server instead of the embedded one;
+the roles are made there, and stay.
 """
 
 import os
@@ -59,14 +61,20 @@ def _in(server_url: str, name: str) -> str:
 
 
 @pytest.fixture(scope="session")
+def outside(server_url: str) -> Callable[[str], str]:
+    """The same database for a superuser: for who cleans up, looks from outside, or does what no application may."""
+    return lambda url: _in(server_url, make_url(url).database or "")
+
+
+@pytest.fixture(scope="session")
 def template(server_url: str) -> Iterator[str]:
     """The name of a database at head, with partitions, and a catalogue of one film in the product `basic`."""
     name = f"srm_template_{uuid4().hex[:8]}"
     _execute(server_url, f'CREATE DATABASE "{name}"')
-    url = _in(server_url, name)
-    schema.upgrade(url)
-    _execute(url, ALWAYS_AVAILABLE)
-    database = Database(url, application_name="srm-tests")
+    support.make_roles(_in(server_url, name))
+    schema.upgrade(support.as_role("srm_owner", _in(server_url, name)))
+    _execute(_in(server_url, name), ALWAYS_AVAILABLE)
+    database = Database(support.as_role("srm_application", _in(server_url, name)), application_name="srm-tests")
     Reaper(database, ended_retention_seconds=300, history_retention_days=90).make_partitions()
     factory = Factory(database)
     factory.content("film")
@@ -78,14 +86,14 @@ def template(server_url: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def clone(server_url: str, template: str) -> Iterator[Callable[[], str]]:
-    """Makes a database of its own for whoever calls it; returns its URL."""
+    """Makes a database of its own for whoever calls it; returns its URL, for the role of the application."""
     with ExitStack() as stack:
 
         def make() -> str:
             name = f"srm_test_{uuid4().hex[:8]}"
             _execute(server_url, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
             stack.callback(_execute, server_url, f'DROP DATABASE "{name}" WITH (FORCE)')
-            return _in(server_url, name)
+            return support.as_role("srm_application", _in(server_url, name))
 
         yield make
 
@@ -97,10 +105,10 @@ def shared_url(clone: Callable[[], str]) -> str:
 
 
 @pytest.fixture
-def url(shared_url: str) -> Iterator[str]:
-    """A database with the catalogue of the template, and nothing else."""
+def url(shared_url: str, outside: Callable[[str], str]) -> Iterator[str]:
+    """A database with the catalogue of the template, and nothing else; for the role of the application."""
     yield shared_url
-    with psycopg.connect(shared_url, autocommit=True) as connection:
+    with psycopg.connect(outside(shared_url), autocommit=True) as connection:
         connection.execute(
             "TRUNCATE srm.sessions, srm.session_history, srm.denials, srm.entitlements, srm.devices, srm.accounts, "
             "srm.account_profiles, srm.profile_device_groups, srm.profile_content_groups, srm.content_groups, "

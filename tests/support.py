@@ -20,10 +20,12 @@ import httpx
 import jwt
 from flask.testing import FlaskClient
 from sqlalchemy import Connection, delete, func, insert, literal, select, text, update
+from sqlalchemy.engine import make_url
 from werkzeug.test import TestResponse
 
 from srm import models, operators
 from srm.database import Database
+from srm.embedded import programs
 from srm.models import PlaybackSession, Role
 
 SECRET = "a secret of tests, long enough for HS256"
@@ -163,6 +165,29 @@ class Factory:
         """A row of a table."""
         with self.database.transaction() as db:
             db.execute(insert(model), columns)
+
+
+ROLES = ("srm_owner", "srm_application", "srm_readonly")
+
+
+def psql(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The real psql on that database."""
+    command = [str(programs() / "psql"), "--no-psqlrc", "--dbname", url, *arguments]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+
+
+def make_roles(url: str) -> None:
+    """Run deploy/postgres/roles.sql, as a superuser, in that database; and give the roles passwords."""
+    result = psql(url, "--file", str(ROOT / "deploy" / "postgres" / "roles.sql"))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    for role in ROLES:
+        result = psql(url, "--command", f"ALTER ROLE {role} PASSWORD 'password'")
+        assert result.returncode == 0, result.stderr
+
+
+def as_role(role: str, url: str) -> str:
+    """The URL for one of them."""
+    return make_url(url).set(username=role, password="password").render_as_string(hide_password=False)
 
 
 def rows(db_or_database: Connection | Database, sql: str, **parameters: Any) -> list[Any]:

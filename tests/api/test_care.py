@@ -1,8 +1,10 @@
 """What a care agent sees and stops: sessions, refusals; and what ends when an account or device is disabled."""
 
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from flask.testing import FlaskClient
 
@@ -361,18 +363,18 @@ def test_each_stopped_session_is_on_record(care: Admin, client: FlaskClient, fac
 
 
 def test_the_change_and_its_record_are_one(
-    admin: Admin, client: FlaskClient, factory: Factory, database: Database
+    admin: Admin, client: FlaskClient, factory: Factory, database: Database, url: str, outside: Callable[[str], str]
 ) -> None:
     """Where the record cannot be written nothing is changed, and nobody is stopped."""
     factory.account("a")
     session = set_up(client)
-    with database.transaction() as db:
-        db.exec_driver_sql("ALTER TABLE srm.operator_audit ADD CONSTRAINT no CHECK (action <> 'end')")
+    with psycopg.connect(outside(url), autocommit=True) as db:
+        db.execute("ALTER TABLE srm.operator_audit ADD CONSTRAINT no CHECK (action <> 'end')")
     try:
         assert error_of(admin("PATCH", "accounts/a", {"enabled": False}))[0] == 500
     finally:
-        with database.transaction() as db:
-            db.exec_driver_sql("ALTER TABLE srm.operator_audit DROP CONSTRAINT no")
+        with psycopg.connect(outside(url), autocommit=True) as db:
+            db.execute("ALTER TABLE srm.operator_audit DROP CONSTRAINT no")
 
     assert keep_alive(client, session) == (200, None)
     assert rows(database, "SELECT enabled FROM srm.accounts") == [(True,)]

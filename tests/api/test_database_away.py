@@ -69,19 +69,25 @@ def test_it_recovers_from_connections_that_were_cut(
 
 @pytest.mark.parametrize(("method", "path"), [ROUTES["set up"], ROUTES["keep alive"], ROUTES["tear down"]])
 def test_a_standby_counts_as_away(
-    make_client: Callable[..., FlaskClient], clone: Callable[[], str], method: str, path: str
+    make_client: Callable[..., FlaskClient],
+    clone: Callable[[], str],
+    outside: Callable[[str], str],
+    method: str,
+    path: str,
 ) -> None:
     url = clone()
-    with psycopg.connect(url, autocommit=True) as connection:
+    with psycopg.connect(outside(url), autocommit=True) as connection:
         name = sql.Identifier(connection.info.dbname)
         connection.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name))
 
     assert error_of(call(make_client(database_url=url), method, path)) == UNAVAILABLE
 
 
-def test_it_gives_up_on_an_account_that_somebody_holds(client: FlaskClient, factory: Factory, url: str) -> None:
+def test_it_gives_up_on_an_account_that_somebody_holds(
+    client: FlaskClient, factory: Factory, url: str, outside: Callable[[str], str]
+) -> None:
     factory.account("a")
-    with psycopg.connect(url) as holder:
+    with psycopg.connect(outside(url)) as holder:
         holder.execute("SELECT FROM srm.accounts FOR UPDATE")
 
         answer = call(client, *ROUTES["set up"])
@@ -132,10 +138,12 @@ def test_operators_are_answered_after_connections_were_cut(
     assert client.open(path, method=method, json={"maxSessions": 2}, headers=key).status_code == 200
 
 
-def test_a_change_that_has_to_wait_too_long_is_none(client: FlaskClient, factory: Factory, url: str) -> None:
+def test_a_change_that_has_to_wait_too_long_is_none(
+    client: FlaskClient, factory: Factory, url: str, outside: Callable[[str], str]
+) -> None:
     factory.account("a")
     key = factory.operator("admin")
-    with psycopg.connect(url) as holder:
+    with psycopg.connect(outside(url)) as holder:
         holder.execute("SELECT FROM srm.accounts FOR UPDATE")
 
         answer = client.patch("/srm/v1/accounts/a/devices/tv", json={"enabled": False}, headers=key)

@@ -14,10 +14,12 @@ NO_METHOD = (405, "ERROR", "SRM-0012")
 
 
 @pytest.fixture
-def broken_client(make_client: Callable[..., FlaskClient], clone: Callable[[], str]) -> FlaskClient:
+def broken_client(
+    make_client: Callable[..., FlaskClient], clone: Callable[[], str], outside: Callable[[str], str]
+) -> FlaskClient:
     """A client of a service whose statements fail: somebody has dropped a table."""
     url = clone()
-    database = Database(url, application_name="srm-tests")
+    database = Database(outside(url), application_name="srm-tests")
     Factory(database).account("a")
     with database.transaction() as db:
         db.exec_driver_sql("DROP TABLE srm.sessions CASCADE")

@@ -1,5 +1,6 @@
 """PUT /srm/v1/sessions/{sessionId}."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -177,7 +178,7 @@ def test_a_lapsed_session_stays_lapsed_before_and_after_the_reaper(
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
 def test_it_waits_for_a_keep_alive_that_began_in_time(
-    client: FlaskClient, factory: Factory, database: Database, method: str
+    client: FlaskClient, factory: Factory, database: Database, outside: Callable[[str], str], method: str
 ) -> None:
     factory.account("a")
     session = factory.session(silent_for=29.5)
@@ -185,7 +186,7 @@ def test_it_waits_for_a_keep_alive_that_began_in_time(
     def somebody_waits() -> bool:
         return bool(rows(database, "SELECT FROM pg_locks WHERE NOT granted"))
 
-    with ThreadPoolExecutor(1) as thread, psycopg.connect(conninfo(database.url)) as saving:
+    with ThreadPoolExecutor(1) as thread, psycopg.connect(outside(conninfo(database.url))) as saving:
         assert playback.keep_alive(saving.cursor(), Principal("a", "tv"), session)
         wait_until(lambda: not rows(database, "SELECT FROM srm.active_sessions"))  # for all that others see
         saved = thread.submit(lambda: (wait_until(somebody_waits), saving.commit()))

@@ -27,9 +27,14 @@ PART_LENGTH = 8
 
 
 @pytest.fixture
-def database(clone: Callable[[], str]) -> Iterator[Database]:
+def url(clone: Callable[[], str]) -> str:
+    return clone()
+
+
+@pytest.fixture
+def database(url: str, outside: Callable[[str], str]) -> Iterator[Database]:
     """A database of its own, whose tables the test may drop."""
-    database = Database(clone(), application_name="srm-tests")
+    database = Database(outside(url), application_name="srm-tests")
     yield database
     database.dispose()
 
@@ -37,10 +42,6 @@ def database(clone: Callable[[], str]) -> Iterator[Database]:
 @pytest.fixture
 def factory(database: Database) -> Factory:
     return Factory(database)
-
-
-def url_of(database: Database) -> str:
-    return database.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def lines_of(process: Process) -> list[dict[str, Any]]:
@@ -62,11 +63,11 @@ class Client:
         )
 
 
-def test_it_logs_each_refusal_and_failure_once(factory: Factory, database: Database, tmp_path: Path) -> None:
+def test_it_logs_each_refusal_and_failure_once(factory: Factory, database: Database, url: str, tmp_path: Path) -> None:
     factory.account("a", max_sessions=0)
     factory.account("b")
     token = issue_token("a", "tv")
-    with api(url_of(database), tmp_path / "log", workers=1, SRM_LOG_FORMAT="json") as (base, process):
+    with api(url, tmp_path / "log", workers=1, SRM_LOG_FORMAT="json") as (base, process):
         call = Client(base)
         assert call("refused", "POST", "sessions", SETUP, Client_Token=token).status_code == 200
         assert call("missing", "PUT", f"sessions/{MADE_UP}", Client_Token=token).status_code == 404
@@ -101,12 +102,12 @@ def test_it_logs_each_refusal_and_failure_once(factory: Factory, database: Datab
 
 @pytest.mark.parametrize(("sample", "expected"), [("1", 20), ("0", 0)])
 def test_it_logs_a_share_of_the_other_requests(
-    factory: Factory, database: Database, tmp_path: Path, sample: str, expected: int
+    factory: Factory, database: Database, url: str, tmp_path: Path, sample: str, expected: int
 ) -> None:
     factory.account("a", max_sessions=None)
     token = issue_token("a", "tv")
     variables = {"SRM_LOG_FORMAT": "json", "SRM_ACCESS_LOG_SAMPLE": sample}
-    with api(url_of(database), tmp_path / "log", workers=1, **variables) as (base, process):
+    with api(url, tmp_path / "log", workers=1, **variables) as (base, process):
         call = Client(base)
         sessions = [
             call("setup", "POST", "sessions", SETUP, Client_Token=token).json()["successResponse"]["sessionId"]
@@ -123,11 +124,11 @@ def test_it_logs_a_share_of_the_other_requests(
     assert [line["session"] for line in lines] == (sessions + sessions if lines else [])
 
 
-def test_it_logs_each_session_that_a_request_ends(factory: Factory, database: Database, tmp_path: Path) -> None:
+def test_it_logs_each_session_that_a_request_ends(factory: Factory, database: Database, url: str, tmp_path: Path) -> None:
     factory.account("a", "tv", "phone", max_sessions=1)
     factory.account("b", "tv", "phone")
     key = factory.operator()
-    with api(url_of(database), tmp_path / "log", workers=1, SRM_LOG_FORMAT="json") as (base, process):
+    with api(url, tmp_path / "log", workers=1, SRM_LOG_FORMAT="json") as (base, process):
         call = Client(base)
 
         def set_up(account: str, device: str) -> str:
@@ -178,7 +179,7 @@ def send(base: str, request: str) -> None:
         connection.recv(4096)
 
 
-def test_no_line_has_a_token_or_a_key_or_a_part_of_one(factory: Factory, database: Database, tmp_path: Path) -> None:
+def test_no_line_has_a_token_or_a_key_or_a_part_of_one(factory: Factory, database: Database, url: str, tmp_path: Path) -> None:
     """A client session, operator calls, and all that may go wrong with them."""
     factory.account("a", "tv", "phone", max_sessions=2)
     token, other = issue_token("a", "tv"), issue_token("a", "phone")
@@ -192,7 +193,7 @@ def test_no_line_has_a_token_or_a_key_or_a_part_of_one(factory: Factory, databas
         "SRM_ENTITLEMENTS_URL": f"http://srm:{service_password}@127.0.0.1:1/",
         "SRM_ENTITLEMENTS_ON_FAILURE": "allow",
     }
-    with api(url_of(database), tmp_path / "log", workers=1, **variables) as (base, process):
+    with api(url, tmp_path / "log", workers=1, **variables) as (base, process):
         call = Client(base)
         session = call("1", "POST", "sessions", SETUP, Client_Token=token).json()["successResponse"]["sessionId"]
         for wrong in (expired, token[:-4] + "AAAA", token + token, token.replace(".", "")):

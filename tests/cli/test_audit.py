@@ -20,10 +20,10 @@ NOON = datetime(2020, 2, 2, 12, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def module_url(clone: Callable[[], str]) -> str:
+def module_url(clone: Callable[[], str], outside: Callable[[str], str]) -> str:
     """A database whose history reaches back to the day that these tests play on."""
     url = clone()
-    database = Database(url, application_name="srm-tests")
+    database = Database(outside(url), application_name="srm-tests")
     with database.transaction() as db:
         db.exec_driver_sql(
             "CREATE TABLE srm.session_history_2020_02 PARTITION OF srm.session_history "
@@ -34,9 +34,9 @@ def module_url(clone: Callable[[], str]) -> str:
 
 
 @pytest.fixture
-def url(module_url: str) -> Iterator[str]:
+def url(module_url: str, outside: Callable[[str], str]) -> Iterator[str]:
     yield module_url
-    database = Database(module_url, application_name="srm-tests")
+    database = Database(outside(module_url), application_name="srm-tests")
     with database.transaction() as db:
         db.exec_driver_sql("TRUNCATE srm.sessions, srm.session_history")
     database.dispose()
@@ -142,10 +142,10 @@ class TestCommand:
 
     @pytest.mark.parametrize("revision", ["-1", "base"])
     def test_it_refuses_a_schema_that_is_out_of_date(
-        self, call: Callable[..., Result], clone: Callable[[], str], revision: str
+        self, call: Callable[..., Result], clone: Callable[[], str], outside: Callable[[str], str], revision: str
     ) -> None:
         url = clone()
-        command.downgrade(Config(str(ROOT / "alembic.ini"), attributes={"url": url}), revision)
+        command.downgrade(Config(str(ROOT / "alembic.ini"), attributes={"url": outside(url)}), revision)
 
         assert_refused(call("audit", SRM_DATABASE_URL=url), schema.head_revision(), "srm db upgrade")
 

@@ -163,8 +163,8 @@ class TestDbUrl:
 
 
 class TestDbUpgrade:
-    def test_it_upgrades_and_may_be_repeated(self, clone: Callable[[], str]) -> None:
-        url = clone()
+    def test_it_upgrades_and_may_be_repeated(self, clone: Callable[[], str], outside: Callable[[str], str]) -> None:
+        url = outside(clone())
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("DROP SCHEMA srm CASCADE")
 
@@ -380,10 +380,10 @@ class TestUnreachable:
 
         assert_refused(result, "does not exist")
 
-    def test_it_says_that_the_role_may_not(self, url: str) -> None:
+    def test_it_says_that_the_role_may_not(self, url: str, outside: Callable[[str], str]) -> None:
         """An error that stays is no reason for a trace either."""
         role = f"stranger_{free_port()}"
-        with psycopg.connect(url, autocommit=True) as connection:
+        with psycopg.connect(outside(url), autocommit=True) as connection:
             connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")  # type: ignore[arg-type]
             try:
                 as_stranger = make_url(url).set(username=role, password=PASSWORD)

@@ -421,11 +421,13 @@ class TestRows:
         assert ": 0 new, 0 changed, 1 unchanged" in import_("contents", contents).stdout
         assert ": 0 new, 0 changed, 2 unchanged" in import_("products", products).stdout
 
-    def test_a_batch_waits_for_nobody_long_and_is_done_again(self, import_: Import, factory: Factory, url: str) -> None:
+    def test_a_batch_waits_for_nobody_long_and_is_done_again(
+        self, import_: Import, factory: Factory, url: str, outside: Callable[[str], str]
+    ) -> None:
         factory.account("a")
         factory.account("b")
 
-        with psycopg.connect(url) as other:
+        with psycopg.connect(outside(url)) as other:
             other.execute("SELECT FROM srm.accounts WHERE account_id = 'b' FOR UPDATE")
             threading.Timer(1, other.rollback).start()
             result = import_("devices", "accountId,deviceId,deviceGroup,name\na,tv,tv,New\nb,tv,tv,New\n")
@@ -554,10 +556,12 @@ class TestDryRun:
         assert session_row(factory.database, session).ended_at is None
         assert rows(factory.database, "SELECT FROM srm.operator_audit") == []
 
-    def test_it_waits_for_nobody(self, import_: Import, factory: Factory, url: str) -> None:
+    def test_it_waits_for_nobody(
+        self, import_: Import, factory: Factory, url: str, outside: Callable[[str], str]
+    ) -> None:
         factory.account("a")
 
-        with psycopg.connect(url) as other:
+        with psycopg.connect(outside(url)) as other:
             other.execute("SELECT FROM srm.accounts FOR UPDATE")
             result = import_("devices", "accountId,deviceId,deviceGroup,name\na,tv,tv,New\n", "--dry-run")
 

@@ -5,6 +5,7 @@ its unexpired sessions are merely counted: a keep-alive that began before the ex
 the count saves a session whose slot is given away by then.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,13 +32,16 @@ def make_players(database: Database, *, accounts: int, devices: int, limit: int)
     return [(f"account-{index}", name) for name in names for index in range(accounts)]
 
 
-def test_it_counts_a_session_saved_at_the_last_moment(own_url: str, own_database: Database) -> None:
+def test_it_counts_a_session_saved_at_the_last_moment(
+    own_url: str, own_database: Database, outside: Callable[[str], str]
+) -> None:
     factory = Factory(own_database)
     factory.account("a", max_sessions=1, timeout_seconds=30)
     session_id = factory.session("a", silent_for=29, max_sessions=1)
 
     def keep_alive() -> bool:
-        with psycopg.connect(own_url) as connection, connection.cursor() as cursor:
+        patient = "-c statement_timeout=30s -c lock_timeout=30s"
+        with psycopg.connect(own_url, options=patient) as connection, connection.cursor() as cursor:
             return playback.keep_alive(cursor, Principal("a", "tv"), session_id)
 
     def set_up_too() -> UUID | None:
@@ -54,7 +58,7 @@ def test_it_counts_a_session_saved_at_the_last_moment(own_url: str, own_database
         return not support.rows(own_database, "SELECT FROM srm.active_sessions")
 
     with ThreadPoolExecutor(2) as threads:
-        with psycopg.connect(own_url) as holder:
+        with psycopg.connect(outside(own_url)) as holder:
             holder.execute("SELECT FROM srm.sessions FOR UPDATE")
             kept = threads.submit(keep_alive)
             wait_until(lambda: waits(1))  # it has begun in time, and is held up

@@ -1,0 +1,274 @@
+"""The roles of deploy/postgres/roles.sql: made before the tables or after them, and what each of them may not do."""
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from alembic import command
+
+from srm import schema
+from tests.migrations.test_migrations import config, execute, query
+from tests.support import as_role, make_roles
+
+RIGHTS = {
+    "relations": """
+        SELECT c.relname, c.relkind, c.relowner::regrole::text,
+               ARRAY(SELECT x::text FROM unnest(c.relacl) x ORDER BY 1)
+        FROM pg_class c WHERE c.relnamespace = 'srm'::regnamespace AND c.relkind <> 'i' AND c.relkind <> 'I' ORDER BY 1
+    """,
+    "columns": """
+        SELECT attrelid::regclass::text, attname, ARRAY(SELECT x::text FROM unnest(attacl) x ORDER BY 1)
+        FROM pg_attribute WHERE attacl IS NOT NULL
+        AND attrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'srm'::regnamespace) ORDER BY 1, 2
+    """,
+    "routines": """
+        SELECT oid::regprocedure::text, proowner::regrole::text, prosecdef, proconfig,
+               ARRAY(SELECT x::text FROM unnest(proacl) x ORDER BY 1)
+        FROM pg_proc WHERE pronamespace = 'srm'::regnamespace ORDER BY 1
+    """,
+    "schema": """
+        SELECT nspowner::regrole::text, ARRAY(SELECT x::text FROM unnest(nspacl) x ORDER BY 1)
+        FROM pg_namespace WHERE nspname = 'srm'
+    """,
+    "defaults": """
+        SELECT defaclrole::regrole::text, defaclnamespace::regnamespace::text, defaclobjtype,
+               ARRAY(SELECT x::text FROM unnest(defaclacl) x ORDER BY 1)
+        FROM pg_default_acl ORDER BY 1, 2, 3
+    """,
+}
+
+NEITHER_MAY = [
+    "DROP TABLE srm.sessions",
+    "TRUNCATE srm.sessions",
+    "ALTER TABLE srm.accounts ADD COLUMN more text",
+    "ALTER TABLE srm.session_history DETACH PARTITION srm.session_history_default",
+    "CREATE INDEX ON srm.accounts (enabled)",
+    "CREATE TABLE srm.mine (a int)",
+    "CREATE TABLE public.mine (a int)",
+    "CREATE SCHEMA mine",
+    "DROP FUNCTION srm.drop_partition",
+    "CREATE OR REPLACE FUNCTION srm.drop_partition(of_table text, month timestamptz) RETURNS void LANGUAGE sql AS ''",
+    "UPDATE srm.operator_audit SET operator = 'x'",
+    "DELETE FROM srm.operator_audit",
+    "TRUNCATE srm.operator_audit",
+    "UPDATE srm.session_history SET account_id = 'x'",
+    "DELETE FROM srm.session_history",
+    "DELETE FROM srm.session_history_default",
+    "DELETE FROM srm.{partition}",
+    "INSERT INTO srm.{partition} SELECT * FROM srm.session_history",
+    "UPDATE srm.denials SET reason = 'x'",
+    "DELETE FROM srm.denials",
+    "DELETE FROM srm.operators",
+    "UPDATE srm.alembic_version SET version_num = '0001'",
+    "SET ROLE srm_owner",
+    "ALTER ROLE srm_readonly SUPERUSER",
+    "ALTER ROLE srm_owner PASSWORD 'mine'",
+    "SELECT rolpassword FROM pg_authid",
+    "SELECT pg_read_file('postgresql.conf')",
+    "COPY (SELECT 1) TO PROGRAM 'true'",
+]
+
+READER_MAY_NOT = [
+    "INSERT INTO srm.operators (name, role, key_hash) VALUES ('me', 'admin', '')",
+    "INSERT INTO srm.operator_audit (account_id, operator, action, resource) VALUES ('', 'x', 'x', 'x')",
+    "UPDATE srm.accounts SET enabled = false",
+    "DELETE FROM srm.sessions",
+    "SELECT FROM srm.sessions FOR UPDATE",
+    "SELECT key_hash FROM srm.operators",
+    "SELECT * FROM srm.operators",
+    "SELECT srm.make_partition('denials', date_trunc('month', now(), 'UTC'), 1)",
+    "SELECT srm.drop_partition('denials', '2020-01-01 00:00+00')",
+    "SELECT srm.empty_default_partition('denials', '2020-01-01 00:00+00', 1)",
+]
+
+MISUSES = [
+    "SELECT srm.make_partition('accounts', '2026-01-01 00:00+00', 1)",
+    "SELECT srm.make_partition('session_history; DROP TABLE srm.sessions', '2026-01-01 00:00+00', 1)",
+    "SELECT srm.make_partition('denials', '2026-01-02 00:00+00', 1)",
+    "SELECT srm.make_partition('denials', 'infinity', 1)",
+    "SELECT srm.make_partition('denials', NULL, 1)",
+    "SELECT srm.make_partition('denials', '1999-01-01 00:00+00', 1)",
+    "SELECT srm.make_partition('denials', date_trunc('month', now() + interval '2 years', 'UTC'), 1)",
+    "SELECT srm.drop_partition('operator_audit', '2020-01-01 00:00+00')",
+    "SELECT srm.drop_partition('denials', date_trunc('month', now(), 'UTC'))",
+    "SELECT srm.drop_partition('denials', date_trunc('month', now() + interval '1 month', 'UTC'))",
+    "SELECT srm.empty_default_partition('operator_audit', '2020-01-01 00:00+00', 1)",
+    "SELECT srm.empty_default_partition('denials', now(), 1)",
+    "SELECT srm.empty_default_partition('denials', 'infinity', 1)",
+    "SELECT srm.empty_default_partition('denials', NULL, 1)",
+]
+
+
+def rights(url: str) -> dict[str, list[tuple[Any, ...]]]:
+    """All that can be seen of who owns what, and who may do what."""
+    return {name: query(url, sql) for name, sql in RIGHTS.items()}
+
+
+def refused(url: str, statement: str) -> psycopg.errors.Error:
+    """The error with which the statement is refused, tried alone."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        if "srm_readonly" in url:
+            connection.execute("SET default_transaction_read_only = off")  # anybody may
+        with pytest.raises(psycopg.Error) as error:
+            connection.execute(statement)  # type: ignore[arg-type]
+    return error.value
+
+
+@pytest.fixture
+def blank(clone: Callable[[], str]) -> str:
+    """A database without anything of ours, for a superuser."""
+    url = clone()
+    execute(url, "DROP SCHEMA srm CASCADE")
+    execute(url, "ALTER DEFAULT PRIVILEGES FOR ROLE srm_owner GRANT EXECUTE ON FUNCTIONS TO PUBLIC")
+    assert query(url, RIGHTS["defaults"]) == []
+    return url
+
+
+@pytest.fixture(scope="module")
+def url(clone: Callable[[], str]) -> str:
+    """A database as the tests have it: roles first, then the tables, by the owner; for a superuser."""
+    return clone()
+
+
+@pytest.fixture(scope="module")
+def partition(url: str) -> str:
+    ((name,),) = query(url, "SELECT min(relname) FROM pg_class WHERE relname ~ '^session_history_[0-9_]+$'")
+    return str(name)
+
+
+def test_they_end_up_the_same_whichever_is_first(blank: str, clone: Callable[[], str]) -> None:
+    """The roles or the tables; also where a superuser has made, and owns, all of yesterday's."""
+    schema.upgrade(blank)
+    make_roles(blank)
+    tables_first = rights(blank)
+
+    execute(blank, "DROP SCHEMA srm CASCADE")
+    make_roles(blank)
+    schema.upgrade(as_role("srm_owner", blank))
+    roles_first = rights(blank)
+
+    assert tables_first == roles_first
+    owners = {owner for _, _, owner, _ in roles_first["relations"]}
+    assert owners == {"srm_owner"}
+
+
+@pytest.mark.parametrize("revision", ["0004", "0012", "0016"])
+def test_they_come_to_a_database_of_an_older_release(blank: str, revision: str) -> None:
+    command.upgrade(config(blank), revision)
+    make_roles(blank)
+
+    schema.upgrade(as_role("srm_owner", blank))
+
+    in_steps = rights(blank)
+    execute(blank, "DROP SCHEMA srm CASCADE")
+    make_roles(blank)
+    schema.upgrade(as_role("srm_owner", blank))
+    assert in_steps == rights(blank)
+
+
+def test_they_may_be_made_again(url: str) -> None:
+    """With partitions too, which the application has made."""
+    before = rights(url)
+
+    make_roles(url)
+
+    assert rights(url) == before
+
+
+def test_a_role_that_was_given_too_much_is_put_right(url: str) -> None:
+    execute(url, "ALTER ROLE srm_application SUPERUSER; GRANT UPDATE ON srm.operator_audit TO srm_application")
+
+    make_roles(url)
+
+    assert query(url, "SELECT rolsuper FROM pg_roles WHERE rolname = 'srm_application'") == [(False,)]
+    assert query(url, "SELECT has_table_privilege('srm_application', 'srm.operator_audit', 'UPDATE')") == [(False,)]
+
+
+def test_the_owner_is_no_superuser_and_goes_up_and_down(blank: str) -> None:
+    make_roles(blank)
+    owner = as_role("srm_owner", blank)
+
+    schema.upgrade(owner)
+    command.downgrade(config(owner), "base")
+    schema.upgrade(owner)
+
+    assert query(owner, "SELECT usesuper FROM pg_user WHERE usename = current_user") == [(False,)]
+
+
+def test_later_tables_and_functions_are_covered(url: str) -> None:
+    execute(
+        as_role("srm_owner", url),
+        "CREATE TABLE srm.later (a int); CREATE FUNCTION srm.later() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    )
+    try:
+        application, readonly = as_role("srm_application", url), as_role("srm_readonly", url)
+        execute(application, "INSERT INTO srm.later VALUES (1); UPDATE srm.later SET a = 2; SELECT srm.later()")
+        assert query(readonly, "SELECT a FROM srm.later") == [(2,)]
+        assert isinstance(refused(readonly, "SELECT srm.later()"), psycopg.errors.InsufficientPrivilege)
+        execute(application, "DELETE FROM srm.later")
+    finally:
+        execute(url, "DROP TABLE srm.later; DROP FUNCTION srm.later()")
+
+
+@pytest.mark.parametrize("statement", NEITHER_MAY)
+@pytest.mark.parametrize("role", ["srm_application", "srm_readonly"])
+def test_what_neither_of_them_may_do(url: str, partition: str, role: str, statement: str) -> None:
+    error = refused(as_role(role, url), statement.format(partition=partition))
+
+    assert isinstance(error, psycopg.errors.InsufficientPrivilege), error
+
+
+@pytest.mark.parametrize("statement", READER_MAY_NOT)
+def test_what_who_reads_may_not_do(url: str, statement: str) -> None:
+    error = refused(as_role("srm_readonly", url), statement)
+
+    assert isinstance(error, psycopg.errors.InsufficientPrivilege), error
+
+
+def test_who_reads_sees_all_but_keys(url: str) -> None:
+    tables = query(
+        url,
+        "SELECT relname FROM pg_class WHERE relnamespace = 'srm'::regnamespace AND relkind IN ('r', 'p', 'v') "
+        "AND relname <> 'operators'",
+    )
+    reader = as_role("srm_readonly", url)
+
+    for (table,) in tables:
+        query(reader, f"SELECT * FROM srm.{table} LIMIT 1")
+    query(reader, "SELECT name, role, created_at, revoked_at FROM srm.operators")
+
+
+def test_who_reads_does_not_get_in_the_way(url: str) -> None:
+    reader = as_role("srm_readonly", url)
+    settings = ("statement_timeout", "idle_in_transaction_session_timeout", "lock_timeout")
+
+    assert [query(reader, f"SHOW {name}") for name in settings] == [[("30s",)], [("30s",)], [("1s",)]]
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        execute(reader, "CREATE TABLE srm.mine (a int)")
+
+
+@pytest.mark.parametrize("call", MISUSES)
+def test_the_application_can_do_no_other_with_the_functions(url: str, call: str) -> None:
+    before = query(url, "SELECT relname FROM pg_class WHERE relnamespace = 'srm'::regnamespace ORDER BY 1")
+
+    error = refused(as_role("srm_application", url), call)
+
+    assert isinstance(error, psycopg.errors.InvalidParameterValue | psycopg.errors.NullValueNotAllowed), error
+    assert query(url, "SELECT relname FROM pg_class WHERE relnamespace = 'srm'::regnamespace ORDER BY 1") == before
+
+
+def test_the_functions_look_at_nothing_of_who_calls_them(url: str) -> None:
+    """A table that is no partition stays one, though the caller has a catalogue of his own that says otherwise."""
+    execute(url, "CREATE TABLE srm.denials_2020_01 (account_id text)")
+    try:
+        with psycopg.connect(as_role("srm_application", url), autocommit=True) as connection:
+            connection.execute(
+                "CREATE TEMP TABLE pg_inherits AS SELECT 'srm.denials_2020_01'::regclass::oid AS inhrelid, "
+                "'srm.denials'::regclass::oid AS inhparent"
+            )
+            connection.execute("SET search_path = pg_temp, pg_catalog")
+            with pytest.raises(psycopg.errors.UndefinedTable, match="is no partition"):
+                connection.execute("SELECT srm.drop_partition('denials', '2020-01-01 00:00+00')")
+    finally:
+        execute(url, "DROP TABLE srm.denials_2020_01")
