@@ -32,7 +32,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.orm import Session
 
-from srm.errors import DependencyUnavailable, SrmError
+from srm.errors import DependencyUnavailable, SrmError, StartupError
 from srm.metrics import REGISTRY
 from srm.patience import ANSWER_BY, SILENCE_SECONDS, STATEMENT_TIMEOUT_SECONDS
 
@@ -81,6 +81,10 @@ class BoundedConnection(psycopg.Connection[Any]):
     """
 
     statement_timeout_seconds: float
+    begin = b"BEGIN"
+    is_pooled = False
+    """A pooler stands between, which gives each transaction the server's connection that is free: no two have the same
+    settings or prepared statements."""
     answer_by: float | None = None
     """The end, by `time.monotonic()`, of the patience of the request that uses the connection."""
 
@@ -194,7 +198,7 @@ class ThreadConnections:
         """Begin a transaction of a request that has waited so long already."""
 
         def begin(cursor: Cursor) -> Cursor:
-            connection_of(cursor).command(b"BEGIN")
+            connection_of(cursor).command(connection_of(cursor).begin)
             return cursor
 
         return self._first(begin, self._patience_seconds - spent_seconds)
@@ -252,14 +256,14 @@ class Database:
         self.url = sqlalchemy_url(url)
         self._application_name = application_name
         milliseconds = int(statement_timeout_seconds * 1000)
-        self._settings = {
+        limits = {
             "statement_timeout": milliseconds,
             "lock_timeout": milliseconds,
             # A host that dies in the middle of a transaction must not keep its locks.
             "idle_in_transaction_session_timeout": milliseconds,
-            "default_transaction_isolation": r"read\ committed",
-            "timezone": "UTC",
         }
+        self._settings = {**limits, "default_transaction_isolation": r"read\ committed", "timezone": "UTC"}
+        self._limits = "; ".join(f"SET LOCAL {name} = {value}" for name, value in limits.items()).encode()
         self._statement_timeout_seconds = statement_timeout_seconds
         self._silence = Silence()
         patience = statement_timeout_seconds + SILENCE_SECONDS
@@ -275,6 +279,7 @@ class Database:
             use_native_hstore=False,
         )
         event.listen(self._engine, "checkout", _check_out)
+        event.listen(self._engine, "begin", self._set_limits)
 
     def _connect(self, **options: Any) -> BoundedConnection:
         settings = {**self._settings, **options}
@@ -291,7 +296,27 @@ class Database:
         connection.adapters.register_loader("inet", TextLoader)  # an address is compared, and shown; nothing else
         connection.adapters.register_loader("timestamptz", InstantLoader)
         connection.statement_timeout_seconds = self._statement_timeout_seconds
+        try:
+            self._look_for_pooler(connection)
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    def _look_for_pooler(self, connection: BoundedConnection) -> None:
+        """Who has a pooler in between is not answered by the process that it connected to, nor has the settings."""
+        connection.autocommit = True
+        ((process,),) = connection.execute("SELECT pg_backend_pid()").fetchall()
+        connection.autocommit = False
+        if process != connection.info.backend_pid:
+            connection.is_pooled = True
+            connection.prepare_threshold = None
+            connection.begin = b"BEGIN ISOLATION LEVEL READ COMMITTED; " + self._limits
+
+    def _set_limits(self, db: Connection) -> None:
+        connection = cast("BoundedConnection", db.connection.dbapi_connection)
+        if connection.is_pooled:
+            connection.execute(self._limits)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -312,10 +337,15 @@ class Database:
     def connection(self) -> Iterator[Connection]:
         """A connection for several transactions, one after the other; otherwise as above.
 
-        Nobody else has it before or afterwards: its settings and temporary tables go with it.
+        Nobody else has it before or afterwards: its settings and temporary tables go with it. StartupError where there
+        is a pooler in between, which gives no such thing.
         """
         with self._silence, self._engine.connect() as db:
             db.detach()
+            if cast("BoundedConnection", db.connection.dbapi_connection).is_pooled:
+                raise StartupError(
+                    "this needs a connection of its own, and SRM_DATABASE_URL leads to a pooler: name PostgreSQL itself"
+                )
             yield db
 
     @contextmanager

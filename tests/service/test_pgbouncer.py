@@ -1,0 +1,238 @@
+"""Through pgbouncer in transaction mode: everything but `srm import`, exact and bounded in time as without it."""
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.engine import make_url
+
+from srm import playback, schema
+from srm.database import Database, is_timeout
+from srm.errors import DependencyUnavailable
+from srm.reaper import Reaper
+from srm.tokens import Principal
+from tests import support
+from tests.cli.command import assert_refused, srm
+from tests.concurrency.players import FILM, Player, at_once, connections, set_up
+from tests.support import ROOT, Factory, free_port, rows, running, session_row, wait_until
+
+SERVER_CONNECTIONS = 4
+THREADS = 32
+LIMIT = 3
+ROUNDS = 8
+
+
+def pgbouncer() -> str:
+    """The real one; installed where it is not."""
+    if (path := shutil.which("pgbouncer")) is None:
+        environment = {**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"}
+        install = ["apt-get", "-y", "--no-install-recommends", "install", "pgbouncer"]
+        subprocess.run(install, env=environment, check=True, capture_output=True)
+        path = shutil.which("pgbouncer")
+    assert path is not None
+    return path
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A database of its own: its URL by way of pgbouncer, and without."""
+
+    url: str
+    direct: str
+
+
+@pytest.fixture(scope="module")
+def pooled(clone: Callable[[], str]) -> Iterator[Pooled]:
+    """As README.md says to configure it; with fewer connections to the server than there are threads."""
+    direct = clone()
+    target = make_url(direct)
+    port = free_port()
+    host = str(target.query.get("host", target.host))
+    with TemporaryDirectory(prefix="srm-pgbouncer-") as name:
+        folder = Path(name)
+        (folder / "users").write_text('"srm_application" "password"\n"srm_owner" "password"\n')
+        (folder / "pgbouncer.ini").write_text(
+            f"""
+[databases]
+{target.database} = host={host} port={target.port or 5432}
+[pgbouncer]
+pool_mode = transaction
+ignore_startup_parameters = options
+default_pool_size = {SERVER_CONNECTIONS}
+max_client_conn = 1000
+auth_type = trust
+auth_file = {folder}/users
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+"""
+        )
+        arguments = [pgbouncer(), str(folder / "pgbouncer.ini")]
+        if os.geteuid() == 0:  # it does not run as root
+            user = Path(host).owner() if host.startswith("/") else "nobody"
+            folder.chmod(0o755)
+            arguments[1:1] = ["-u", user]
+        url = target.set(host="127.0.0.1", port=port, query={}).render_as_string(hide_password=False)
+        with running(arguments, folder / "log") as process:
+
+            def is_there() -> bool:
+                assert process.popen.poll() is None, process.text()
+                try:
+                    psycopg.connect(url).close()
+                except psycopg.OperationalError:
+                    return False
+                return True
+
+            wait_until(is_there)
+            yield Pooled(url, direct)
+
+
+@pytest.fixture
+def database(pooled: Pooled) -> Iterator[Database]:
+    """Connections by way of pgbouncer."""
+    database = Database(pooled.url, application_name="srm-tests")
+    yield database
+    database.dispose()
+
+
+def new_account(pooled: Pooled, **limits: int | None) -> str:
+    database = Database(pooled.direct, application_name="srm-tests")
+    account = Factory(database).account(uuid4().hex, *(f"device {n}" for n in range(THREADS)), **limits)
+    database.dispose()
+    return account
+
+
+def test_clients_operators_and_the_reaper_work(pooled: Pooled, database: Database, tmp_path: Path) -> None:
+    account = new_account(pooled, max_sessions=1)
+    operator = Factory(database).operator()
+    with support.api(pooled.url, tmp_path / "api.log") as (base, process), support.reaper(pooled.url, tmp_path / "log"):
+        with Player(base, account, "device 0") as player, Player(base, account, "device 1") as other:
+            for _ in range(10):  # often enough that a direct connection would have prepared its statements
+                session = player.set_up().session_id
+                assert session is not None
+                assert [player.keep_alive(session).status for _ in range(10)] == [200] * 10
+                assert other.set_up().error_code == "SRM-0006"
+                assert player.tear_down(session).status == 200
+            path = f"/srm/v1/accounts/{account}"
+            assert player.request("GET", f"{path}/denials", **operator).json["denials"] != []
+            assert player.request("PATCH", path, '{"enabled": false}', **operator).status == 200
+            assert player.set_up().error_code == "SRM-0004"
+        lapsed = Factory(database).session("somebody", silent_for=31)
+        wait_until(lambda: session_row(database, lapsed).end_reason == "expired")
+
+    assert "dependency unavailable" not in process.text()
+    support.assert_audit_clean(pooled.url)
+
+
+def test_the_limit_is_exact(pooled: Pooled) -> None:
+    """Many threads for few connections to the server, each of which any thread may have."""
+    account = new_account(pooled, max_sessions=LIMIT)
+
+    def work(index: int, barrier: threading.Barrier) -> int:
+        admitted = 0
+        principal = Principal(account, f"device {index}")
+        with connections(pooled.url) as database:
+            for _ in range(ROUNDS):
+                barrier.wait()
+                session = set_up(database, account, principal.device_id)
+                barrier.wait()
+                assert len(playback.list_sessions(database.hot, principal)) == LIMIT
+                barrier.wait()
+                if session is not None:
+                    admitted += 1
+                    assert playback.keep_alive(database.hot, principal, session)
+                    assert playback.tear_down(database.durable, principal, session)
+        return admitted
+
+    assert sum(at_once(THREADS, work)) == ROUNDS * LIMIT
+    support.assert_audit_clean(pooled.direct)
+
+
+def test_statements_are_bounded_in_time_by_the_server(
+    pooled: Pooled, database: Database, outside: Callable[[str], str]
+) -> None:
+    """Not only given up by the client, which would leave them waiting in the server's few connections."""
+    account = new_account(pooled)
+    session = set_up(database, account, "device 0")
+    assert session is not None
+    principal = Principal(account, "device 0")
+    with psycopg.connect(outside(pooled.direct)) as somebody:
+        somebody.execute("UPDATE srm.sessions SET counts = counts WHERE account_id = %s", [account])
+        somebody.execute("UPDATE srm.accounts SET enabled = enabled WHERE account_id = %s", [account])
+
+        with pytest.raises(DependencyUnavailable) as alone:
+            playback.keep_alive(database.hot, principal, session)
+        with pytest.raises(DependencyUnavailable) as in_transaction, database.request() as db:
+            playback.set_up(db, principal, FILM)
+
+    assert is_timeout(alone.value)
+    assert is_timeout(in_transaction.value)
+
+
+def test_who_is_more_patient_than_requests_has_his_time(pooled: Pooled) -> None:
+    """A reaper, or an audit: and who has the server's connection next is no more patient than before."""
+    patient = Database(pooled.url, application_name="srm-tests", statement_timeout_seconds=10)
+    assert rows(patient, "SELECT 1 FROM pg_sleep(1.8)") == [(1,)]
+    patient.dispose()
+
+    for _ in range(SERVER_CONNECTIONS * 2):
+        with psycopg.connect(pooled.url, autocommit=True) as connection:
+            assert connection.execute("SHOW statement_timeout").fetchone() == ("1500ms",)
+
+
+def test_partitions_are_made(pooled: Pooled, database: Database, outside: Callable[[str], str]) -> None:
+    with psycopg.connect(outside(pooled.direct)) as owner:
+        ((last,),) = owner.execute(
+            "SELECT max(relname) FROM pg_inherits JOIN pg_class ON oid = inhrelid "
+            "WHERE inhparent = 'srm.denials'::regclass AND relname <> 'denials_default'"
+        ).fetchall()
+        owner.execute(f"DROP TABLE srm.{last}")  # type: ignore[arg-type]
+
+    made = Reaper(database, ended_retention_seconds=300, history_retention_days=90).make_partitions()
+
+    assert made == [last]
+
+
+def test_migrations_run(pooled: Pooled) -> None:
+    owner = support.as_role("srm_owner", pooled.url)
+    config = Config(str(ROOT / "alembic.ini"), attributes={"url": owner})
+
+    command.downgrade(config, "-1")
+    schema.upgrade(owner)
+    command.check(config)
+
+
+def test_an_import_needs_a_connection_of_its_own(pooled: Pooled, tmp_path: Path) -> None:
+    file = tmp_path / "accounts.csv"
+    file.write_text("accountId,profileId\nx,y\n")
+
+    result = srm("import", "accounts", str(file), SRM_DATABASE_URL=pooled.url)
+
+    assert_refused(result, "pooler", "SRM_DATABASE_URL")
+
+
+def test_exports_and_audits_do_not(pooled: Pooled) -> None:
+    new_account(pooled)
+
+    assert srm("export", "accounts", SRM_DATABASE_URL=pooled.url).stdout.startswith("accountId,")
+    assert srm("audit", SRM_DATABASE_URL=pooled.url).returncode == 0
+
+
+def test_a_direct_connection_keeps_its_prepared_statements(pooled: Pooled) -> None:
+    database = Database(pooled.direct, application_name="srm-tests")
+    for _ in range(10):
+        database.hot.execute("SELECT 1", {})
+    prepared = database.hot.execute("SELECT statement FROM pg_prepared_statements", {}).fetchall()
+    database.dispose()
+
+    assert ("SELECT 1",) in prepared
