@@ -1,29 +1,43 @@
 """How Alembic reaches the database, for `alembic …` in a checkout and for `srm db upgrade`.
 
-All migrations of one run are one transaction: all or nothing. A runner that comes second waits for the
-first. A statement that waits for a table longer than `lock_timeout` fails rather than make every query
-behind it wait too; run it again.
+The service goes on meanwhile (docs/migrations.md). Each migration is a transaction of its own: it happens or it does
+not, and holds its locks no longer than it takes itself. One that has to wait for a table gives way at once, rather than
+make every query behind it wait too, and is tried again. One runner works at a time; another one waits for it.
 """
 
 import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from alembic import context
-from sqlalchemy import create_engine, pool
+from alembic.util import CommandError
+from psycopg.errors import DeadlockDetected, LockNotAvailable
+from sqlalchemy import Connection, Engine, create_engine, event, pool, text
+from sqlalchemy.exc import DBAPIError
 
-from srm import config, embedded
+from srm import config, embedded, schema
 from srm.database import sqlalchemy_url
 from srm.models import SCHEMA, Base
 
-LOCK_TIMEOUT = "5s"
 ONE_RUNNER = 0x53524D  # "SRM"
-PARTITION = re.compile(r"(session_history|denials)_\d{4}_\d{2}")
+PARTITION = re.compile(r"(session_history|denials)_(\d{4}_\d{2}|default)")
 
 SETTINGS: dict[str, Any] = {
     "target_metadata": Base.metadata,
     "version_table_schema": SCHEMA,
     "include_schemas": True,
 }
+
+THE_OTHER = """
+    SELECT format('process %s of %s since %s', a.pid, coalesce(host(a.client_addr), 'this host'),
+                  to_char(a.xact_start, 'HH24:MI:SS'))
+    FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+    WHERE l.locktype = 'advisory' AND l.classid = 0 AND l.objid = :key AND l.objsubid = 1 AND l.granted
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 
 def include_name(name: str | None, kind: str, parents: dict[str, str | None]) -> bool:
@@ -33,23 +47,47 @@ def include_name(name: str | None, kind: str, parents: dict[str, str | None]) ->
     return not (kind == "table" and name and PARTITION.fullmatch(name))
 
 
-def prepare() -> None:
-    """What every run begins with."""
-    context.execute(f"SELECT pg_advisory_xact_lock({ONE_RUNNER})")
-    context.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-    context.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+def limit_waits(connection: Connection) -> None:
+    """Of each transaction, so that it holds by way of a pooler too."""
+    connection.connection.dbapi_connection.execute(_lock_timeout(schema.LOCK_SECONDS))
+
+
+def _lock_timeout(seconds: float) -> str:
+    return f"SET LOCAL lock_timeout = {int(seconds * 1000)}"
 
 
 def run_offline() -> None:
-    """Write the SQL."""
-    context.configure(dialect_name="postgresql", literal_binds=True, **SETTINGS)
+    """Write the SQL, as one transaction: psql goes on after an error."""
+    context.configure(dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"}, **SETTINGS)
     with context.begin_transaction():
-        prepare()
+        context.execute(f"SELECT pg_advisory_xact_lock({ONE_RUNNER})")
+        context.execute(_lock_timeout(schema.LOCK_SECONDS))
+        context.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
         context.run_migrations()
 
 
+@contextmanager
+def alone(engine: Engine) -> Iterator[None]:
+    """Wait until no other runner is at work, and keep others waiting. CommandError when it takes too long."""
+    with engine.begin() as gate:
+        gate.execute(text(_lock_timeout(schema.RUNNER_SECONDS)))
+        gate.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        if not gate.execute(text(f"SELECT pg_try_advisory_xact_lock({ONE_RUNNER})")).scalar_one():
+            other = gate.execute(text(THE_OTHER), {"key": ONE_RUNNER}).scalar() or "somebody"
+            say(f"another run of migrations is at work, {other}: waiting for it")
+            try:
+                gate.execute(text(f"SELECT pg_advisory_xact_lock({ONE_RUNNER})"))
+            except DBAPIError as error:
+                if not isinstance(error.orig, LockNotAvailable):
+                    raise
+                raise CommandError(
+                    f"another run of migrations does not end, {other}: waited {schema.RUNNER_SECONDS:g} s for it"
+                ) from error
+        yield
+
+
 def run_online(url: str) -> None:
-    """Run the migrations on the database."""
+    """Run the migrations on the database, patiently. CommandError when a table stays locked by somebody else."""
     engine = create_engine(
         sqlalchemy_url(url),
         poolclass=pool.NullPool,
@@ -59,13 +97,54 @@ def run_online(url: str) -> None:
             # All names are qualified. For a role called srm the schema srm would be the default one, and
             # Alembic would not find the tables of the models in it.
             "options": "-c search_path=public",
+            "prepare_threshold": None,
         },
     )
+    event.listen(engine, "begin", limit_waits)
+    tries = 1 if is_relative() else schema.TRIES
+    with alone(engine):
+        for attempt in range(1, tries + 1):
+            try:
+                migrate(engine)
+            except DBAPIError as error:
+                if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
+                    raise
+                reason = str(error.orig).split("\n")[0]
+                if attempt == tries:
+                    raise CommandError(
+                        f"somebody else holds what the next migration needs, tried {attempt} times: {reason}; what ran "
+                        "before stays: see who it is (docs/dba.md), and start it again"
+                    ) from error
+                say(f"{reason}: giving way, and trying again in {schema.PAUSE_SECONDS:g} s")
+                time.sleep(schema.PAUSE_SECONDS)
+            else:
+                return
+
+
+def is_relative() -> bool:
+    """Whether it goes so many steps from where it is: a second try would begin elsewhere."""
+    try:
+        destination = context.get_revision_argument()
+    except KeyError:  # it goes nowhere, as `alembic current`
+        return False
+    return str(destination).startswith(("+", "-"))
+
+
+def migrate(engine: Engine) -> None:
+    """Run the migrations, each in its transaction."""
     with engine.connect() as connection:
-        context.configure(connection=connection, include_name=include_name, **SETTINGS)
+        context.configure(connection=connection, include_name=include_name, transaction_per_migration=True, **SETTINGS)
+        if connection.execute(text("SELECT to_regnamespace(:name)"), {"name": SCHEMA}).scalar() is None:
+            connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
+        connection.commit()
         with context.begin_transaction():
-            prepare()
             context.run_migrations()
+        connection.commit()  # what is not part of a migration: `alembic stamp`
+
+
+def say(words: str) -> None:
+    """For who watches."""
+    sys.stderr.write(f"srm: {words}\n")
 
 
 if context.is_offline_mode():

@@ -44,7 +44,7 @@ def _database(settings: Settings, timeout_seconds: float, name: str = "srm-cli")
         database = Database(url, application_name=name, statement_timeout_seconds=timeout_seconds)
         try:
             with database.transaction() as db:
-                schema.check_at_head(db)
+                schema.check_not_behind(db)
             yield database
         finally:
             database.dispose()

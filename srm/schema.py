@@ -14,6 +14,16 @@ from sqlalchemy import Connection
 from srm.errors import StartupError
 from srm.models import SCHEMA
 
+LOCK_SECONDS = 0.3
+"""How long a migration waits for a table, and with it all who come behind."""
+
+TRIES = 20
+PAUSE_SECONDS = 2
+"""Of a migration that did not get its locks: three quarters of a minute."""
+
+RUNNER_SECONDS = 600
+"""How long a run of migrations waits for another one."""
+
 
 def _config(attributes: Mapping[str, Any] | None = None) -> Config:
     package = Path(__file__).parent
@@ -38,10 +48,21 @@ def current_revision(db: Connection) -> str | None:
     return MigrationContext.configure(db, opts={"version_table_schema": SCHEMA}).get_current_revision()
 
 
-def check_at_head(db: Connection) -> None:
-    """StartupError unless the schema is the one that this code is written for."""
+@cache
+def _older_revisions() -> frozenset[str | None]:
+    """What the schema was at before, from nothing on."""
+    scripts = ScriptDirectory.from_config(_config()).walk_revisions()
+    return frozenset({None, *(script.revision for script in scripts)} - {head_revision()})
+
+
+def check_not_behind(db: Connection) -> None:
+    """StartupError when the schema is older than this code.
+
+    At a revision that this code does not know it is newer: a release goes on while the next one is brought in, and the
+    migrations of that one leave it what it needs (docs/migrations.md).
+    """
     current, head = current_revision(db), head_revision()
-    if current != head:
+    if current in _older_revisions():
         raise StartupError(
             f"the schema of the database is at {current or 'nothing'}, this version needs {head}: run `srm db upgrade`"
         )

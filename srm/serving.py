@@ -196,7 +196,7 @@ def _prepare(url: str, *, load_demo: bool) -> bool:
     database = Database(url, application_name="srm-serve")
     try:
         with database.transaction() as db:
-            schema.check_at_head(db)
+            schema.check_not_behind(db)
             if load_demo and not demo.is_loaded(db):
                 demo.load(db)
             return demo.is_loaded(db)

@@ -31,7 +31,7 @@ def create_blueprint(database: Database, draining: Event) -> Blueprint:
             raise DependencyUnavailable("draining: this process is about to stop")
         try:
             with database.transaction() as db:
-                schema.check_at_head(db)
+                schema.check_not_behind(db)
         except StartupError as error:
             raise DependencyUnavailable(str(error)) from error
         return jsonify(status="ready", schema=schema.head_revision())

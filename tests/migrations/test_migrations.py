@@ -3,7 +3,10 @@
 import ast
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,7 +16,9 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 
 from srm import schema
 from srm.models import Base
@@ -44,7 +49,10 @@ CATALOGUE = {
     """,
     "views": "SELECT viewname, definition FROM pg_views WHERE schemaname = 'srm' ORDER BY 1",
     "triggers": "SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1, 2",
-    "routines": "SELECT proname FROM pg_proc WHERE pronamespace = 'srm'::regnamespace ORDER BY 1",
+    "routines": """
+        SELECT proname, pg_get_functiondef(oid), proacl IS NULL, obj_description(oid, 'pg_proc')
+        FROM pg_proc WHERE pronamespace = 'srm'::regnamespace ORDER BY 1
+    """,
     "types": "SELECT typname FROM pg_type WHERE typnamespace = 'srm'::regnamespace ORDER BY 1",
     "version": "SELECT version_num FROM srm.alembic_version",
 }
@@ -365,18 +373,108 @@ def test_it_takes_several_runners_at_once(head: str, blank: str) -> None:
     assert catalogue(blank) == catalogue(head)
 
 
-def test_it_gives_up_when_a_table_is_locked_for_long(blank: str) -> None:
-    """All of the run is undone, so it can simply be repeated."""
-    schema.upgrade(blank, revisions()[0])
-    before = catalogue(blank)
-    with psycopg.connect(blank) as somebody:
-        somebody.execute("LOCK TABLE srm.accounts IN ACCESS EXCLUSIVE MODE")
+def test_it_says_whom_it_waits_for(
+    blank: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One runner that hangs does not hang all others for ever."""
+    monkeypatch.setattr(schema, "RUNNER_SECONDS", 0.2)
+    with psycopg.connect(blank) as hanging:
+        hanging.execute("SELECT pg_advisory_xact_lock(%s)", [0x53524D])
+        process = hanging.info.backend_pid
+        with pytest.raises(CommandError, match=f"does not end, process {process} of this host since"):
+            schema.upgrade(blank)
 
-        result = srm("db", "upgrade", SRM_DATABASE_URL=blank)
-
-    assert_refused(result, "lock timeout")
-    assert catalogue(blank) == before
+    assert f"another run of migrations is at work, process {process}" in capfd.readouterr().err
     schema.upgrade(blank)
+
+
+@contextmanager
+def held(url: str) -> Iterator[psycopg.Connection[Any]]:
+    """Meanwhile, somebody reads a table that the next migration wants for itself."""
+    with psycopg.connect(url) as somebody:
+        somebody.execute("SELECT FROM srm.accounts")
+        yield somebody
+
+
+def test_it_gives_up_when_a_table_is_locked_for_long(
+    blank: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What ran before stays, and it can simply be repeated; nobody has waited behind it for longer than it did."""
+    monkeypatch.setattr(schema, "TRIES", 3)
+    monkeypatch.setattr(schema, "PAUSE_SECONDS", 0.1)
+    schema.upgrade(blank, "0003")
+    with held(blank):
+        began_at = time.monotonic()
+        with pytest.raises(CommandError, match=r"somebody else holds .* tried 3 times: canceling .* lock timeout"):
+            schema.upgrade(blank)
+        assert time.monotonic() - began_at > 3 * schema.LOCK_SECONDS
+
+    assert capfd.readouterr().err.count("giving way") == 2
+    assert query(blank, "SELECT version_num FROM srm.alembic_version") == [("0004",)]
+    assert (
+        query(
+            blank, "SELECT 1 FROM pg_attribute WHERE attrelid = 'srm.account_profiles'::regclass AND attname = 'mode'"
+        )
+        == []
+    )
+    schema.upgrade(blank)
+
+
+def test_it_goes_on_when_the_table_is_free(
+    blank: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(schema, "PAUSE_SECONDS", 0.1)
+    schema.upgrade(blank, "0004")
+    with held(blank) as somebody, ThreadPoolExecutor(1) as thread:
+        upgrading = thread.submit(schema.upgrade, blank)
+        wait_until(
+            lambda: query(blank, "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'") != [(0,)]
+        )
+        wait_until(
+            lambda: query(blank, "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'") == [(0,)]
+        )
+        somebody.rollback()
+        upgrading.result()
+
+    assert "giving way" in capfd.readouterr().err
+    assert query(blank, "SELECT version_num FROM srm.alembic_version") == [(schema.head_revision(),)]
+
+
+def test_a_number_of_steps_is_tried_once(blank: str) -> None:
+    """A second try would begin elsewhere, and go too far."""
+    schema.upgrade(blank, "0003")
+    with held(blank), pytest.raises(CommandError, match="tried 1 times"):
+        schema.upgrade(blank, "+3")
+
+    assert query(blank, "SELECT version_num FROM srm.alembic_version") == [("0004",)]
+
+
+def test_it_says_so_in_one_line(blank: str) -> None:
+    schema.upgrade(blank, "0004")
+    with held(blank):
+        assert_refused(srm("db", "upgrade", "+1", SRM_DATABASE_URL=blank), "lock timeout", "docs/dba.md")
+
+
+def test_what_has_no_partition_is_kept(blank: str) -> None:
+    """0016: from then on; and it is not thrown away on the way back."""
+    schema.upgrade(blank, "0013")
+    denial = "INSERT INTO srm.denials (account_id, device_id, content_type, content_id, error_code) VALUES {}"
+    denial = denial.format("('a', 'tv', 'COD', 'film', 'SRM-0007')")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        execute(blank, denial)
+
+    schema.upgrade(blank, "0016")
+    execute(blank, denial)
+    with pytest.raises(DBAPIError, match="denials_default holds rows"):
+        command.downgrade(config(blank), "0013")
+    schema.upgrade(blank)
+    with psycopg.connect(blank) as connection:
+        connection.execute(
+            "SELECT srm.make_partition('denials', date_trunc('month', statement_timestamp(), 'UTC'), 10)"
+        )
+    command.downgrade(config(blank), "0013")
+
+    assert query(blank, "SELECT account_id FROM srm.denials") == [("a",)]
 
 
 def test_it_refuses_a_revision_that_is_not_there(head: str) -> None:
@@ -431,13 +529,14 @@ def test_it_names_every_constraint_and_index_by_the_convention(head: str) -> Non
         """
         SELECT t.relname, c.conname FROM pg_constraint c JOIN pg_class t ON t.oid = c.conrelid
         WHERE c.connamespace = 'srm'::regnamespace AND c.contype <> 'n' AND t.relname <> 'alembic_version'
+          AND NOT t.relispartition
         """,
     )
     indexes = query(
         head,
         """
         SELECT tablename, indexname FROM pg_indexes
-        WHERE schemaname = 'srm' AND tablename <> 'alembic_version'
+        WHERE schemaname = 'srm' AND tablename NOT IN ('alembic_version', 'session_history_default', 'denials_default')
           AND indexname NOT IN (SELECT conname FROM pg_constraint)
         """,
     )
@@ -494,10 +593,20 @@ def test_it_can_be_distributed_by_account(head: str) -> None:
     assert {column for *_, column in relevant} == {"account_id"}
 
 
-def test_it_has_no_triggers_and_no_routines(head: str) -> None:
-    found = catalogue(head)
-
-    assert (found["triggers"], found["routines"]) == ([], [])
+def test_it_has_no_triggers_and_no_routines_but_for_partitions(head: str) -> None:
+    """Those run as their owner, look nowhere but in the catalogue of the server, and are not for everybody."""
+    assert catalogue(head)["triggers"] == []
+    assert query(
+        head,
+        """
+        SELECT proname, prosecdef, proconfig[1], has_function_privilege(
+            (SELECT oid FROM pg_roles WHERE rolname = 'pg_read_all_stats'), oid, 'EXECUTE')
+        FROM pg_proc WHERE pronamespace = 'srm'::regnamespace ORDER BY 1
+        """,
+    ) == [
+        (name, True, "search_path=pg_catalog, pg_temp", False)
+        for name in ("drop_partition", "empty_default_partition", "make_partition")
+    ]
 
 
 def test_it_leaves_keep_alives_to_be_heap_only_updates(head: str) -> None:
@@ -515,7 +624,7 @@ def test_it_takes_all_times_from_the_one_clock(head: str) -> None:
         head,
         """
         SELECT table_name, column_name, column_default, data_type FROM information_schema.columns
-        WHERE table_schema = 'srm' AND data_type LIKE '%timestamp%'
+        WHERE table_schema = 'srm' AND data_type LIKE '%timestamp%' AND table_name NOT LIKE '%default'
         """,
     )
 

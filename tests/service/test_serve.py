@@ -312,9 +312,11 @@ class TestExternalDatabase:
             token = shlex.split(line)[shlex.split(line).index("-H") + 1].removeprefix("Client-Token: ")
             assert jwt.decode(token, SECRET, algorithms=["HS256"])["accountId"] == "demo-1"
 
-    def test_it_refuses_a_schema_that_is_not_at_head(self, clone: Callable[[], str], folder: Path) -> None:
+    def test_it_refuses_a_schema_that_is_behind(
+        self, clone: Callable[[], str], outside: Callable[[str], str], folder: Path
+    ) -> None:
         url = clone()
-        with psycopg.connect(url, autocommit=True) as connection:
+        with psycopg.connect(outside(url), autocommit=True) as connection:
             connection.execute("UPDATE srm.alembic_version SET version_num = '0001'")
 
         result = run(serve_command(free_port()), SRM_DATABASE_URL=url, SRM_DATA_DIR=str(folder / "var"))
