@@ -1,0 +1,143 @@
+"""docs/dba.md: each of its queries runs, as the role it says, and shows what is there."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from srm import playback
+from srm.database import Database
+from srm.tokens import Principal
+from tests.support import ROOT, Factory, as_role
+
+PAGE = (ROOT / "docs" / "dba.md").read_text()
+QUERIES = dict(re.findall(r"^### ([^\n]+)\n\n```sql\n(.+?)```", PAGE, re.M | re.S))
+
+HISTORY = """
+    INSERT INTO srm.session_history (account_id, session_id, device_id, content_type, content_id, started_at,
+                                     ended_at, end_reason)
+    VALUES ('demo-1', gen_random_uuid(), 'tv', 'COD', 'film', {}, {}, '{}')
+"""
+
+
+@pytest.fixture(scope="module")
+def populated(clone: Callable[[], str]) -> str:
+    """Two accounts that watch, one of them at its limit and refused; what ended in the night and in the last hour."""
+    url = clone()
+    database = Database(url, application_name="srm-tests")
+    factory = Factory(database)
+    factory.account("demo-1", "tv", "phone", "tablet", max_sessions=2)
+    factory.account("demo-2", max_sessions=2)
+    in_the_way = [factory.session("demo-1", device, silent_for=5) for device in ("tv", "phone")]
+    factory.session("demo-2")
+    factory.session("demo-2", silent_for=100)  # lapsed, and nobody has been there
+    midnight = "date_trunc('day', now())"
+    with database.transaction() as db:
+        for began, ended, reason in [
+            (f"{midnight} - interval '7 hours'", f"{midnight} - interval '5 hours 30 seconds'", "teardown"),
+            (f"{midnight} - interval '5 hours 59 minutes'", f"{midnight} - interval '5 hours'", "expired"),
+            (f"{midnight} - interval '50 hours'", f"{midnight} - interval '49 hours'", "teardown"),
+            ("now() - interval '50 minutes'", "now() - interval '1 minute'", "expired"),
+        ]:
+            db.exec_driver_sql(HISTORY.format(began, ended, reason))
+        for _ in range(3):
+            db.exec_driver_sql(
+                "INSERT INTO srm.denials (account_id, device_id, content_type, content_id, error_code, rule, "
+                "rule_limit, in_the_way) VALUES ('demo-1', 'tablet', 'COD', 'film', 'SRM-0006', 'max_sessions', 2, %s)",
+                (in_the_way,),
+            )
+        db.exec_driver_sql(
+            "INSERT INTO srm.denials (account_id, device_id, content_type, content_id, error_code) "
+            "VALUES ('demo-2', 'tv', 'LIVE', 'channel', 'SRM-0007')"
+        )
+    for _ in range(50):
+        assert playback.keep_alive(database.hot, Principal("demo-1", "tv"), in_the_way[0])
+    database.hot.execute("SELECT pg_stat_force_next_flush()", {})
+    database.hot.execute("SELECT 1", {})  # the counters are sent after the statement
+    database.dispose()
+    return as_role("srm_readonly", url)
+
+
+def ask(url: str, question: str) -> list[dict[str, Any]]:
+    with psycopg.connect(url, autocommit=True, row_factory=psycopg.rows.dict_row) as connection:
+        return connection.execute(QUERIES[question]).fetchall()
+
+
+def test_it_has_ten_queries() -> None:
+    assert len(QUERIES) == PAGE.count("```sql") == 10
+
+
+def test_who_watches(populated: str) -> None:
+    (row,) = ask(populated, "Who watches now?")
+    assert (row["content_type"], row["device_group"], row["sessions"]) == ("COD", "tv", 3)
+
+
+def test_who_is_at_the_limit(populated: str) -> None:
+    (row,) = ask(populated, "Which accounts are at their limit?")
+    assert (row["account_id"], row["max_sessions"], row["active_sessions"]) == ("demo-1", 2, 2)
+
+
+def test_who_is_refused(populated: str) -> None:
+    found = ask(populated, "Who is refused most often?")
+    assert [(row["account_id"], row["why"], row["refusals"], row["devices"]) for row in found] == [
+        ("demo-1", "max_sessions", 3, 1),
+        ("demo-2", "SRM-0007", 1, 1),
+    ]
+
+
+def test_why_somebody_was_refused(populated: str) -> None:
+    found = ask(populated, "Why was this customer refused?")
+    assert len(found) == 3 * 2
+    assert {(row["device_id"], row["rule"], row["rule_limit"], row["watched"]) for row in found} == {
+        ("tablet", "max_sessions", 2, "film")
+    }
+    assert {row["in_the_way"] for row in found} == {"tv", "phone"}
+
+
+def test_sessions_of_last_night(populated: str) -> None:
+    """One from before the night, one that begins in it; then both end. Who watches now may have begun in the night."""
+    found = ask(populated, "How many sessions were there in each minute of last night?")
+    assert [(row["setups"], row["sessions_at_its_end"]) for row in found[:4]] == [(0, 1), (1, 2), (0, 1), (0, 0)]
+
+
+def test_what_the_reaper_did(populated: str) -> None:
+    first, *others = ask(populated, "What has the reaper done?")
+    assert (first["minute"], first["end_reason"], first["sessions"]) == (None, "waits for the reaper", 1)
+    assert ("expired", 1) in {(row["end_reason"], row["sessions"]) for row in others}
+
+
+def test_how_sessions_is(populated: str) -> None:
+    (row,) = ask(populated, "Is `sessions` well?")
+    assert row["updates"] >= 50
+    assert row["hot_percent"] > 90
+
+
+def test_sizes(populated: str) -> None:
+    found = ask(populated, "How large are tables and indexes?")
+    assert {"accounts", "sessions", "denials_default"} <= {row["relname"] for row in found}
+    assert "sessions_pkey" in {row["indexrelname"] for row in found}
+    assert all(re.fullmatch(r"\d+ (bytes|kB|MB)", row["size"]) for row in found)
+
+
+def test_partitions(populated: str) -> None:
+    found = ask(populated, "How large are the partitions?")
+    assert [row["months"] for row in found].count("DEFAULT") == 2
+    assert len(found) >= 2 * 4
+
+
+def test_who_waits(populated: str, outside: Callable[[str], str]) -> None:
+    owner = outside(populated)
+    with psycopg.connect(owner) as holder, psycopg.connect(owner, autocommit=True) as waiter:
+        holder.execute("LOCK TABLE srm.accounts")
+        waiter.pgconn.send_query(b"SET application_name = 'waiter'; SELECT FROM srm.accounts")
+        while not (found := ask(populated, "Who waits for whom?")):
+            pass
+        (row,) = found
+        assert (row["pid"], row["holder"]) == (waiter.info.backend_pid, holder.info.backend_pid)
+        assert "FROM srm.accounts" in row["wants"]
+        assert row["last_did"] == "LOCK TABLE srm.accounts"
+        holder.rollback()
+        while waiter.pgconn.get_result() is not None:
+            pass
