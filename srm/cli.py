@@ -39,7 +39,7 @@ def cli() -> None:
 
 @contextmanager
 def _database(settings: Settings, timeout_seconds: float, name: str = "srm-cli") -> Iterator[Database]:
-    """The database in use, with the schema that this version is written for."""
+    """The database in use, with a schema that is not older than this version."""
     with embedded.database_url(settings) as url:
         database = Database(url, application_name=name, statement_timeout_seconds=timeout_seconds)
         try:

@@ -169,7 +169,7 @@ class Supervisor:
 def serve(settings: Settings, *, workers: int | None, threads: int | None, with_demo: bool) -> None:
     """Run until SIGTERM, SIGINT or SIGHUP, then stop everything that was started, the database last.
 
-    The embedded database is migrated, another one must be at head. A process that dies is started
+    The embedded database is migrated, another one must not be behind. A process that dies is started
     again. StartupError, or DependencyUnavailable, when something does not come up in the first place.
     """
     Supervisor(settings).serve(workers=workers, threads=threads, with_demo=with_demo)
@@ -192,7 +192,7 @@ def _claimed(data_dir: Path) -> Iterator[None]:
 
 
 def _prepare(url: str, *, load_demo: bool) -> bool:
-    """Check that the schema is at head; whether the demo data is there."""
+    """Check that the schema is not behind; whether the demo data is there."""
     database = Database(url, application_name="srm-serve")
     try:
         with database.transaction() as db:

@@ -5,13 +5,13 @@ right, or finds the name taken, what has no partition of its own is kept here in
 moves it once it can make the month.
 
 Revision ID: 0016
-Revises: 0013
+Revises: 0015
 """
 
 from alembic import op
 
 revision = "0016"
-down_revision = "0013"
+down_revision = "0015"
 branch_labels = None
 depends_on = None
 

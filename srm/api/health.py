@@ -23,7 +23,7 @@ def create_blueprint(database: Database, draining: Event) -> Blueprint:
 
     @blueprint.get("/readyz")
     def ready() -> Response:
-        """200 when the database can be reached and its schema is at head; else 503, which says what is wrong.
+        """200 when the database can be reached and its schema is not behind; else 503, which says what is wrong.
 
         503 as well while the process drains.
         """
