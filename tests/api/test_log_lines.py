@@ -124,7 +124,9 @@ def test_it_logs_a_share_of_the_other_requests(
     assert [line["session"] for line in lines] == (sessions + sessions if lines else [])
 
 
-def test_it_logs_each_session_that_a_request_ends(factory: Factory, database: Database, url: str, tmp_path: Path) -> None:
+def test_it_logs_each_session_that_a_request_ends(
+    factory: Factory, database: Database, url: str, tmp_path: Path
+) -> None:
     factory.account("a", "tv", "phone", max_sessions=1)
     factory.account("b", "tv", "phone")
     key = factory.operator()
@@ -179,7 +181,9 @@ def send(base: str, request: str) -> None:
         connection.recv(4096)
 
 
-def test_no_line_has_a_token_or_a_key_or_a_part_of_one(factory: Factory, database: Database, url: str, tmp_path: Path) -> None:
+def test_no_line_has_a_token_or_a_key_or_a_part_of_one(
+    factory: Factory, database: Database, url: str, tmp_path: Path
+) -> None:
     """A client session, operator calls, and all that may go wrong with them."""
     factory.account("a", "tv", "phone", max_sessions=2)
     token, other = issue_token("a", "tv"), issue_token("a", "phone")
