@@ -235,7 +235,7 @@ def test_who_reads_sees_all_but_keys(url: str) -> None:
     reader = as_role("srm_readonly", url)
 
     for (table,) in tables:
-        query(reader, f"SELECT * FROM srm.{table} LIMIT 1")
+        query(reader, f"SELECT count(each) FROM srm.{table} AS each")
     query(reader, "SELECT name, role, created_at, revoked_at FROM srm.operators")
 
 
