@@ -89,3 +89,10 @@ def test_its_entitlement_service_works(clone: Callable[[], str], tmp_path: Path)
             assert "SRM-0007" in set_up("LIVE")
 
     assert said == {"granted": False, "reason": "no live channels for demo-1"}
+
+
+def test_the_files_that_it_names_are_there() -> None:
+    named = set(re.findall(r"\b(?:deploy|docs)/[\w./-]*\w", (ROOT / "README.md").read_text()))
+
+    assert len(named) > 4
+    assert [path for path in named if not (ROOT / path).exists()] == []
