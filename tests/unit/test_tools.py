@@ -5,7 +5,6 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests import tools
@@ -25,13 +24,21 @@ def test_it_finds_programs_that_are_not_on_the_path_of_users(monkeypatch: pytest
     assert os.access(tools.need("nginx"), os.X_OK)
 
 
-def test_it_installs_what_is_missing_and_starts_nothing() -> None:
-    """nginx is there from the first time on: what must not be there is a daemon that runs as the package has it."""
-    nginx = tools.need("nginx")
+@pytest.mark.skipif(os.geteuid() != 0, reason="sudo takes a path of its own, and so not this apt-get")
+def test_no_daemon_is_started_by_what_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """invoke-rc.d(8) asks policy-rc.d, which is there, and answers 101: forbidden; afterwards all is as before."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    was_there = policy.exists()
+    (tmp_path / "apt-get").write_text(f"#!/bin/sh\n{policy} nginx start; echo $? >{tmp_path}/answer\n")
+    (tmp_path / "apt-get").chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setitem(tools.PACKAGES, "no-such-program", "srm-no-such-package")
 
-    daemons = [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"] == [nginx]]
-    assert daemons == []
-    assert not Path("/run/nginx.pid").exists()
+    with pytest.raises(pytest.fail.Exception):
+        tools.need("no-such-program")
+
+    assert (tmp_path / "answer").read_text() == "101\n"
+    assert policy.exists() is was_there
 
 
 def test_it_fails_with_one_line_where_nothing_can_be_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
