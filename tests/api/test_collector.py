@@ -29,6 +29,12 @@ def own(make_client: Callable[..., FlaskClient], own_url: str) -> FlaskClient:
     return make_client(database_url=own_url)
 
 
+@pytest.fixture
+def as_superuser(own_url: str, outside: Callable[[str], str]) -> str:
+    """The same database, for who may change its tables."""
+    return outside(own_url)
+
+
 def execute(url: str, *statements: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         for statement in statements:
@@ -93,8 +99,8 @@ def test_it_tells_versions(client: FlaskClient) -> None:
     assert seen["srm_schema_at_head"] == 1
 
 
-def test_it_tells_a_schema_that_is_not_at_head(own: FlaskClient, own_url: str) -> None:
-    execute(own_url, "UPDATE srm.alembic_version SET version_num = '0001'")
+def test_it_tells_a_schema_that_is_not_at_head(own: FlaskClient, as_superuser: str) -> None:
+    execute(as_superuser, "UPDATE srm.alembic_version SET version_num = '0001'")
 
     seen = series(own)
 
@@ -104,16 +110,16 @@ def test_it_tells_a_schema_that_is_not_at_head(own: FlaskClient, own_url: str) -
 
 
 def test_it_counts_the_partitions_ahead(
-    own: FlaskClient, own_url: str, make_client: Callable[..., FlaskClient]
+    own: FlaskClient, own_url: str, as_superuser: str, make_client: Callable[..., FlaskClient]
 ) -> None:
     ahead = {f"srm_partitions_ahead table={table}": 2 for table in ("session_history", "denials")}
     seen = series(own)
     assert {name: value for name, value in seen.items() if name.startswith("srm_partitions_ahead")} == ahead
-    with psycopg.connect(own_url) as connection:
+    with psycopg.connect(as_superuser) as connection:
         (last,) = connection.execute(
             "SELECT 'srm.denials_' || to_char(date_trunc('month', now(), 'UTC') + interval '2 months', 'YYYY_MM')"
         ).fetchone() or ("",)
-    execute(own_url, f"DROP TABLE {last}")
+    execute(as_superuser, f"DROP TABLE {last}")
 
     seen = series(make_client(database_url=own_url))
 
@@ -121,10 +127,9 @@ def test_it_counts_the_partitions_ahead(
     assert seen["srm_partitions_ahead table=session_history"] == 2
 
 
-def test_it_counts_rows_in_default_partitions(own: FlaskClient, own_url: str) -> None:
+def test_it_counts_rows_in_default_partitions(own: FlaskClient, as_superuser: str) -> None:
     execute(
-        own_url,
-        "CREATE TABLE IF NOT EXISTS srm.denials_default PARTITION OF srm.denials DEFAULT",
+        as_superuser,
         "INSERT INTO srm.denials (account_id, denied_at, device_id, content_type, content_id, error_code) "
         "SELECT 'a', timestamptz '2001-01-01' + n * interval '1 s', 'tv', 'COD', 'film', 'SRM-0006' "
         f"FROM generate_series(1, {collector.DEFAULT_ROWS + 500}) n",
@@ -133,15 +138,17 @@ def test_it_counts_rows_in_default_partitions(own: FlaskClient, own_url: str) ->
     assert series(own)["srm_default_partition_rows table=denials"] == collector.DEFAULT_ROWS
 
 
-def test_it_tells_the_age_of_the_tick(own: FlaskClient, own_url: str, make_client: Callable[..., FlaskClient]) -> None:
+def test_it_tells_the_age_of_the_tick(
+    own: FlaskClient, own_url: str, as_superuser: str, make_client: Callable[..., FlaskClient]
+) -> None:
     execute(
-        own_url,
+        as_superuser,
         "UPDATE srm.availability SET seen_at = now() - interval '7 s', available_since = now() - interval '1 hour'",
     )
     seen = series(own)
     assert 7 <= seen["srm_tick_age_seconds"] < 15
     assert 3600 <= seen["srm_available_seconds"] < 3610
-    execute(own_url, "UPDATE srm.availability SET seen_at = 'infinity', available_since = '-infinity'")
+    execute(as_superuser, "UPDATE srm.availability SET seen_at = 'infinity', available_since = '-infinity'")
 
     seen = series(make_client(database_url=own_url))
 
@@ -150,9 +157,9 @@ def test_it_tells_the_age_of_the_tick(own: FlaskClient, own_url: str, make_clien
     assert seen[f"{FAILED}tick"] == 0
 
 
-def test_it_tells_what_the_reaper_did(own: FlaskClient, own_url: str) -> None:
+def test_it_tells_what_the_reaper_did(own: FlaskClient, as_superuser: str) -> None:
     execute(
-        own_url,
+        as_superuser,
         "UPDATE srm.reaper_state SET ran_at = now() - interval '9 s', expired = 12, archived = 34",
     )
 
@@ -174,8 +181,8 @@ def test_it_tells_that_the_database_is_away(make_client: Callable[..., FlaskClie
     assert "srm_lapsed_sessions" not in seen
 
 
-def test_what_cannot_be_found_out_does_not_hide_the_rest(own: FlaskClient, own_url: str) -> None:
-    execute(own_url, "DROP TABLE srm.sessions CASCADE")
+def test_what_cannot_be_found_out_does_not_hide_the_rest(own: FlaskClient, as_superuser: str) -> None:
+    execute(as_superuser, "DROP TABLE srm.sessions CASCADE")
 
     seen = series(own)
 
@@ -198,10 +205,10 @@ def test_it_looks_again_only_after_a_while(
     assert series(client)["srm_lapsed_sessions"] == 1
 
 
-def test_it_is_bounded_in_time_and_only_one_thread_waits(own: FlaskClient, own_url: str) -> None:
+def test_it_is_bounded_in_time_and_only_one_thread_waits(own: FlaskClient, as_superuser: str) -> None:
     """Somebody has locked the table of sessions."""
     slow: dict[str, float] = {}
-    with psycopg.connect(own_url) as connection:
+    with psycopg.connect(as_superuser) as connection:
         connection.execute("LOCK TABLE srm.sessions")
         began_at = time.monotonic()
         thread = threading.Thread(target=lambda: slow.update(series(own)))

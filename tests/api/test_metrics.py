@@ -10,7 +10,6 @@ import pytest
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from srm.database import Database
 from tests.support import SETUP, Admin, Factory, free_port, issue_token
 
 KEEP_ALIVE = "/srm/v1/sessions/<session_id>"
@@ -82,11 +81,13 @@ def test_it_counts_requests_by_route_method_and_outcome(
     assert count("none", "PATCH", "SRM-0012") == 1
 
 
-def test_it_times_requests(client: FlaskClient, factory: Factory, url: str, added: Difference) -> None:
+def test_it_times_requests(
+    client: FlaskClient, factory: Factory, url: str, outside: Callable[[str], str], added: Difference
+) -> None:
     """One waits for a lock, as long as a request may."""
     factory.account("a")
     session = factory.session()
-    with psycopg.connect(url) as connection:
+    with psycopg.connect(outside(url)) as connection:
         connection.execute("SELECT FROM srm.sessions FOR UPDATE")
         assert client.put(f"/srm/v1/sessions/{session}", headers=token()).status_code == 503
     of = {"route": KEEP_ALIVE, "method": "PUT", "outcome": "SRM-0010"}
@@ -194,22 +195,21 @@ def test_it_counts_lapsed_sessions_that_requests_find_once(
 
 
 def test_it_counts_nothing_that_was_not_committed(
-    client: FlaskClient, factory: Factory, database: Database, added: Difference
+    client: FlaskClient, factory: Factory, url: str, outside: Callable[[str], str], added: Difference
 ) -> None:
-    """The lapsed one is ended, then the setup waits for what somebody has locked, and everything is rolled back."""
+    """The lapsed one is ended, then the new one takes too long, and everything is rolled back."""
     factory.account("a")
     factory.session(silent_for=60)
-    with database.transaction() as db:
-        db.exec_driver_sql(
+    with psycopg.connect(outside(url), autocommit=True) as connection:
+        connection.execute(
             "CREATE FUNCTION srm.slow() RETURNS trigger LANGUAGE plpgsql AS "
             "'BEGIN PERFORM pg_sleep(10); RETURN NEW; END'"
         )
-        db.exec_driver_sql("CREATE TRIGGER slow BEFORE INSERT ON srm.sessions FOR EACH ROW EXECUTE FUNCTION srm.slow()")
-    try:
-        answer = client.post("/srm/v1/sessions", json=SETUP, headers=token())
-    finally:
-        with database.transaction() as db:
-            db.exec_driver_sql("DROP FUNCTION srm.slow CASCADE")
+        connection.execute("CREATE TRIGGER slow BEFORE INSERT ON srm.sessions FOR EACH ROW EXECUTE FUNCTION srm.slow()")
+        try:
+            answer = client.post("/srm/v1/sessions", json=SETUP, headers=token())
+        finally:
+            connection.execute("DROP FUNCTION srm.slow CASCADE")
 
     assert answer.status_code == 503
     assert added("srm_sessions_ended_total", reason="expired") == 0

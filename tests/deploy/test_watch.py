@@ -282,10 +282,9 @@ def test_the_service_tells_each_metric_that_is_named(
 
 
 def make_what_tells(url: str) -> None:
-    """A reaper that has failed, an outage that has ended, and default partitions."""
+    """A reaper that has failed, and an outage that has ended."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             "UPDATE srm.reaper_state SET ran_at = now(), failed_at = now(), failure = 'expire: it failed'"
         )
         connection.execute("UPDATE srm.availability SET seen_at = now(), available_since = now()")
-        connection.execute("CREATE TABLE IF NOT EXISTS srm.denials_default PARTITION OF srm.denials DEFAULT")
