@@ -638,8 +638,8 @@ def end_lapsed(db: Connection, lapsed: Sequence[tuple[str, UUID]]) -> list[Expir
     try:
         with db.begin_nested():
             db.execute(text(f"SET LOCAL lock_timeout = {HELD_MILLISECONDS}"))
-            accounts, ids = zip(*lapsed, strict=True)
-            return _expired(db, END_ALL_LAPSED, {"of_accounts": list(accounts), "of_sessions": list(ids)})
+            names = {"of_accounts": [account for account, _ in lapsed], "of_sessions": [id_ for _, id_ in lapsed]}
+            return _expired(db, END_ALL_LAPSED, names)
     except DBAPIError as error:
         if not isinstance(error.orig, LockNotAvailable):
             raise

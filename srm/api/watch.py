@@ -13,7 +13,6 @@ from wsgiref.types import WSGIEnvironment
 
 import structlog
 from prometheus_client import Counter, Histogram
-from werkzeug.wrappers import Request
 
 from srm.errors import SessionLimitReached, SrmError
 from srm.metrics import REGISTRY
@@ -73,8 +72,7 @@ _observers: dict[tuple[str | None, str, str], Callable[[float], None]] = {}
 def answered(environ: WSGIEnvironment, status: str, log_sample: float) -> None:
     """Count and time a request whose answer begins; log that share of those that leave no other line."""
     seconds = perf_counter() - environ[BEGAN_AT]
-    request: Request | None = environ.get("werkzeug.request")
-    rule = None if request is None else request.url_rule  # type: ignore[attr-defined]
+    rule = getattr(environ.get("werkzeug.request"), "url_rule", None)  # Flask has not seen it, or knows no such path
     route = None if rule is None else rule.rule
     method = environ["REQUEST_METHOD"]
     if route is None and method not in METHODS:
@@ -100,7 +98,7 @@ def facts(environ: WSGIEnvironment, status: int) -> dict[str, object]:
     }
     request: Any = environ.get("werkzeug.request")
     named: dict[str, Any] = {}
-    if request is not None and request.url_rule is not None:
+    if getattr(request, "url_rule", None) is not None:
         found["route"] = request.url_rule.rule
         named = request.view_args or {}
     if (principal := environ.get(PRINCIPAL)) is not None:
