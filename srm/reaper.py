@@ -195,7 +195,7 @@ class Reaper:
         """Make it, with all that the default partition has of it: others see its rows there or here."""
         _wait_no_longer_for_readers(db)
         while not db.execute(select(func.srm.make_partition(table, month, MOVED_AT_ONCE))).scalar_one():
-            if self._stopped:
+            if self._stopped.is_set():
                 raise Stopping
 
     def drop_partitions(self) -> list[str]:
@@ -220,7 +220,7 @@ class Reaper:
 
     def _delete_from_default(self, table: str, oldest: datetime) -> None:
         deleted = MOVED_AT_ONCE
-        while deleted == MOVED_AT_ONCE and not self._stopped:
+        while deleted == MOVED_AT_ONCE and not self._stopped.is_set():
             with self._alone() as db:
                 deleted = db.execute(
                     select(func.srm.empty_default_partition(table, oldest, MOVED_AT_ONCE))

@@ -33,9 +33,10 @@ REFUSE_HALF_MONTHS = """
 
 AS_ITS_OWNER = "LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC'"
 
-# The parent too: whoever were on the way to the default partition would find that it is not for his row any more.
+# The parent too, from everybody: who has already looked which partitions there are would find the rows in none of them,
+# or that the default one is not for his row any more.
 LOCK = """
-        EXECUTE format('LOCK TABLE ONLY srm.%I IN SHARE ROW EXCLUSIVE MODE', of_table);
+        EXECUTE format('LOCK TABLE ONLY srm.%I IN ACCESS EXCLUSIVE MODE', of_table);
         EXECUTE format('LOCK TABLE srm.%I IN ACCESS EXCLUSIVE MODE', of_table || '_default');
 """
 

@@ -911,18 +911,18 @@ class TestState:
         assert after.expired == before.expired + playback.ENDED_AT_ONCE
         assert after.ran_at == before.ran_at
 
-    def test_it_keeps_what_failed_until_all_goes_well(self, own: Database, own_url: str) -> None:
+    def test_it_keeps_what_failed_until_all_goes_well(self, own: Database, owner: Database) -> None:
         factory = Factory(own)
         reaper = reaper_of(own)
         session = factory.session(silent_for=31)
-        with own.transaction() as db:
+        with owner.transaction() as db:
             db.exec_driver_sql("ALTER TABLE srm.denials RENAME TO gone")
 
         reaper.run()
         failed = self.state(own)
         reaper.run()
         still = self.state(own)
-        with own.transaction() as db:
+        with owner.transaction() as db:
             db.exec_driver_sql("ALTER TABLE srm.gone RENAME TO denials")
         reaper.run()
         well = self.state(own)
@@ -933,14 +933,14 @@ class TestState:
         assert failed.failed_at == failed.ran_at < still.failed_at
         assert (well.failed_at, well.failure) == (None, None)
 
-    def test_it_works_though_it_cannot_keep_it(self, own: Database, log: list[Any]) -> None:
+    def test_it_works_though_it_cannot_keep_it(self, own: Database, owner: Database, log: list[Any]) -> None:
         session = Factory(own).session(silent_for=31)
-        with own.transaction() as db:
+        with owner.transaction() as db:
             db.exec_driver_sql("UPDATE srm.reaper_state SET ran_at = NULL")
             db.exec_driver_sql("ALTER TABLE srm.reaper_state ADD CHECK (ran_at IS NULL)")
 
         reaper_of(own).run()
-        with own.transaction() as db:
+        with owner.transaction() as db:
             db.exec_driver_sql("ALTER TABLE srm.reaper_state DROP CONSTRAINT reaper_state_ran_at_check")
 
         assert session_row(own, session).end_reason == "expired"
