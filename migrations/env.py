@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 from alembic import context
 from alembic.util import CommandError
 from psycopg.errors import DeadlockDetected, LockNotAvailable
@@ -30,6 +31,16 @@ SETTINGS: dict[str, Any] = {
     "version_table_schema": SCHEMA,
     "include_schemas": True,
 }
+
+ALTERS = re.compile(r"\s*ALTER TABLE (?!.* VALIDATE )")
+
+ACCOUNTS_FIRST = f"""
+    DO $$ BEGIN
+        IF to_regclass('{SCHEMA}.accounts') IS NOT NULL THEN
+            LOCK TABLE {SCHEMA}.accounts IN ACCESS EXCLUSIVE MODE;
+        END IF;
+    END $$
+"""
 
 THE_OTHER = """
     SELECT format('process %s of %s since %s', a.pid, coalesce(host(a.client_addr), 'this host'),
@@ -54,6 +65,15 @@ def limit_waits(connection: Connection) -> None:
 
 def _lock_timeout(seconds: float) -> str:
     return f"SET LOCAL lock_timeout = {int(seconds * 1000)}"
+
+
+def begin_as_setups_do(_: Connection, cursor: psycopg.Cursor[Any], statement: str, *__: object) -> None:
+    """Lock the accounts before any table is altered: a setup, too, has them first, and goes on to the others.
+
+    Otherwise the two hold what the other one wants, again and again while there are many setups.
+    """
+    if ALTERS.match(statement):
+        cursor.connection.execute(ACCOUNTS_FIRST)
 
 
 def run_offline() -> None:
@@ -101,15 +121,17 @@ def run_online(url: str) -> None:
         },
     )
     event.listen(engine, "begin", limit_waits)
+    event.listen(engine, "before_cursor_execute", begin_as_setups_do)
     tries = 1 if is_relative() else schema.TRIES
     with alone(engine):
         for attempt in range(1, tries + 1):
             try:
                 migrate(engine)
-            except DBAPIError as error:
-                if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
+            except (DBAPIError, psycopg.Error) as error:
+                cause = error.orig if isinstance(error, DBAPIError) else error
+                if not isinstance(cause, LockNotAvailable | DeadlockDetected):
                     raise
-                reason = str(error.orig).split("\n")[0]
+                reason = str(cause).split("\n")[0]
                 if attempt == tries:
                     raise CommandError(
                         f"somebody else holds what the next migration needs, tried {attempt} times: {reason}; what ran "

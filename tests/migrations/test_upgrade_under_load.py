@@ -141,7 +141,7 @@ def test_nobody_fails_or_waits_long(url: str) -> None:
     assert sum(load.rounds) > before
     assert 0 < load.longest_wait < MOST_SECONDS
     assert query(url, "SELECT count(*) FROM srm.session_history") == history
-    database = Database(url, application_name="srm-tests")
+    database = Database(url, application_name="srm-tests", statement_timeout_seconds=30)
     Reaper(database, ended_retention_seconds=0, history_retention_days=3650).run()
     database.dispose()
     assert query(url, "SELECT count(*) FROM srm.session_history") == [(history[0][0] + sum(load.rounds),)]
