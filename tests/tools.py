@@ -12,13 +12,11 @@ from functools import cache
 import pytest
 
 PACKAGES = {
-    "chromium": "chromium",
     "curl": "curl",
     "nginx": "nginx",
     "openssl": "openssl",
     "pgbouncer": "pgbouncer",
     "promtool": "prometheus",
-    "psql": "postgresql-client",
     "strace": "strace",
     "systemd-analyze": "systemd",
     "wrk": "wrk",

@@ -1,8 +1,6 @@
 """Through pgbouncer in transaction mode: everything but `srm import`, exact and bounded in time as without it."""
 
 import os
-import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from srm.database import Database, is_timeout
 from srm.errors import DependencyUnavailable
 from srm.reaper import Reaper
 from srm.tokens import Principal
-from tests import support
+from tests import support, tools
 from tests.cli.command import assert_refused, srm
 from tests.concurrency.players import FILM, Player, at_once, connections, set_up
 from tests.support import ROOT, Factory, free_port, rows, running, session_row, wait_until
@@ -30,17 +28,6 @@ SERVER_CONNECTIONS = 4
 THREADS = 32
 LIMIT = 3
 ROUNDS = 8
-
-
-def pgbouncer() -> str:
-    """The real one; installed where it is not."""
-    if (path := shutil.which("pgbouncer")) is None:
-        environment = {**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"}
-        install = ["apt-get", "-y", "--no-install-recommends", "install", "pgbouncer"]
-        subprocess.run(install, env=environment, check=True, capture_output=True)
-        path = shutil.which("pgbouncer")
-    assert path is not None
-    return path
 
 
 @dataclass(frozen=True)
@@ -77,7 +64,7 @@ listen_port = {port}
 unix_socket_dir =
 """
         )
-        arguments = [pgbouncer(), str(folder / "pgbouncer.ini")]
+        arguments = [tools.need("pgbouncer"), str(folder / "pgbouncer.ini")]
         if os.geteuid() == 0:  # it does not run as root
             user = Path(host).owner() if host.startswith("/") else "nobody"
             folder.chmod(0o755)
