@@ -160,7 +160,7 @@ def test_statements_are_bounded_in_time_by_the_server(
         with pytest.raises(DependencyUnavailable) as alone:
             playback.keep_alive(database.hot, principal, session)
         with pytest.raises(DependencyUnavailable) as in_transaction, database.request() as db:
-            playback.set_up(db, principal, FILM)
+            playback.set_up(db, principal, FILM, [])
 
     assert is_timeout(alone.value)
     assert is_timeout(in_transaction.value)
