@@ -184,8 +184,9 @@ def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
 
     loads: dict[str, Load] = {}
     empty: dict[str, Load] = {}
-    port, empty_port = 18080, 18081
+    port, empty_port, unwatched_port = 18080, 18081, 18082
     statements = 0.0
+    unwatched = Load()
 
     def side_by_side(name: str, seconds: int) -> Load:
         """Measure the empty view, and then the requests from the beginning of their file."""
@@ -206,12 +207,15 @@ def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
     with (
         gunicorn("wsgi:app", port, bench.url, workers, threads),
         gunicorn("bench.empty:app", empty_port, bench.url, workers, threads),
+        gunicorn("bench.unwatched:app", unwatched_port, bench.url, workers, threads),
         process([sys.executable, "-m", "srm.cli", "reaper"], SRM_DATABASE_URL=bench.url),
     ):
-        bench.wrk(port, "keep_alive", WARM_UP_SECONDS)
+        for warmed_up in (unwatched_port, port):
+            bench.wrk(warmed_up, "keep_alive", WARM_UP_SECONDS)
         bench.query("SELECT pg_stat_reset_single_table_counters('srm.sessions'::regclass)")
         for _ in range(ROUNDS):
             side_by_side("keep_alive", bench.seconds // ROUNDS)
+            unwatched.add(bench.wrk(unwatched_port, "keep_alive", bench.seconds // ROUNDS))
             statements += bench.pgbench(bench.seconds // ROUNDS) / ROUNDS
         hot_share = bench.query(
             "SELECT n_tup_hot_upd::float / n_tup_upd FROM pg_stat_user_tables WHERE relid = 'srm.sessions'::regclass"
@@ -237,6 +241,8 @@ def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
     report["setup_all_rules"]["cost_of_rules"] = round(loads["setup"].rps / loads["setup_all_rules"].rps, 3)
     report["keep_alive"]["ratio_to_pgbench"] = round(loads["keep_alive"].rps / statements, 3)
     report["keep_alive"]["hot_share"] = round(hot_share, 4)
+    report["keep_alive"]["cost_of_watching"] = round(unwatched.rps / loads["keep_alive"].rps, 3)
+    report["keep_alive_unwatched"] = unwatched.summary()
     report["pgbench"] = {"rps": round(statements)}
     report["settings"] = {
         "worker_class": gunicorn_conf.worker_class,
@@ -260,6 +266,9 @@ def show(report: dict[str, Any]) -> None:
             table.add_row(name, *(f"{row[key]:,}" if key in row else "" for key in keys))
     Console().print(table)
     print(f"A setup by all rules costs {report['setup_all_rules']['cost_of_rules']} times one by max_sessions alone")
+    print(
+        f"Without metrics and access log there are {report['keep_alive']['cost_of_watching']} times as many keep-alives"
+    )
     print(f"HOT share of the keep-alives: {report['keep_alive']['hot_share']:.2%}; audit: {report['audit']}")
 
 
