@@ -296,6 +296,7 @@ class Database:
         connection.adapters.register_loader("inet", TextLoader)  # an address is compared, and shown; nothing else
         connection.adapters.register_loader("timestamptz", InstantLoader)
         connection.statement_timeout_seconds = self._statement_timeout_seconds
+        connection.answer_by = ANSWER_BY.get()
         try:
             self._look_for_pooler(connection)
         except BaseException:

@@ -13,6 +13,7 @@ with the last: it holds a lock during the call that it guards, so that all calle
 
 import base64
 import json
+import math
 import socket
 import threading
 import time
@@ -32,6 +33,7 @@ from srm.entitlements import Access
 from srm.errors import ContentAccessDenied, DependencyUnavailable, SrmError
 from srm.logs import CORRELATION_ID
 from srm.metrics import REGISTRY
+from srm.patience import ANSWER_BY
 from srm.playback import ContentRef
 from srm.resources import Text, Whole
 from srm.tokens import Principal
@@ -276,6 +278,8 @@ class EntitlementService:
         if answer is not None:
             return Access(refusal=_refusal(answer, "cache"))
         began_at = time.monotonic()
+        if began_at >= (ANSWER_BY.get() or math.inf):  # it has waited for a thread too long already
+            return Access(refusal=DependencyUnavailable())
         try:
             answer = self._ask(principal, content)
         except Failure as failure:

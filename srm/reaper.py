@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -186,7 +186,7 @@ class Reaper:
             needed = {"session_history": playback.months_to_archive(db, self._ended_retention_seconds)}
             for table in PARTITIONED:
                 months = {_months_after(this_month, ahead) for ahead in range(MONTHS_AHEAD + 1)}
-                months.update(needed.get(table, ()), _months_in_default(db, table))
+                months.update(needed.get(table, ()), _months_in_default(db, table), _months_half_made(db, table))
                 months.difference_update(_partitions(db, table))
                 missing += [(table, _month_of(month)) for month in sorted(months) if oldest <= month <= last]
         return missing
@@ -261,7 +261,11 @@ def _partitions(db: Connection, table: str) -> list[datetime]:
         ),
         {"parent": f"{SCHEMA}.{table}"},
     ).scalars()
-    matches = (re.fullmatch(rf"{table}_(\d{{4}})_(\d{{2}})", name) for name in names)
+    return _months_of(table, names)
+
+
+def _months_of(table: str, partitions: Iterable[str]) -> list[datetime]:
+    matches = (re.fullmatch(rf"{table}_(\d{{4}})_(\d{{2}})", name) for name in partitions)
     return sorted(datetime(int(match[1]), int(match[2]), 1, tzinfo=UTC) for match in matches if match)
 
 
@@ -269,6 +273,19 @@ def _months_in_default(db: Connection, table: str) -> list[datetime]:
     """The months (UTC) of what is in the default partition of the table."""
     query = f"SELECT DISTINCT date_trunc('month', {PARTITIONED[table]}, 'UTC') FROM {SCHEMA}.{table}_default"  # noqa: S608
     return list(db.execute(text(query)).scalars())
+
+
+def _months_half_made(db: Connection, table: str) -> list[datetime]:
+    """The months whose partition somebody began by hand and left unattached: its rows are seen nowhere."""
+    names = db.execute(
+        text(
+            "SELECT c.relname FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid "
+            "WHERE k.conname = 'month_in_the_making' AND c.relnamespace = CAST(:schema AS regnamespace) "
+            "AND NOT c.relispartition"
+        ),
+        {"schema": SCHEMA},
+    ).scalars()
+    return _months_of(table, names)
 
 
 def _wait_no_longer_for_readers(db: Connection) -> None:

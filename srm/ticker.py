@@ -26,7 +26,8 @@ def _tick_forever(database: Database) -> NoReturn:
             outage = availability.tick(database.hot)
             problem = ""
             if outage is not None:
-                log.warning("outage over", began_at=outage.began_at.isoformat(), over_at=outage.over_at.isoformat())
+                began_at = outage.began_at and outage.began_at.isoformat()
+                log.warning("outage over", began_at=began_at, over_at=outage.over_at.isoformat())
         except DependencyUnavailable:
             pass  # the requests say it
         except psycopg.Error as error:  # the schema is not at head, or a right is missing

@@ -82,13 +82,13 @@ BEGIN
     FOR object, rights IN
         SELECT to_regclass('srm.' || name), r FROM (
             VALUES ('alembic_version', 'INSERT, UPDATE, DELETE'), ('operators', 'DELETE'),
+                   ('availability', 'DELETE'), ('reaper_state', 'INSERT, DELETE'),
                    ('operator_audit', 'UPDATE, DELETE'), ('session_history', 'UPDATE, DELETE'),
                    ('denials', 'UPDATE, DELETE')
         ) AS never (name, r) WHERE to_regclass('srm.' || name) IS NOT NULL
         UNION ALL
-        SELECT inhrelid::regclass, 'INSERT, UPDATE, DELETE' FROM pg_inherits
-        WHERE inhparent IN (to_regclass('srm.session_history'), to_regclass('srm.denials'))
-          AND inhrelid IN (SELECT oid FROM pg_class WHERE relkind = 'r')
+        SELECT oid::regclass, 'INSERT, UPDATE, DELETE' FROM pg_class -- partitions, also those that were detached
+        WHERE relnamespace = 'srm'::regnamespace AND relkind = 'r' AND relname ~ '^(session_history|denials)_'
     LOOP
         EXECUTE format('REVOKE %s ON %s FROM srm_application', rights, object);
     END LOOP;

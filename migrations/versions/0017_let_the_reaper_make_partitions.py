@@ -70,9 +70,6 @@ BEGIN
             ' CONSTRAINT month_in_the_making CHECK (%I >= %L AND %I < %L))',
             partition, of_table, time_column, month, time_column, next_month
         );
-        IF to_regrole('srm_application') IS NOT NULL THEN
-            EXECUTE format('REVOKE INSERT, UPDATE, DELETE ON %s FROM srm_application', partition);
-        END IF;
     ELSIF NOT EXISTS (SELECT FROM pg_constraint
                       WHERE conrelid = to_regclass(partition) AND conname = 'month_in_the_making') THEN
         RAISE duplicate_table USING MESSAGE = format('%s is there, and is no partition of srm.%I', partition, of_table);
@@ -90,6 +87,9 @@ BEGIN
     END IF;
     {LOCK}
     EXECUTE move USING month, next_month, NULL::integer;
+    IF to_regrole('srm_application') IS NOT NULL THEN
+        EXECUTE format('REVOKE INSERT, UPDATE, DELETE ON %s FROM srm_application', partition);
+    END IF;
     EXECUTE format(
         'ALTER TABLE srm.%I ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)', of_table, partition, month, next_month
     );

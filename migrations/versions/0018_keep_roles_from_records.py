@@ -22,7 +22,8 @@ def upgrade() -> None:
         DO $$ BEGIN
             IF to_regrole('srm_application') IS NOT NULL THEN
                 REVOKE INSERT, UPDATE, DELETE ON srm.alembic_version FROM srm_application;
-                REVOKE DELETE ON srm.operators FROM srm_application;
+                REVOKE DELETE ON srm.operators, srm.availability FROM srm_application;
+                REVOKE INSERT, DELETE ON srm.reaper_state FROM srm_application;
                 REVOKE UPDATE, DELETE ON srm.operator_audit, srm.session_history, srm.denials FROM srm_application;
                 REVOKE INSERT, UPDATE, DELETE ON srm.session_history_default, srm.denials_default FROM srm_application;
             END IF;

@@ -21,6 +21,7 @@ from srm.database import Database
 from srm.entitlements import Access
 from srm.errors import DependencyUnavailable
 from srm.models import Account, Device
+from srm.patience import ANSWER_BY
 from srm.playback import ContentRef
 from srm.tokens import Principal
 from tests.entitlement_server import (
@@ -84,6 +85,16 @@ def client(serving: Callable[..., FlaskClient]) -> FlaskClient:
 def post(client: FlaskClient, content: str = "film", device: str = "tv", account: str = "a", **headers: str) -> Any:
     body = {"content": {"contentID": content, "contentType": "COD"}}
     return client.post("/srm/v1/sessions", json=body, headers={"Client-Token": issue_token(account, device), **headers})
+
+
+def test_a_setup_that_waited_too_long_for_a_thread_does_not_ask(client: FlaskClient, server: EntitlementServer) -> None:
+    waited = ANSWER_BY.set(time.monotonic())
+    try:
+        assert error_of(post(client)) == (503, "ERROR", "SRM-0010")
+    finally:
+        ANSWER_BY.reset(waited)
+
+    assert server.questions == []
 
 
 def set_up(client: FlaskClient, content: str = "film", device: str = "tv", account: str = "a", **headers: str) -> str:

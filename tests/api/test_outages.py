@@ -1,6 +1,7 @@
 """An outage costs no viewer a session: while it lasts nothing lapses, and after it each has its whole timeout again."""
 
 import threading
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from srm import audit, availability
 from srm.audit import Excess
 from srm.availability import Outage
 from srm.database import Database
+from srm.errors import DependencyUnavailable
 from srm.playback import is_lapsed, lapsed_at, sessions
 from srm.reaper import Reaper
 from tests.concurrency.players import at_once, connections
@@ -123,19 +125,16 @@ def test_no_outage_makes_a_session_older_than_it_may_get(factory: Factory, datab
     assert session_row(database, old).ended_at == session_row(database, old).started_at + timedelta(seconds=60)
 
 
-def test_it_goes_by_the_keep_alive_alone_when_the_row_is_gone(database: Database, session: UUID) -> None:
-    before = row(database)
-    with database.transaction() as db:
-        db.exec_driver_sql("DELETE FROM srm.availability")
-    try:
-        assert rows(database, "SELECT 1 FROM srm.active_sessions") == []
-        assert end_lapsed(database) == 1
-    finally:
-        with database.transaction() as db:
-            db.exec_driver_sql(
-                "INSERT INTO srm.availability (seen_at, available_since) VALUES (%s, %s)",
-                (before.seen_at, before.available_since),
-            )
+def test_it_goes_by_the_keep_alive_alone_when_the_row_is_gone(
+    database: Database, url: str, outside: Callable[[str], str], session: UUID
+) -> None:
+    with psycopg.connect(outside(url)) as somebody:
+        somebody.execute("DELETE FROM srm.availability")
+
+    assert rows(database, "SELECT 1 FROM srm.active_sessions") == []
+    assert end_lapsed(database) == 1
+
+    availability.tick(database.hot)
 
 
 @pytest.mark.parametrize("available_for", [5, 29, 31, 100])
@@ -173,7 +172,39 @@ def test_the_audit_counts_a_session_until_it_lapsed_after_the_outage(factory: Fa
     assert excess == Excess("a", excess.at, 2, 1)
 
 
+@pytest.mark.parametrize("mode", ["SHARE", "ACCESS EXCLUSIVE"])
+def test_nobody_ticks_while_somebody_keeps_all_keep_alives_waiting(
+    database: Database, url: str, outside: Callable[[str], str], mode: str
+) -> None:
+    """CREATE INDEX, VACUUM FULL: the database is well, and no keep-alive can be written."""
+    for _ in range(10):
+        availability.tick(database.hot)  # so that it is a plan that was made before the lock
+    since(database, 600, 2)
+    before = row(database)
+
+    with psycopg.connect(outside(url)) as somebody:
+        somebody.execute(f"LOCK TABLE srm.sessions IN {mode} MODE")  # type: ignore[arg-type]
+        with pytest.raises(DependencyUnavailable):
+            availability.tick(database.hot)
+    assert row(database) == before
+
+    availability.tick(database.hot)
+    assert row(database).seen_at > before.seen_at
+
+
 class TestTick:
+    def test_the_row_is_there_again_when_it_is_gone(
+        self, database: Database, url: str, outside: Callable[[str], str]
+    ) -> None:
+        """A restore, or a mistake; the application itself may not take it away."""
+        with psycopg.connect(outside(url)) as somebody:
+            somebody.execute("DELETE FROM srm.availability")
+
+        outage = availability.tick(database.hot)
+
+        assert outage == (None, row(database).available_since)
+        assert row(database).seen_at == row(database).available_since
+
     def test_it_notes_the_time(self, database: Database) -> None:
         since(database, 600, 2)
         before = row(database)

@@ -705,6 +705,27 @@ class TestDefaultPartition:
         assert (count(own, "denials_default"), count(own, f"denials_{datetime.now(UTC):%Y_%m}")) == (0, 1)
         assert [line for line in log if line["log_level"] == "error"] == failures
 
+    def test_one_that_was_left_half_made_is_finished(
+        self, own: Database, owner: Database, table: str, own_url: str
+    ) -> None:
+        """The function called by hand, once: its rows lie where nobody sees them."""
+        month = _months_after(this_month(own), -1)
+        name = name_of(month, table)
+        with owner.transaction() as db:
+            db.exec_driver_sql(f"DROP TABLE IF EXISTS srm.{name}")
+        add_to(own, table, month, 100)
+        by_hand = f"SELECT srm.make_partition('{table}', '{month.isoformat()}', 100)"
+        with psycopg.connect(own_url, autocommit=True) as somebody:
+            assert somebody.execute(by_hand).fetchall() == [(False,)]  # type: ignore[arg-type]
+        assert count(own, table) == 0
+        support.make_roles(owner.url.render_as_string(hide_password=False).replace("+psycopg", ""))
+
+        assert reaper_of(own).make_partitions() == [name]
+
+        assert count(own, table) == count(owner, name) == 100
+        with pytest.raises(DBAPIError, match="permission denied"):
+            rows(own, f"DELETE FROM srm.{name} RETURNING 1")
+
     def test_one_that_cannot_be_made_keeps_no_other(self, own: Database, owner: Database) -> None:
         drop_all_partitions(owner)
         month = this_month(own)

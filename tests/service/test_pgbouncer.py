@@ -56,6 +56,7 @@ def pooled(clone: Callable[[], str]) -> Iterator[Pooled]:
 pool_mode = transaction
 ignore_startup_parameters = options
 default_pool_size = {SERVER_CONNECTIONS}
+query_wait_timeout = 2
 max_client_conn = 1000
 auth_type = trust
 auth_file = {folder}/users
