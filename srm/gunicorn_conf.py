@@ -26,6 +26,15 @@ SLOT_VARIABLE = "SRM_METRICS_SLOT"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _folder_in_memory() -> str | None:
+    """Where files are not on a disk; None = where TMPDIR says.
+
+    A process that writes to a mapped file, as prometheus-client does, and finds the disk full, is killed (mmap(2)).
+    """
+    shared_memory = "/dev/shm"  # noqa: S108 nobody else knows the name of the folder in it
+    return shared_memory if "TMPDIR" not in os.environ and os.access(shared_memory, os.W_OK) else None
+
+
 def _threads_of_setups() -> int:
     """Threads that may all wait for the entitlement service, for as long as its time-out, while keep-alives go on."""
     try:
@@ -60,7 +69,7 @@ def on_starting(_: Any) -> None:
         key_from(settings)
     except StartupError as error:
         sys.exit(f"srm: {error}")
-    os.environ[METRICS_VARIABLE] = tempfile.mkdtemp(prefix="srm-metrics-")
+    os.environ[METRICS_VARIABLE] = tempfile.mkdtemp(prefix="srm-metrics-", dir=_folder_in_memory())
 
 
 def pre_fork(server: Any, worker: Any) -> None:

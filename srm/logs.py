@@ -2,8 +2,9 @@
 
 import logging
 import sys
+from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 
@@ -16,6 +17,23 @@ def _add_correlation_id(_: Any, __: str, event: structlog.typing.EventDict) -> s
     if correlation_id is not None:
         event["correlation_id"] = correlation_id
     return event
+
+
+class Unfailing:
+    """A stream on which nothing fails: with the disk full a line is lost, not the request that it tells of."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Write what can be written."""
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed; the rest waits for the next time."""
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def configure(log_format: Literal["console", "json"]) -> None:
@@ -42,7 +60,7 @@ def configure(log_format: Literal["console", "json"]) -> None:
         ]
     structlog.configure(
         processors=[*shared, *rendering],
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", Unfailing(stream))),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )

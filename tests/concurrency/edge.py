@@ -82,7 +82,7 @@ class Direct:
     def tear_down(self, session_id: str) -> bool:
         try:
             with self._database.request() as db:
-                playback.tear_down_or_explain(db, self._principal, UUID(session_id))
+                playback.tear_down_or_explain(db, self._principal, UUID(session_id), [])
         except SessionEnded:
             return False
         return True

@@ -69,7 +69,7 @@ def race_directly(url: str, device: str, barrier: threading.Barrier, rounds: int
             barrier.wait()
             if session_id is not None:
                 with database.request() as db:
-                    playback.tear_down_or_explain(db, Principal("a", device), session_id)
+                    playback.tear_down_or_explain(db, Principal("a", device), session_id, [])
     return admitted
 
 

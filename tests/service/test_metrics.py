@@ -12,6 +12,7 @@ import httpx
 import psutil
 import pytest
 
+from srm import gunicorn_conf
 from srm.database import Database
 from tests.concurrency.players import Player
 from tests.entitlement_server import EntitlementServer, entitlement_server
@@ -148,6 +149,18 @@ def test_it_counts_requests_that_cannot_be_read(service: tuple[str, Process]) ->
         assert connection.recv(4096).startswith(b"HTTP/1.1 400")
 
     assert value(base, "srm_unreadable_requests_total") == 1
+
+
+@pytest.mark.parametrize(("tmpdir", "folder"), [(None, "/dev/shm"), ("/somewhere", None)])
+def test_its_files_are_in_memory_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmpdir: str | None, folder: str | None
+) -> None:
+    """A full disk kills who writes to a file on it that is mapped."""
+    monkeypatch.delenv("TMPDIR", raising=False)
+    if tmpdir is not None:
+        monkeypatch.setenv("TMPDIR", tmpdir)
+
+    assert gunicorn_conf._folder_in_memory() == folder
 
 
 def test_the_master_does_not_load_what_its_workers_must() -> None:

@@ -105,7 +105,13 @@ def service_on(
         factory.product("basic", ("COD", "film"))
         factory.account("a", max_sessions=None)
         database.dispose()
-        with support.api(url_of(server), data_dir / "api.log", workers=WORKERS, threads=THREADS) as (base, _):
+        with (
+            TemporaryDirectory(prefix="srm-tests-") as elsewhere,  # not on the disk of the database
+            support.api(url_of(server), data_dir / "api.log", workers=WORKERS, threads=THREADS, TMPDIR=elsewhere) as (
+                base,
+                _,
+            ),
+        ):
             service = Service(base, server, data_dir)
             wait_until(service.is_well)  # every thread has its connections
             yield service

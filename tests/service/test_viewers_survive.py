@@ -165,6 +165,7 @@ def test_no_viewer_is_lost_when_the_database_is_away_for_longer_than_the_timeout
             time.sleep(AWAY_SECONDS)
             server.ensure_running()
             wait_until(lambda: audience_is_heard(audience), timeout=10)
+            wait_until(lambda: availability(database).ago.total_seconds() < AWAY_SECONDS, timeout=5)  # it is noted
 
             # Those who left have not lapsed yet, and nobody takes their slots.
             while (ago := availability(database).ago.total_seconds()) < TIMEOUT_SECONDS - 5:
