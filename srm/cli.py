@@ -5,7 +5,7 @@ import pwd
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import get_args
 
@@ -51,8 +51,10 @@ def _database(settings: Settings, timeout_seconds: float, name: str = "srm-cli")
 
 
 def _stand_back() -> None:
-    """Let whoever answers requests on this machine go first."""
-    os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+    """Let whoever answers requests on this machine go first; nothing is asked for that is so already."""
+    if os.getpriority(os.PRIO_PROCESS, 0) < NICENESS:
+        with suppress(OSError):  # a sandbox may forbid it
+            os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
 
 
 @cli.command()

@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from uuid import UUID
 
 import httpx
 import psutil
 import pytest
 
+from srm.cli import NICENESS
 from srm.database import Database
 from srm.gunicorn_conf import graceful_timeout
 from tests import tools
@@ -89,18 +91,35 @@ class TestSandbox:
 
         assert_bearable(tmp_path, at_least={"accept4", "recvfrom", "sendto", "clone3"})
 
-    def test_of_the_reaper(self, url: str, database: Database, factory: Factory, tmp_path: Path) -> None:
+    @pytest.fixture
+    def lapsed(self, factory: Factory) -> UUID:
         factory.account("a")
-        lapsed = factory.session(silent_for=60)
+        return factory.session(silent_for=60)
+
+    def test_of_the_reaper(self, url: str, database: Database, lapsed: UUID, tmp_path: Path) -> None:
+        (niceness,) = setting("srm-reaper.service", "Nice")
+        self.reap(url, database, lapsed, tmp_path, ["nice", "-n", niceness, *traced(tmp_path)])
+
+        assert int(niceness) >= NICENESS
+        assert_bearable(tmp_path, at_least={"connect", "sendto"})
+
+    def test_the_reaper_works_where_it_may_not_stand_back(
+        self, url: str, database: Database, lapsed: UUID, tmp_path: Path
+    ) -> None:
+        refuse = ["-e", "inject=setpriority:error=EPERM"]
+        self.reap(url, database, lapsed, tmp_path, [*traced(tmp_path), *refuse])
+
+        assert "(INJECTED)" in (tmp_path / "trace").read_text()
+
+    def reap(self, url: str, database: Database, lapsed: UUID, folder: Path, through: list[str]) -> None:
+        """Run the reaper through a command until it has ended the session."""
         variables = {"SRM_DATABASE_URL": url, "SRM_TOKEN_SECRET": SECRET, "SRM_REAPER_INTERVAL_SECONDS": "0.1"}
-        command = [*traced(tmp_path), *python_m("srm.cli", "reaper")]
-        with running(command, tmp_path / "log", **variables) as process:
+        command = [*through, *python_m("srm.cli", "reaper")]
+        with running(command, folder / "log", **variables) as process:
             wait_until(lambda: session_row(database, lapsed).end_reason == "expired")
             reaper = psutil.Process(process.popen.pid).children()[0]
             reaper.terminate()
             reaper.wait(30)
-
-        assert_bearable(tmp_path, at_least={"connect", "sendto"})
 
 
 def traced(folder: Path) -> list[str]:
