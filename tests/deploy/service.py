@@ -58,15 +58,19 @@ def tls(certificate: str) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=certificate)
 
 
-def configure(folder: Path, upstreams: list[str], world: int, operators: int, **files: str) -> list[str]:
+def configure(
+    folder: Path, upstreams: list[str], world: int, operators: int, token_zone: str = "64m", **files: str
+) -> list[str]:
     """Put the shipped configuration into a folder; the command that runs it.
 
-    The files are links to those of deploy/. But for `files`, only these differ: upstream.conf, and in listen.conf,
-    operators.conf and logs.conf the ports and folders.
+    The files are those of deploy/. But for `files`, only these differ: upstream.conf, in listen.conf, operators.conf
+    and logs.conf the ports and folders, and the size of the zone of tokens.
     """
     (folder / "conf.d").mkdir(parents=True)
     (folder / "srm").mkdir()
-    (folder / "conf.d" / "srm.conf").symlink_to(NGINX / "srm.conf")
+    text = (NGINX / "srm.conf").read_text()
+    assert "zone=srm_token:64m" in text
+    (folder / "conf.d" / "srm.conf").write_text(text.replace("zone=srm_token:64m", f"zone=srm_token:{token_zone}"))
     changes = {"[::]:443": f"[::1]:{world}", "443": f"127.0.0.1:{world}", "127.0.0.1:8081": f"127.0.0.1:{operators}"}
     changes |= {"/etc/nginx/": f"{folder}/", "/var/log/nginx/": f"{folder}/"}
     for path in (NGINX / "srm").iterdir():

@@ -282,6 +282,21 @@ class TestRates:
 
         assert self.flood(front, 1, lambda _: {"Client-Token": token})[0].status_code == 404
 
+    def test_nobody_is_refused_for_the_many_tokens_of_others(self, tmp_path: Path) -> None:
+        """A zone that is full of other tokens, shorter ones: 503, since there is no SRM, and never 429."""
+
+        def tokens(count: int, length: int) -> list[str]:
+            return [issue_token("a" * length, "tv", nonce=number) for number in range(count)]
+
+        def ask(front: Nginx, tokens: list[str]) -> set[int]:
+            answers = self.flood(front, len(tokens), lambda number: {"Client-Token": tokens[number]})
+            return {answer.status_code for answer in answers}
+
+        with nginx(tmp_path / "nginx", "127.0.0.1:1", token_zone="32k") as front:
+            assert ask(front, tokens(400, 10)) == {503}
+            assert ask(front, tokens(60, 1500)) == {503}
+            assert ask(front, ["short", *tokens(1, 5000)]) == {503}
+
     @pytest.mark.parametrize(
         ("address", "neighbour", "stranger"),
         [
