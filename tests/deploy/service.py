@@ -63,8 +63,8 @@ def configure(
 ) -> list[str]:
     """Put the shipped configuration into a folder; the command that runs it.
 
-    The files are those of deploy/. But for `files`, only these differ: upstream.conf, in listen.conf, operators.conf
-    and logs.conf the ports and folders, and the size of the zone of tokens.
+    The files are those of deploy/. But for `files`, only these differ: upstream.conf and here.conf, in listen.conf,
+    operators.conf and logs.conf the ports and folders, and the size of the zone of tokens.
     """
     (folder / "conf.d").mkdir(parents=True)
     (folder / "srm").mkdir()
@@ -77,6 +77,8 @@ def configure(
         target = folder / "srm" / path.name
         if path.name == "upstream.conf":
             target.write_text("".join(f"server {upstream} max_fails=1 fail_timeout=1s;\n" for upstream in upstreams))
+        elif path.name == "here.conf":
+            target.write_text(f"server {upstreams[0]};\n")
         elif path.stem in files:
             target.write_text(path.read_text() + files[path.stem])
         else:

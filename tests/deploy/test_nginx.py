@@ -226,6 +226,21 @@ class TestClosedToTheOutside:
         assert "sessions" in answer.json()["successResponse"]
 
 
+def test_operators_learn_how_this_host_is_and_not_another_one(url: str, tmp_path: Path) -> None:
+    """Also when this one is not well; what they ask of the database any host may answer."""
+    here, elsewhere = f"unix:{tmp_path}/here.sock", f"unix:{tmp_path}/elsewhere.sock"
+    with (
+        instance(url, tmp_path / "log", elsewhere),
+        nginx(tmp_path / "nginx", here, elsewhere) as front,
+        httpx.Client(base_url=front.operators, timeout=20) as client,
+    ):
+        states = {path: client.get(path).status_code for path in ("/metrics", "/readyz", "/healthz")}
+        others = {client.get("/srm/v1/accounts").status_code for _ in range(5)}
+
+    assert states == dict.fromkeys(states, 503)
+    assert others == {401}
+
+
 class TestClientAddress:
     @pytest.mark.parametrize("claim", ["203.0.113.9", "203.0.113.9, 198.51.100.7", "nonsense"])
     def test_it_is_the_one_of_the_connection(self, player: httpx.Client, database: Database, claim: str) -> None:
