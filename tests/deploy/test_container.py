@@ -3,6 +3,7 @@
 Where tests run there is seldom a container engine, so what it would do is done without one.
 """
 
+import hashlib
 import os
 import pwd
 import re
@@ -20,9 +21,10 @@ import yaml
 from sqlalchemy.engine import make_url
 
 from srm.config import Settings
+from tests import tools
 from tests.deploy.service import DEPLOY, configure, wait_until_ready
 from tests.service.test_serve import open_folder, python  # noqa: F401
-from tests.support import ROOT, SECRET, SETUP, Factory, Process, environment, free_port, issue_token
+from tests.support import ROOT, SECRET, SETUP, Factory, Process, environment, free_port, issue_token, psql
 
 CONTAINER = DEPLOY / "container"
 MADE_BY_OPERATORS = {"./tls"}
@@ -48,6 +50,9 @@ def sources() -> list[str]:
 def test_it_has_all_that_srm_needs(compose: Any) -> None:
     assert list(compose["services"]) == SERVICES
     assert compose["services"]["migrate"]["command"] == ["srm", "db", "upgrade"]
+    assert {service["image"] for service in compose["services"].values() if "build" not in service} == {
+        compose["services"][name]["image"] for name in ("database", "nginx")
+    }
     for name in ("api", "reaper"):
         assert compose["services"][name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
 
@@ -79,6 +84,51 @@ def test_no_secret_is_in_it(compose: Any) -> None:
     assert not re.search("SECRET|PASSWORD|DATABASE_URL", (CONTAINER / "Dockerfile").read_text())
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     assert {"/deploy/container/.env", "/deploy/container/tls/"} <= set(ignored)
+
+
+def test_nobody_is_more_in_the_database_than_he_has_to_be(compose: Any) -> None:
+    """The roles are made with the database, in this order."""
+    users = {
+        name: make_url(re.sub(r"\$\{[^}]*\}", "x", service["environment"]["SRM_DATABASE_URL"])).username
+        for name, service in compose["services"].items()
+        if service["image"] == "srm"
+    }
+    scripts = [volume for volume in compose["services"]["database"]["volumes"] if "initdb.d" in volume]
+
+    assert users == {"migrate": "srm_owner", "api": "srm_application", "reaper": "srm_application"}
+    assert [script.split(":")[0] for script in scripts] == ["../postgres/roles.sql", "./passwords.sql"]
+    assert scripts == sorted(scripts, key=lambda script: script.split(":")[1])
+
+
+def test_its_passwords_are_those_of_the_environment(
+    compose: Any, server_url: str, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a transaction that comes to nothing: the roles are those of all tests."""
+    given = {"srm_owner": ("OWNER_PASSWORD", "o'wner"), "srm_application": ("APPLICATION_PASSWORD", "application")}
+    for variable, password in given.values():
+        assert variable in compose["services"]["database"]["environment"]
+        monkeypatch.setenv(variable, password)
+    look = "SELECT rolname || ' ' || rolpassword FROM pg_authid WHERE rolpassword IS NOT NULL AND rolname LIKE 'srm_%'"
+    steps = ["--command", "BEGIN; SET password_encryption = md5", "--file", str(CONTAINER / "passwords.sql")]
+
+    result = psql(
+        server_url,
+        "--tuples-only",
+        "--no-align",
+        "--quiet",
+        "--set",
+        "ON_ERROR_STOP=1",
+        *steps,
+        "--command",
+        look,
+        "--command",
+        "ROLLBACK",
+    )
+
+    assert result.returncode == 0, result.stderr
+    found = dict(line.split(" ") for line in result.stdout.splitlines())
+    for role, (_, password) in given.items():
+        assert found[role] == "md5" + hashlib.md5(f"{password}{role}".encode()).hexdigest()
 
 
 def test_every_variable_is_one_that_srm_knows() -> None:
@@ -122,21 +172,59 @@ def test_a_compiler_is_where_it_is_built_and_not_in_what_runs() -> None:
 
 
 def test_nginx_takes_what_is_mounted(compose: Any, tmp_path: Path) -> None:
-    """With the host of the API as an address, since there is no such host here, and the certificate of the test."""
-    command = configure(tmp_path / "n", ["127.0.0.1:1"], 1, 2)
+    """But for what only the nginx of the image knows: a name that is looked up again and again, and its network."""
+    folder = tmp_path / "n"
+    configure(folder, ["127.0.0.1:1"], 1, 2)
+    changes = {
+        "api:8080 resolve": "127.0.0.1:8080",
+        "resolver 127.0.0.11 valid=2s ipv6=off;": "",
+        "/tmp/": f"{folder}/",
+    }
+    changes |= {"/etc/nginx/tls/": f"{folder}/srm/", "/etc/nginx/conf.d/default.conf": f"{folder}/conf.d/srm.conf"}
+    changes |= {"/etc/nginx/": f"{folder}/"}
+    replaced = set()
     for volume in compose["services"]["nginx"]["volumes"]:
-        source, target, *_ = volume.split(":")
-        if target.startswith("/etc/nginx/srm/"):
-            text = (CONTAINER / source).read_text()
-            text = text.replace("api:", "127.0.0.1:").replace("/etc/nginx/tls/", f"{tmp_path}/n/srm/")
-            place = tmp_path / "n" / target.removeprefix("/etc/nginx/")
-            place.unlink()
-            place.write_text(text)
-    assert (tmp_path / "n/srm/logs.conf").read_text().startswith("error_log /dev/stderr")
+        source, target, _ = volume.split(":")
+        if source in MADE_BY_OPERATORS:
+            continue
+        text = (CONTAINER / source).read_text()
+        for there, here in changes.items():
+            text, target = text.replace(there, here), target.replace(there, here)
+        Path(target).unlink()
+        Path(target).write_text(text)
+        replaced.add(Path(target))
+    assert replaced == set(folder.rglob("*.conf"))
 
-    result = subprocess.run([*command, "-t"], capture_output=True, text=True)
+    result = subprocess.run(
+        [tools.need("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-t"], capture_output=True, text=True
+    )
 
     assert result.returncode == 0, result.stderr
+
+
+def test_nginx_has_room_for_viewers(compose: Any) -> None:
+    """Each with a connection, and as many to SRM as are in hand; the image has room for 1024 in all."""
+    (connections,) = re.findall(r"worker_connections (\d+);", (CONTAINER / "nginx" / "nginx.conf").read_text())
+
+    assert int(connections) >= 30_000
+    assert compose["services"]["nginx"]["ulimits"]["nofile"] >= int(connections) + 1000
+
+
+def test_nginx_follows_the_api_to_another_address(compose: Any) -> None:
+    """What 1.27.3 can, and the nginx of Debian, which runs in the tests, cannot yet."""
+    version = re.findall(r":1\.(\d+)-", compose["services"]["nginx"]["image"])[0]
+    text = (CONTAINER / "nginx" / "upstream.conf").read_text()
+
+    assert int(version) >= 28
+    for part in (r"^zone \w+ \w+;$", r"^resolver 127\.0\.0\.11 .*valid=\d+s", r"^server api:8080 resolve\b"):
+        assert re.search(part, text, re.MULTILINE)
+
+
+def test_only_what_the_image_is_made_of_leaves_the_checkout() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+
+    assert lines[1] == "*"
+    assert {line[1:] for line in lines if line.startswith("!")} == set(sources())
 
 
 @pytest.fixture
