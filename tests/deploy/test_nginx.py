@@ -20,8 +20,10 @@ from srm.app import create_app
 from srm.config import Settings
 from srm.database import Database
 from tests import tools
-from tests.deploy.service import Nginx, configure, instance, nginx, tls
-from tests.support import SECRET, SETUP, Factory, issue_token, rows, wait_until
+from tests.deploy.service import NGINX, Nginx, configure, instance, nginx, tls
+from tests.support import ROOT, SECRET, SETUP, Factory, issue_token, rows, wait_until
+
+README = (ROOT / "README.md").read_text()
 
 PAGE = "https://player.example"
 FROM_TESTS = "set_real_ip_from 127.0.0.1;\nreal_ip_header Test-Address;\n"
@@ -103,6 +105,35 @@ def test_nginx_takes_the_files_as_they_are_shipped(tmp_path: Path) -> None:
 
     assert result.returncode == 0, result.stderr
     assert "warn" not in result.stderr
+
+
+def test_what_the_readme_copies_leaves_what_an_operator_has_changed(tmp_path: Path) -> None:
+    """Once for the first version, and once more for the next one; the key is for root alone."""
+    (lines,) = re.findall(r"^(install -d /etc/nginx/srm\n.*?)^nginx -t", README, re.MULTILINE | re.DOTALL)
+    target = tmp_path / "etc"
+    (target / "conf.d").mkdir(parents=True)
+    (tmp_path / "deploy").symlink_to(NGINX.parent)
+    for name in ("certificate.pem", "key.pem"):
+        (tmp_path / name).write_text(name)
+    script = lines.replace("/etc/nginx", str(target))
+    assert "/etc/nginx" not in script
+    subprocess.run(["bash", "-ec", script], cwd=tmp_path, check=True)
+    assert {path.name for path in (NGINX / "srm").iterdir()} < {path.name for path in (target / "srm").iterdir()}
+    theirs = ("listen", "operators", "upstream", "here", "origins", "logs")
+    for name in (*theirs, "common"):
+        (target / "srm" / f"{name}.conf").write_text("changed")
+
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True)
+
+    assert {(target / "srm" / f"{name}.conf").read_text() for name in theirs} == {"changed"}
+    assert (target / "srm" / "common.conf").read_text() == (NGINX / "srm" / "common.conf").read_text()
+    assert (target / "srm" / "key.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_no_password_is_typed_into_a_command_of_the_readme() -> None:
+    urls = re.findall(r"postgresql://(?:srm_\w+|postgres):([^@]*)@", README)
+
+    assert urls == ["$APPLICATION", "$OWNER"]
 
 
 def test_a_player_plays(player: httpx.Client, database: Database) -> None:

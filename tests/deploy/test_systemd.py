@@ -16,7 +16,18 @@ from srm.database import Database
 from srm.gunicorn_conf import graceful_timeout
 from tests import tools
 from tests.deploy.service import DEPLOY, instance
-from tests.support import SECRET, SETUP, Factory, free_port, issue_token, python_m, running, session_row, wait_until
+from tests.support import (
+    ROOT,
+    SECRET,
+    SETUP,
+    Factory,
+    free_port,
+    issue_token,
+    python_m,
+    running,
+    session_row,
+    wait_until,
+)
 
 SERVICES = ["srm-api.service", "srm-reaper.service"]
 UNITS = [*SERVICES, "srm-api.socket"]
@@ -48,6 +59,16 @@ def setting(unit: str, name: str) -> list[str]:
 
 
 def test_systemd_finds_nothing_wrong(units: Path) -> None:
+    result = analyze(units, "verify", "--man=no", *(f"./{unit}" for unit in UNITS))
+
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_nor_with_the_port_of_the_readme_for_several_hosts(units: Path) -> None:
+    (drop_in,) = re.findall(r"^(\[Socket\]\n.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (units / "srm-api.socket.d").mkdir()
+    (units / "srm-api.socket.d" / "override.conf").write_text(drop_in)
+
     result = analyze(units, "verify", "--man=no", *(f"./{unit}" for unit in UNITS))
 
     assert (result.returncode, result.stderr) == (0, "")
