@@ -197,6 +197,19 @@ def test_the_scrape_configuration_of_the_page_is_right(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_the_page_asks_where_nginx_listens() -> None:
+    """SRM itself is behind a socket of systemd, or has no port of the host."""
+    (address,) = re.findall(r"^listen ([^;]+);", (ROOT / "deploy/nginx/srm/operators.conf").read_text(), re.MULTILINE)
+    text = PAGE.read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (job,) = yaml.safe_load(block)["scrape_configs"]
+
+    assert job["static_configs"] == [{"targets": [address]}]
+    assert set(re.findall(r"http://([^/\s]+)", text)) == {address}
+    published = yaml.safe_load((ROOT / "deploy/container/compose.yaml").read_text())["services"]["nginx"]["ports"]
+    assert f"{address}:{address.rpartition(':')[2]}" in published
+
+
 def test_the_sql_of_the_page_works(clone: Callable[[], str]) -> None:
     statements = re.findall(r"""psql "\$\(srm db url\)" -c (?:"([^"]*)"|'([^']*)')""", PAGE.read_text())
     assert len(statements) >= 15
