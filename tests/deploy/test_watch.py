@@ -25,6 +25,7 @@ SECTION = re.compile(r"^### (\w+)\n(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
 
 REQUESTS = 'srm_request_seconds_count{method="PUT",route="/srm/v1/sessions/<session_id>",instance="%s",outcome="%s"}'
 BUCKET = 'srm_request_seconds_bucket{method="PUT",route="/srm/v1/sessions/<session_id>",outcome="2xx",le="%s"}'
+WAITS = 'srm_thread_wait_seconds_bucket{instance="a",le="%s"}'
 REFUSALS = 'srm_refusals_total{error_code="SRM-0006",rule="max_sessions",observed="false"}'
 UP = 'srm_database_up{instance="a"}'
 
@@ -41,6 +42,11 @@ CASES: dict[str, tuple[Series, Series, str]] = {
         {BUCKET % "0.1": "0+950x120", BUCKET % "0.3": "0+1000x120", BUCKET % "+Inf": "0+1000x120"},
         {BUCKET % "0.1": "0+995x120", BUCKET % "0.3": "0+1000x120", BUCKET % "+Inf": "0+1000x120"},
         "30m",
+    ),
+    "SrmThreadsBusy": (
+        {WAITS % "0.3": "0+980x120", WAITS % "1": "0+1000x120", WAITS % "+Inf": "0+1000x120"},
+        {WAITS % "0.3": "0+995x120", WAITS % "1": "0+1000x120", WAITS % "+Inf": "0+1000x120"},
+        "15m",
     ),
     "SrmRefusalsJump": (
         {REFUSALS: "0+2x1400 2800+40x40", "srm_setups_total": "0+100x1440"},
@@ -101,10 +107,14 @@ CASES: dict[str, tuple[Series, Series, str]] = {
 """Alert → series, minute by minute, at which it fires, series at which it does not, and when to look."""
 
 
-def alerts() -> list[dict[str, Any]]:
+def rules() -> list[dict[str, Any]]:
     (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
-    rules: list[dict[str, Any]] = group["rules"]
-    return rules
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+def alerts() -> list[dict[str, Any]]:
+    return [rule for rule in rules() if "alert" in rule]
 
 
 def expressions() -> list[str]:
@@ -122,7 +132,7 @@ def test_prometheus_understands_the_alerts() -> None:
     result = promtool("check", "rules", ALERTS)
 
     assert result.returncode == 0, result.stdout + result.stderr
-    assert f"{len(CASES)} rules found" in result.stdout
+    assert f"{len(rules())} rules found" in result.stdout
 
 
 def firing_rules(tmp_path: Path, series: Series, at: str, name: str) -> str:
@@ -152,15 +162,58 @@ def test_it_fires_when_it_must_and_only_then(name: str, tmp_path: Path) -> None:
     assert f'alertname="{name}"' in firing_rules(tmp_path, firing, at, name)
 
 
-def test_a_host_that_is_not_there_at_all_is_down(tmp_path: Path) -> None:
-    assert 'alertname="SrmDown"' in firing_rules(tmp_path, {"other": "1x120"}, "5m", "SrmDown")
+@pytest.mark.parametrize(
+    ("name", "at", "series"),
+    [
+        pytest.param("SrmDown", "5m", {"other": "1x120"}, id="a host that is not there at all"),
+        pytest.param("SrmErrors", "15m", {REQUESTS % ("a", "SRM-0010"): "0+20x120"}, id="nothing but errors"),
+        pytest.param("SrmReaperNotRunning", "10m", {UP: "1x120"}, id="a reaper that never ran"),
+        pytest.param(
+            "SrmEntitlementServiceFailing",
+            "15m",
+            {'srm_entitlement_failures_total{kind="timeout",answered_as="deny"}': "0+10x120"},
+            id="a service that has never answered",
+        ),
+        pytest.param(
+            "SrmRefusalsJump", "30m", {REFUSALS: "0+60x120", "srm_setups_total": "0+40x120"}, id="on the first day"
+        ),
+        pytest.param(
+            "SrmRefusalsJump", "30m", {REFUSALS: "0+60x120", "srm_setups_total": "0x120"}, id="nobody ever let in"
+        ),
+        pytest.param(
+            "SrmRefusalsJump",
+            "2880m",
+            {REFUSALS: "0+60x3000", "srm_setups_total": "0+40x3000"},
+            id="for two days, as on the first",
+        ),
+        pytest.param(
+            "SrmRefusalsJump",
+            "2880m",
+            {REFUSALS: "0+30x2820 84600+60x180", "srm_setups_total": "0+70x2820 197400+40x180"},
+            id="a second fault on top of a lasting one",
+        ),
+    ],
+)
+def test_it_fires_too(name: str, at: str, series: Series, tmp_path: Path) -> None:
+    assert f'alertname="{name}"' in firing_rules(tmp_path, series, at, name)
 
 
-def test_a_reaper_that_never_ran_is_not_running(tmp_path: Path) -> None:
-    name = "SrmReaperNotRunning"
-
-    assert f'alertname="{name}"' in firing_rules(tmp_path, {UP: "1x120"}, "10m", name)
-    assert firing_rules(tmp_path, {UP: "0x120"}, "10m", name) == ""
+@pytest.mark.parametrize(
+    ("name", "at", "series"),
+    [
+        pytest.param("SrmReaperNotRunning", "10m", {UP: "0x120"}, id="the database is away"),
+        pytest.param("SrmErrors", "15m", {REQUESTS % ("a", "2xx"): "0+20x120"}, id="without an error"),
+        pytest.param("SrmRefusalsJump", "30m", {"srm_setups_total": "0+40x120"}, id="without a refusal"),
+        pytest.param(
+            "SrmRefusalsJump", "30m", {REFUSALS: "0+30x120", "srm_setups_total": "0+70x120"}, id="what is usual unknown"
+        ),
+        pytest.param(
+            "SrmEntitlementServiceFailing", "15m", {"srm_entitlement_answers_total": "0+9x120"}, id="without a failure"
+        ),
+    ],
+)
+def test_it_is_calm_too(name: str, at: str, series: Series, tmp_path: Path) -> None:
+    assert firing_rules(tmp_path, series, at, name) == ""
 
 
 def test_each_alert_has_a_section_and_each_section_an_alert() -> None:
@@ -244,14 +297,14 @@ def test_the_dashboard_can_be_imported() -> None:
 
 
 def test_prometheus_understands_each_expression_of_the_dashboard(tmp_path: Path) -> None:
-    rules = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(expressions())]
+    panels = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(expressions())]
     file = tmp_path / "rules.yml"
-    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": panels}]}))
 
     result = promtool("check", "rules", file)
 
     assert result.returncode == 0, result.stdout + result.stderr
-    assert f"{len(rules)} rules found" in result.stdout
+    assert f"{len(panels)} rules found" in result.stdout
 
 
 @pytest.fixture
@@ -263,7 +316,7 @@ def server() -> Iterator[EntitlementServer]:
 def named_metrics() -> set[str]:
     return {
         name
-        for expr in [*expressions(), *(rule["expr"] for rule in alerts())]
+        for expr in [*expressions(), *(rule["expr"] for rule in rules())]
         for name in re.findall(r"\bsrm_\w+", expr)
     }
 
