@@ -150,14 +150,16 @@ def _gauge(name: str, meaning: str, value: float | None) -> Sequence[Metric]:
 
 def _schema(db: Connection) -> list[Metric]:
     current = schema.current_revision(db)
+    is_behind = schema.is_behind(current)
     info = InfoMetricFamily("srm_database_schema", "Revision of the schema of the database")
     info.add_metric([], {"revision": current or "none"})
     return [
         info,
+        *_gauge("srm_schema_behind", "Whether the schema is older than this version needs: 1 or 0", is_behind),
         *_gauge(
-            "srm_schema_at_head",
-            "Whether the schema of the database is the one that this version is written for: 1 or 0",
-            current == schema.head_revision(),
+            "srm_schema_ahead",
+            "Whether the schema is that of a later version, which is no fault: 1 or 0",
+            not is_behind and current != schema.head_revision(),
         ),
     ]
 

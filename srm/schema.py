@@ -55,14 +55,19 @@ def _older_revisions() -> frozenset[str | None]:
     return frozenset({None, *(script.revision for script in scripts)} - {head_revision()})
 
 
-def check_not_behind(db: Connection) -> None:
-    """StartupError when the schema is older than this code.
+def is_behind(revision: str | None) -> bool:
+    """Whether a schema at that revision is older than this code.
 
     At a revision that this code does not know it is newer: a release goes on while the next one is brought in, and the
     migrations of that one leave it what it needs (docs/migrations.md).
     """
+    return revision in _older_revisions()
+
+
+def check_not_behind(db: Connection) -> None:
+    """StartupError when the schema is older than this code."""
     current, head = current_revision(db), head_revision()
-    if current in _older_revisions():
+    if is_behind(current):
         raise StartupError(
             f"the schema of the database is at {current or 'nothing'}, this version needs {head}: run `srm db upgrade`"
         )

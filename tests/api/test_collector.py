@@ -96,16 +96,28 @@ def test_it_tells_versions(client: FlaskClient) -> None:
         f"srm_build_info schema={head} version=0.1.0"
     ]
     assert seen[f"srm_database_schema_info revision={head}"] == 1
-    assert seen["srm_schema_at_head"] == 1
+    assert (seen["srm_schema_behind"], seen["srm_schema_ahead"]) == (0, 0)
 
 
-def test_it_tells_a_schema_that_is_not_at_head(own: FlaskClient, as_superuser: str) -> None:
-    execute(as_superuser, "UPDATE srm.alembic_version SET version_num = '0001'")
+@pytest.mark.parametrize(
+    ("change", "revision", "behind", "ahead"),
+    [
+        ("UPDATE srm.alembic_version SET version_num = '0001'", "0001", 1, 0),
+        ("DROP TABLE srm.alembic_version", "none", 1, 0),
+        ("UPDATE srm.alembic_version SET version_num = '9999'", "9999", 0, 1),
+    ],
+    ids=["older", "no schema", "of the next release"],
+)
+def test_it_tells_whether_the_schema_is_behind_or_ahead(
+    own: FlaskClient, as_superuser: str, change: str, revision: str, behind: int, ahead: int
+) -> None:
+    execute(as_superuser, change)
 
     seen = series(own)
 
-    assert seen["srm_database_schema_info revision=0001"] == 1
-    assert seen["srm_schema_at_head"] == 0
+    assert seen[f"srm_database_schema_info revision={revision}"] == 1
+    assert (seen["srm_schema_behind"], seen["srm_schema_ahead"]) == (behind, ahead)
+    assert own.get("/readyz").status_code == (503 if behind else 200)
     assert seen["srm_database_up"] == 1
 
 
@@ -189,7 +201,7 @@ def test_what_cannot_be_found_out_does_not_hide_the_rest(own: FlaskClient, as_su
     assert seen["srm_database_up"] == 1
     assert seen[f"{FAILED}sessions"] == 1
     assert [seen[f"{FAILED}{part}"] for part in ("schema", "partitions", "tick", "reaper")] == [0, 0, 0, 0]
-    assert seen["srm_schema_at_head"] == 1
+    assert seen["srm_schema_behind"] == 0
     assert "srm_lapsed_sessions" not in seen
 
 

@@ -70,7 +70,16 @@ CASES: dict[str, tuple[Series, Series, str]] = {
         {'srm_database_look_failed{instance="a",part="sessions"}': "1x120", UP: "0x120"},
         "20m",
     ),
-    "SrmSchemaMismatch": ({"srm_schema_at_head": "0x120"}, {"srm_schema_at_head": "1x120"}, "20m"),
+    "SrmSchemaBehind": (
+        {"srm_schema_behind": "1x120", "srm_schema_ahead": "0x120"},
+        {"srm_schema_behind": "0x120", "srm_schema_ahead": "1x120"},
+        "20m",
+    ),
+    "SrmSchemaAhead": (
+        {"srm_schema_behind": "0x400", "srm_schema_ahead": "1x400"},
+        {"srm_schema_behind": "0x400", "srm_schema_ahead": "1x200 0x200"},
+        "300m",
+    ),
     "SrmOutage": ({"srm_available_seconds": "0+60x120"}, {"srm_available_seconds": "300+60x120"}, "4m"),
     "SrmTickStale": (
         {'srm_tick_age_seconds{instance="a"}': "6x120", 'srm_tick_age_seconds{instance="b"}': "7x120"},
@@ -231,13 +240,12 @@ def test_each_alert_has_a_section_and_each_section_an_alert() -> None:
 
 
 def test_links_of_the_page_lead_somewhere() -> None:
-    text = PAGE.read_text()
-    anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
-
-    for link in re.findall(r"\]\(([^)]+)\)", text):
+    for link in re.findall(r"\]\(([^)]+)\)", PAGE.read_text()):
         path, _, anchor = link.partition("#")
-        assert (PAGE.parent / path).exists()
-        assert not anchor or anchor in anchors
+        page = PAGE.parent / path if path else PAGE
+        assert page.exists()
+        headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}, link
 
 
 def test_the_scrape_configuration_of_the_page_is_right(tmp_path: Path) -> None:
