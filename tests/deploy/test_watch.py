@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import yaml
 
+from srm.config import Settings
 from srm.database import Database
 from tests import tools
 from tests.concurrency.players import Player
@@ -205,6 +206,16 @@ def test_it_fires_when_it_must_and_only_then(name: str, tmp_path: Path) -> None:
 )
 def test_it_fires_too(name: str, at: str, series: Series, tmp_path: Path) -> None:
     assert f'alertname="{name}"' in firing_rules(tmp_path, series, at, name)
+
+
+@pytest.mark.parametrize("name", ["SrmReaperNotRunning", "SrmReaperLagging", "SrmReaperFailing"])
+def test_the_longest_interval_of_the_reaper_is_shorter_than_what_alerts_wait_for(name: str) -> None:
+    """Each run may come late by a second interval, and what is told of it be as old as the look at the database."""
+    interval = Settings.model_json_schema()["properties"]["reaper_interval_seconds"]["maximum"]
+    (rule,) = (rule for rule in alerts() if rule["alert"] == name)
+    (seconds,) = re.findall(r"_seconds\) [<>] (\d+)", rule["expr"])
+
+    assert float(seconds) >= 2 * interval
 
 
 @pytest.mark.parametrize(
