@@ -1,8 +1,10 @@
 """Alerts, dashboard and the page on operations: understood by Prometheus, and about what the service really tells."""
 
 import json
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,16 @@ import httpx
 import psycopg
 import pytest
 import yaml
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy.engine import make_url
 
 from srm.config import Settings
 from srm.database import Database
+from srm.embedded import programs
 from tests import tools
 from tests.concurrency.players import Player
 from tests.entitlement_server import EntitlementServer, entitlement_server
-from tests.support import ROOT, Factory, api
+from tests.support import ROOT, Factory, api, environment, wait_until
 
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "srm.json"
@@ -31,6 +36,7 @@ REFUSALS = 'srm_refusals_total{error_code="SRM-0006",rule="max_sessions",observe
 UP = 'srm_database_up{instance="a"}'
 
 Series = dict[str, str]
+Result = subprocess.CompletedProcess[str]
 
 CASES: dict[str, tuple[Series, Series, str]] = {
     "SrmDown": ({'up{job="srm",instance="a"}': "0x120"}, {'up{job="srm",instance="a"}': "1x120"}, "5m"),
@@ -133,7 +139,7 @@ def expressions() -> list[str]:
     return [target["expr"].replace("$__rate_interval", "1m") for target in targets]
 
 
-def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
+def promtool(*arguments: object) -> Result:
     command = [tools.need("promtool"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -256,7 +262,9 @@ def test_links_of_the_page_lead_somewhere() -> None:
         page = PAGE.parent / path if path else PAGE
         assert page.exists()
         headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE) if anchor else []
-        assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}, link
+        assert not anchor or anchor in {heading.lower().replace(",", "").replace(" ", "-") for heading in headings}, (
+            link
+        )
 
 
 def test_the_scrape_configuration_of_the_page_is_right(tmp_path: Path) -> None:
@@ -282,15 +290,91 @@ def test_the_page_asks_where_nginx_listens() -> None:
     assert f"{address}:{address.rpartition(':')[2]}" in published
 
 
-def test_the_sql_of_the_page_works(clone: Callable[[], str]) -> None:
-    statements = re.findall(r"""psql "\$\(srm db url\)" -c (?:"([^"]*)"|'([^']*)')""", PAGE.read_text())
-    assert len(statements) >= 15
-
+@pytest.fixture
+def as_pasted(clone: Callable[[], str], outside: Callable[[str], str], tmp_path: Path) -> Callable[[str], Result]:
+    """Runs a command of the page in a shell where the way in has been set up."""
     url = clone()
     make_what_tells(url)
-    with psycopg.connect(url, autocommit=True) as connection:
-        for double, single in statements:
-            connection.execute(double or single)  # type: ignore[call-overload]
+    place, superuser = conninfo_to_dict(url), conninfo_to_dict(outside(url))["user"]
+
+    def run(code: str) -> Result:
+        for shown, here in {
+            "db.example": str(place["host"]),
+            "dbname=srm": f"dbname={place['dbname']}",
+            ":srm:": f":{place['dbname']}:",
+            "user=postgres": f"user={superuser}",
+            "/opt/srm/bin/srm": f"{sys.executable} -m srm.cli",
+        }.items():
+            code = code.replace(shown, here)
+        variables = {
+            "HOME": str(tmp_path),
+            "PATH": f"{programs()}:{os.environ['PATH']}",
+            "PGPORT": str(place.get("port", 5432)),
+        }
+        if "user=srm_owner" in code:
+            variables["PGPASSWORD"] = "password"
+        command = ["bash", "-c", code]
+        return subprocess.run(
+            command,
+            env=environment(**variables),
+            input="password\n",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    way_in = re.findall(r"## The way in\n.*?```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    result = run(way_in[0])
+    assert result.returncode == 0, result.stderr
+    assert "srm_readonly" in result.stdout
+    assert (tmp_path / ".pgpass").stat().st_mode & 0o777 == 0o600
+    return run
+
+
+def statements(page: str) -> list[str]:
+    """The commands of the page that look into the database."""
+    return re.findall(r"""^psql service=srm -c (?:"[^"]*"|'[^']*')""", page, re.MULTILINE)
+
+
+def test_the_sql_of_the_page_works_for_who_may_only_look(as_pasted: Callable[[str], Result]) -> None:
+    text = PAGE.read_text()
+    assert len(statements(text)) >= 15
+    assert text.count("psql service=srm") + text.count("psql 'host=") == len(re.findall(r"^psql ", text, re.MULTILINE))
+    for statement in statements(text):
+        result = as_pasted(statement)
+        assert (result.returncode, result.stderr) == (0, ""), statement
+
+
+def test_the_audit_of_the_page_works(as_pasted: Callable[[str], Result]) -> None:
+    (command,) = re.findall(r"`(SRM_DATABASE_URL=.*? audit)`", PAGE.read_text())
+
+    assert as_pasted(command).stdout.startswith("clean")
+
+
+def test_who_is_in_the_way_is_found_and_ended(as_pasted: Callable[[str], Result], url: str) -> None:
+    """By who may only look, with what he does; then by a DBA."""
+    (look,) = statements(dict(SECTION.findall(PAGE.read_text()))["SrmErrors"])
+    end, vacuum = re.findall(r"^psql 'host=.*$", PAGE.read_text(), re.MULTILINE)
+    database = as_pasted("psql service=srm -Atc 'SELECT current_database()'").stdout.strip()
+    mine = make_url(url).set(database=database).render_as_string(hide_password=False)
+    with psycopg.connect(mine) as holder, psycopg.connect(mine, autocommit=True) as waiter:
+        holder.execute("SET idle_in_transaction_session_timeout = 0; LOCK TABLE srm.accounts")
+        waiter.execute("SET statement_timeout = '60s'; SET lock_timeout = '60s'")
+        waiter.pgconn.send_query(b"SELECT 'somebody waits' FROM srm.accounts")
+        wait_until(lambda: "somebody waits" in (seen := as_pasted(look).stdout) and "LOCK TABLE" in seen)
+        pid = str(holder.info.backend_pid)
+        assert pid in as_pasted(look).stdout
+
+        assert "ermission denied" in as_pasted(f"psql service=srm -c 'SELECT pg_terminate_backend({pid})'").stderr
+        assert as_pasted(end.replace("4711", pid)).returncode == 0
+
+        assert (result := waiter.pgconn.get_result()) is not None
+        assert result.error_message == b""
+        assert waiter.pgconn.get_result() is None
+        holder.close()
+    assert (done := as_pasted(vacuum)).returncode == 0
+    assert (done.stdout, done.stderr) == ("VACUUM\n", "")
 
 
 def test_the_dashboard_can_be_imported() -> None:
