@@ -52,6 +52,10 @@ def populated(clone: Callable[[], str]) -> str:
             "INSERT INTO srm.denials (account_id, device_id, content_type, content_id, error_code) "
             "VALUES ('demo-2', 'tv', 'LIVE', 'channel', 'SRM-0007')"
         )
+        db.exec_driver_sql(
+            "UPDATE srm.reaper_state SET ran_at = now() - interval '200 s', expired = 12, archived = 34, "
+            "failed_at = now() - interval '200 s', failure = 'archived: no space left'"
+        )
     for _ in range(50):
         assert playback.keep_alive(database.hot, Principal("demo-1", "tv"), in_the_way[0])
     database.hot.execute("SELECT pg_stat_force_next_flush()", {})
@@ -61,12 +65,35 @@ def populated(clone: Callable[[], str]) -> str:
 
 
 def ask(url: str, question: str) -> list[dict[str, Any]]:
+    """What its last statement shows."""
+    return ask_all(url, question)[-1]
+
+
+def ask_all(url: str, question: str) -> list[list[dict[str, Any]]]:
     with psycopg.connect(url, autocommit=True, row_factory=psycopg.rows.dict_row) as connection:
-        return connection.execute(QUERIES[question]).fetchall()
+        cursor = connection.execute(QUERIES[question])
+        found = [cursor.fetchall()]
+        while cursor.nextset():
+            found.append(cursor.fetchall())
+        return found
 
 
 def test_it_has_ten_queries() -> None:
     assert len(QUERIES) == PAGE.count("```sql") == 10
+
+
+@pytest.mark.parametrize("page", ["docs/dba.md", "README.md"])
+def test_it_names_each_table(page: str, populated: str) -> None:
+    """In the first column of the list of tables; partitions and that of alembic apart."""
+    text = (ROOT / page).read_text()
+    named = {name for row in re.findall(r"^\| (`[^|]*) \|", text, re.M) for name in re.findall(r"`(\w+)`", row)}
+    with psycopg.connect(populated) as connection:
+        there = connection.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'srm'::regnamespace AND relkind IN ('r', 'p') "
+            "AND NOT relispartition AND relname <> 'alembic_version'"
+        ).fetchall()
+
+    assert {name for (name,) in there} - named == set()
 
 
 def test_who_watches(populated: str) -> None:
@@ -103,7 +130,9 @@ def test_sessions_of_last_night(populated: str) -> None:
 
 
 def test_what_the_reaper_did(populated: str) -> None:
-    first, *others = ask(populated, "What has the reaper done?")
+    (state,), (first, *others) = ask_all(populated, "What has the reaper done?")
+    assert (state["ran_ago"].seconds // 60, state["expired"], state["archived"]) == (3, 12, 34)
+    assert state["failure"] == "archived: no space left"
     assert (first["minute"], first["end_reason"], first["sessions"]) == (None, "waits for the reaper", 1)
     assert ("expired", 1) in {(row["end_reason"], row["sessions"]) for row in others}
 
