@@ -30,7 +30,7 @@ def _tick_forever(database: Database) -> NoReturn:
                 log.warning("outage over", began_at=began_at, over_at=outage.over_at.isoformat())
         except DependencyUnavailable:
             pass  # the requests say it
-        except psycopg.Error as error:  # the schema is not at head, or a right is missing
+        except psycopg.Error as error:  # the schema is behind, or a right is missing
             if problem != (problem := str(error).split("\n")[0]):
                 log.error("cannot tick: no session will lapse", cause=problem)
         time.sleep(availability.TICK_SECONDS)
