@@ -448,6 +448,27 @@ def test_the_service_tells_each_metric_that_is_named(
     told = {re.split(r"[ {]", line)[0] for line in text.splitlines() if not line.startswith("#")}
     assert len(named_metrics()) >= 25
     assert named_metrics() - told == set()
+    looked_for = re.findall(r"/metrics \| grep (?:-E )?'(\^[^']*)'", PAGE.read_text())
+    assert len(looked_for) >= 6
+    for pattern in looked_for:
+        for one in alternatives(pattern):
+            assert re.search(one, text, re.MULTILINE), one
+
+
+def alternatives(pattern: str) -> list[str]:
+    """It, for each of the words in its first brackets."""
+    before, bracket, rest = pattern.partition("(")
+    words, _, after = rest.partition(")")
+    return [before + word + after for word in words.split("|")] if bracket else [pattern]
+
+
+def test_the_page_looks_for_what_the_service_logs() -> None:
+    """Each event that it greps for is one."""
+    source = "".join(path.read_text() for path in (ROOT / "srm").rglob("*.py"))
+    looked_for = re.findall(r"""journalctl .*grep (?:-E )?'"\(?([a-z |]+)\)?"'""", PAGE.read_text())
+    assert len(looked_for) >= 4
+    for event in "|".join(looked_for).split("|"):
+        assert f'"{event}"' in source, event
 
 
 def make_what_tells(url: str) -> None:
