@@ -116,7 +116,7 @@ def test_one_that_is_told_to_stop_finishes_the_piece_in_hand(
 
 
 def test_an_idle_one_that_is_told_to_stop_does(own_url: str, tmp_path: Path) -> None:
-    with support.reaper(own_url, tmp_path / "reaper.log", interval=3600) as process:
+    with support.reaper(own_url, tmp_path / "reaper.log", interval=15) as process:
         wait_until(lambda: "reaper starts" in process.text())
 
         assert process.stop(signal.SIGTERM) == 0
