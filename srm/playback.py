@@ -606,7 +606,7 @@ class Expired(NamedTuple):
 LAPSED_AT_ONCE = 100_000
 """Lapsed sessions that the reaper looks for at a time: one scan of the table, and some 30 MB of keys."""
 
-ENDED_AT_ONCE = 500
+ENDED_AT_ONCE = 100
 """Sessions that the reaper ends or moves in one transaction: short, so that nobody waits for it long."""
 
 HELD_MILLISECONDS = 10

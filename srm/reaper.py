@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
-from sqlalchemy import Connection, func, select, text, update
+from sqlalchemy import Connection, func, literal_column, select, text, update
 
 from srm import playback
 from srm.database import Database, is_timeout
@@ -132,8 +132,8 @@ class Reaper:
     def archive(self) -> int:
         """Move to the history what has been kept long enough; how many. Busy as for `expire`.
 
-        There is no hurry: it works half of the time, and leaves the rest to the next run after ARCHIVE_SECONDS, since
-        what lapses meanwhile is to be ended first.
+        There is no hurry: it works a quarter of the time, and leaves the rest to the next run after ARCHIVE_SECONDS,
+        since what lapses meanwhile is to be ended first.
         """
         total = 0
         give_up_at = time.monotonic() + ARCHIVE_SECONDS
@@ -146,7 +146,7 @@ class Reaper:
             total += moved
             if moved < playback.ENDED_AT_ONCE or time.monotonic() > give_up_at:
                 break
-            self._stopped.wait(time.monotonic() - began_at)
+            self._stopped.wait(3 * (time.monotonic() - began_at))
         return total
 
     def make_partitions(self) -> list[str]:
@@ -230,11 +230,16 @@ class Reaper:
 
     @contextmanager
     def _alone(self) -> Iterator[Connection]:
-        """A transaction during which no other reaper works. Busy when one does already; Stopping after `stop()`."""
+        """A transaction during which no other reaper works. Busy when one does already; Stopping after `stop()`.
+
+        It does not wait for the disk: what a crash of the database undoes is simply done again.
+        """
         if self._stopped.is_set():
             raise Stopping
         with self._database.transaction() as db:
-            if not db.execute(select(func.pg_try_advisory_xact_lock(ADVISORY_LOCK))).scalar_one():
+            no_wait = func.set_config("synchronous_commit", "off", literal_column("true"))
+            is_alone, _ = db.execute(select(func.pg_try_advisory_xact_lock(ADVISORY_LOCK), no_wait)).one()
+            if not is_alone:
                 raise Busy
             yield db
 
