@@ -29,8 +29,9 @@ from tests.support import ROUTES, SETUP, Factory, wait_until
 
 WORKERS, THREADS = 2, 4
 PROMISED_SECONDS = 3
-SLACK_SECONDS = 1
-"""For a machine that is busy with other things."""
+SLACK_SECONDS = 3
+"""For a machine that is busy with other things, as with the other half of the tests. Without its bounds a request waits
+as long as the database does, and a crowd for each of those before it."""
 
 RECOVERY_SECONDS = 1 + 2 * SLACK_SECONDS
 

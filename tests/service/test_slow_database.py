@@ -5,7 +5,6 @@ Many more clients than threads ask: nobody may have to wait until all before him
 
 import asyncio
 import math
-import os
 import subprocess
 import threading
 import time
@@ -291,10 +290,10 @@ HEADERS = {"Client-Token": support.issue_token("a", "tv")}
 @pytest.fixture
 def disk() -> Iterator[Path]:
     """A small one of its own."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a file system")
     with TemporaryDirectory(prefix="srm-tests-") as folder:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "srm-test", folder], check=True)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "srm-test", folder]
+        if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            pytest.skip("a file system may not be mounted here: that is for root")
         try:
             yield Path(folder)
         finally:
