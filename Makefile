@@ -13,8 +13,9 @@ run: $(VENV)/run ## Run the service on http://127.0.0.1:8080 with its own databa
 	@exec $(BIN)/srm serve --demo
 
 .PHONY: test
-test: $(VENV)/dev ## Run all tests, two files at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/dev ## Run all tests, two files at a time where that does no harm
+	$(BIN)/python -m pytest -m "not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m alone
 
 .PHONY: lint
 lint: $(VENV)/dev ## Check style, types and the direction of imports

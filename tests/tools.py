@@ -54,13 +54,18 @@ def need(program: str) -> str:
     return found
 
 
+def as_root() -> list[str]:
+    """What stands before a command that only root may run."""
+    return [] if os.geteuid() == 0 else ["sudo", "-n"]
+
+
 def _find(program: str) -> str | None:
     return shutil.which(program, path=PATH)
 
 
 def _install(package: str) -> str:
     """Install it as root; what went wrong, if anything."""
-    command = [*([] if os.geteuid() == 0 else ["sudo", "-n"]), "sh", "-c", INSTALL, "install", package]
+    command = [*as_root(), "sh", "-c", INSTALL, "install", package]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:

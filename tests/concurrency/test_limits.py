@@ -19,6 +19,8 @@ from tests import rules, support
 from tests.concurrency.players import Player, at_once, deadlocks, patiently
 from tests.support import Factory
 
+pytestmark = pytest.mark.alone
+
 CLIENTS = 32
 SECONDS = 3
 DEVICES = {f"device-{index}": ("tv", "mobile", "computer", "game")[index % 4] for index in range(CLIENTS)}
@@ -154,7 +156,7 @@ def test_nobody_is_evicted_without_need(own_url: str, own_database: Database, tm
 
     admitted, refused = play(own_database, own_url, tmp_path / "api.log", and_tear_down=False)
 
-    assert admitted > 3 * CLIENTS
+    assert admitted > 10 * CLIENTS
     assert refused == 0
     active: list[Played] = []
     for new in played(own_database):

@@ -18,6 +18,8 @@ from tests import support
 from tests.concurrency.players import Player, at_once, deadlocks, patiently
 from tests.support import SETUP, Factory
 
+pytestmark = pytest.mark.alone
+
 SECONDS = 8
 CLIENTS = 16
 LIMIT = 3
@@ -59,7 +61,7 @@ def test_evictions_that_meet(own_url: str, own_database: Database, tmp_path: Pat
         tallies = at_once(CLIENTS, lambda i, barrier: zap(base, DEVICES[i], barrier))
 
     admitted = sum(tally[0] for tally in tallies)
-    assert admitted > 3 * CLIENTS
+    assert admitted > 10 * CLIENTS
     assert sum(tally[1] for tally in tallies) == 0
     (ended,) = support.rows(
         own_database,
@@ -123,7 +125,7 @@ def test_teardowns_that_meet_setups_that_end_the_session(
     with support.api(own_url, tmp_path / "api.log", workers=4) as (base, _):
         admitted = at_once(2 * LIMIT, lambda i, barrier: zap_and_tear_down(base, DEVICES[i // 2], barrier))
 
-    assert sum(admitted) > 3 * CLIENTS
+    assert sum(admitted) > 10 * CLIENTS
     ended = support.rows(own_database, "SELECT end_reason, count(*) FROM srm.sessions GROUP BY end_reason")
     counts = {reason: count for reason, count in ended if reason}
     assert counts.keys() == {"teardown", "replaced" if "same_device" in profile else "evicted"}

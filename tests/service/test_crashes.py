@@ -30,6 +30,8 @@ from tests import support
 from tests.concurrency.players import LOST, PATIENCE_SECONDS, Answer, Player
 from tests.support import Factory, wait_until
 
+pytestmark = pytest.mark.alone
+
 ACCOUNTS = [f"account-{index}" for index in range(4)]
 DEVICES = ["tv", "phone", "tablet"]
 TIMEOUT_SECONDS = 1
@@ -141,7 +143,7 @@ def test_the_death_of_workers_and_reapers_loses_nothing(clone: Callable[[], str]
     make_accounts(database)
 
     def start_reaper() -> AbstractContextManager[support.Process]:
-        return support.reaper(url, tmp_path / "reaper.log", interval=0.1, SRM_ENDED_RETENTION_SECONDS="5")
+        return support.reaper(url, tmp_path / "reaper.log", interval=0.1, SRM_ENDED_RETENTION_SECONDS="1")
 
     with support.api(url, tmp_path / "api.log", workers=3) as (base, gunicorn):
         load = Load(base)

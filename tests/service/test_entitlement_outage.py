@@ -15,6 +15,8 @@ from tests.concurrency.players import Player, at_once
 from tests.entitlement_server import EntitlementServer, entitlement_server, hang
 from tests.support import Factory, api, python_m, wait_until
 
+pytestmark = pytest.mark.alone
+
 TIMEOUT_SECONDS = 2
 SETUPS_AT_ONCE = 24
 """More than all threads of the process."""

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,11 +27,12 @@ from tests import support
 from tests.concurrency.players import Answer, Player, at_once
 from tests.support import ROUTES, SETUP, Factory, wait_until
 
+pytestmark = pytest.mark.alone
+
 WORKERS, THREADS = 2, 4
 PROMISED_SECONDS = 3
-SLACK_SECONDS = 3
-"""For a machine that is busy with other things, as with the other half of the tests. Without its bounds a request waits
-as long as the database does, and a crowd for each of those before it."""
+SLACK_SECONDS = 1
+"""For a machine that is busy with other things."""
 
 RECOVERY_SECONDS = 1 + 2 * SLACK_SECONDS
 
@@ -45,6 +46,7 @@ class Service:
     base: str
     server: EmbeddedServer
     data_dir: Path
+    log: Path
 
     def ask(self, route: str) -> Answer:
         """On a connection of its own, so that any worker may take it."""
@@ -106,14 +108,10 @@ def service_on(
         factory.product("basic", ("COD", "film"))
         factory.account("a", max_sessions=None)
         database.dispose()
-        with (
-            TemporaryDirectory(prefix="srm-tests-") as elsewhere,  # not on the disk of the database
-            support.api(url_of(server), data_dir / "api.log", workers=WORKERS, threads=THREADS, TMPDIR=elsewhere) as (
-                base,
-                _,
-            ),
-        ):
-            service = Service(base, server, data_dir)
+        with TemporaryDirectory(prefix="srm-tests-") as elsewhere, ExitStack() as stack:
+            log = Path(elsewhere) / "api.log"  # not on the disk of the database
+            base, _ = stack.enter_context(support.api(url_of(server), log, workers=WORKERS, threads=THREADS))
+            service = Service(base, server, data_dir, log)
             wait_until(service.is_well)  # every thread has its connections
             yield service
 
