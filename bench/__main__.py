@@ -23,12 +23,14 @@ from rich.table import Table
 
 from bench.service import (
     CONNECTIONS,
+    PORT,
     Request,
     gunicorn,
     on_session,
     prepared,
     process,
     result,
+    settings,
     token,
     write_requests,
     wrk,
@@ -184,7 +186,7 @@ def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
 
     loads: dict[str, Load] = {}
     empty: dict[str, Load] = {}
-    port, empty_port, unwatched_port = 18080, 18081, 18082
+    port, empty_port, unwatched_port = PORT, PORT + 1, PORT + 2
     statements = 0.0
     unwatched = Load()
 
@@ -244,16 +246,7 @@ def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
     report["keep_alive"]["cost_of_watching"] = round(unwatched.rps / loads["keep_alive"].rps, 3)
     report["keep_alive_unwatched"] = unwatched.summary()
     report["pgbench"] = {"rps": round(statements)}
-    report["settings"] = {
-        "worker_class": gunicorn_conf.worker_class,
-        "workers": workers,
-        "threads": threads,
-        "connections": CONNECTIONS,
-        "live_sessions": LIVE_SESSIONS,
-        "seconds": bench.seconds,
-        "cores": os.cpu_count(),
-        "python": sys.version.split()[0],
-    }
+    report["settings"] = settings(workers, threads, live_sessions=LIVE_SESSIONS, seconds=bench.seconds)
     return report
 
 

@@ -21,16 +21,23 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from bench.service import CONNECTIONS, gunicorn, on_session, prepared, process, result, write_requests, wrk
+from bench.service import (
+    FOREVER_SECONDS,
+    PORT,
+    gunicorn,
+    keep_alives,
+    on_session,
+    prepared,
+    process,
+    result,
+    settings,
+    write_requests,
+)
 from srm import gunicorn_conf
 
 RESULTS = Path("var/bench-import.json")
-PORT = 18080
 LIVE_SESSIONS = 5_000
 PRODUCTS = ("basic", "sports", "films")
-DELAY_MILLISECONDS = 100
-"""Mean wait of each of the CONNECTIONS before a keep-alive: some 300 a second."""
-FOREVER_SECONDS = 3600
 
 MOST_SECONDS = 300
 MOST_MIB = 200
@@ -90,11 +97,6 @@ def write_rows(file: Path, rows: Iterable[tuple[str, ...]]) -> None:
     """A file to import."""
     with file.open("w", newline="") as text:
         csv.writer(text).writerows(rows)
-
-
-def keep_alives(requests: Path, seconds: int) -> subprocess.Popen[str]:
-    """Keep-alives at a steady rate, for so long or until SIGINT."""
-    return wrk(PORT, requests, seconds, str(DELAY_MILLISECONDS))
 
 
 def measured(name: str, running: subprocess.Popen[str], rows: int = 0, seconds: float = 0, mib: float = 0) -> Measured:
@@ -170,15 +172,7 @@ def main(count: int, rest: int) -> None:
     report = {
         "marks_missed": missed,
         "measured": [asdict(row) for row in found],
-        "settings": {
-            "accounts": count,
-            "live_sessions": LIVE_SESSIONS,
-            "connections": CONNECTIONS,
-            "workers": gunicorn_conf.workers,
-            "threads": gunicorn_conf.threads,
-            "cores": os.cpu_count(),
-            "python": sys.version.split()[0],
-        },
+        "settings": settings(accounts=count, live_sessions=LIVE_SESSIONS),
     }
     RESULTS.write_text(json.dumps(report, indent=2) + "\n")
     show(found, missed)

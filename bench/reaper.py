@@ -6,7 +6,6 @@ of the time: first alone, then from the lapse until all that lapsed are ended, t
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,23 +19,31 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from bench.service import CONNECTIONS, LOG, gunicorn, on_session, prepared, process, result, write_requests, wrk
+from bench.service import (
+    FOREVER_SECONDS,
+    LOG,
+    PORT,
+    gunicorn,
+    keep_alives,
+    on_session,
+    prepared,
+    process,
+    result,
+    settings,
+    write_requests,
+)
 from srm import gunicorn_conf
 
 RESULTS = Path("var/bench-reaper.json")
-PORT = 18080
 PLAYERS = 5_000
 """Sessions that keep-alives go to, from all over the table."""
 LAPSING_SHARE = 10
 """One session of so many lapses, at the same instant as the other ones; the rest has an hour."""
-DELAY_MILLISECONDS = 100
-"""Mean wait of each of the CONNECTIONS before a keep-alive: some 300 a second."""
 WARM_UP_SECONDS = 10
 PREPARATION_SECONDS = 45
 """From the seed to the measurement at rest: a vacuum, the warm-up, and time for a slower machine."""
 RETENTION_SECONDS = 30
 """Of ended sessions; five minutes would only be waited for."""
-FOREVER_SECONDS = 3600
 GIVE_UP_SECONDS = 300
 
 MOST_SECONDS = 10
@@ -106,11 +113,6 @@ class Bench:
         finally:
             load.send_signal(signal.SIGINT)
         return measured(name, load, sessions, seconds)
-
-
-def keep_alives(requests: Path, seconds: int) -> subprocess.Popen[str]:
-    """Keep-alives at a steady rate, for so long or until SIGINT."""
-    return wrk(PORT, requests, seconds, str(DELAY_MILLISECONDS))
 
 
 def measured(name: str, load: subprocess.Popen[str], sessions: int = 0, seconds: float = 0) -> Measured:
@@ -189,14 +191,7 @@ def main(count: int, rest: int) -> None:
         "marks_missed": missed,
         "measured": [asdict(row) for row in found],
         "sessions_table": {"updates": updates, "hot_updates": hot, "dead_rows": dead},
-        "settings": {
-            "live_sessions": count,
-            "connections": CONNECTIONS,
-            "workers": gunicorn_conf.workers,
-            "threads": gunicorn_conf.threads,
-            "cores": os.cpu_count(),
-            "python": sys.version.split()[0],
-        },
+        "settings": settings(live_sessions=count),
     }
     RESULTS.write_text(json.dumps(report, indent=2) + "\n")
     show(found, missed)

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import psycopg
 
-from srm import schema
+from srm import gunicorn_conf, schema
 from srm.embedded import EmbeddedServer
 from srm.tokens import SharedSecret
 
@@ -25,6 +25,10 @@ LOG = Path("var/bench.log")
 """What the service says meanwhile, of the last run."""
 SECRET = secrets.token_urlsafe(32)
 CONNECTIONS = 32
+PORT = 18080
+DELAY_MILLISECONDS = 100
+"""Mean wait of each of the CONNECTIONS before a keep-alive: some 300 a second."""
+FOREVER_SECONDS = 3600
 
 Request = tuple[str, str, str, str]
 """Method, path, token, body."""
@@ -54,6 +58,11 @@ def wrk(port: int, file: Path, seconds: int, *arguments: str) -> subprocess.Pope
     command = ["wrk", "--threads", "2", "--connections", str(CONNECTIONS), "--duration", f"{seconds}s"]
     command += ["--script", str(HERE / "requests.lua"), f"http://127.0.0.1:{port}", "--", str(file), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def keep_alives(requests: Path, seconds: int) -> subprocess.Popen[str]:
+    """Keep-alives at a steady rate, for so long or until SIGINT."""
+    return wrk(PORT, requests, seconds, str(DELAY_MILLISECONDS))
 
 
 def result(running: subprocess.Popen[str], name: str) -> dict[str, float]:
@@ -93,6 +102,20 @@ def on_session(method: str, numbers: Iterable[int]) -> Iterator[Request]:
             token(f"live-{1 + number // 4}", f"device-{number % 4}"),
             "",
         )
+
+
+def settings(
+    workers: int = gunicorn_conf.workers, threads: int = gunicorn_conf.threads, **of_this: int
+) -> dict[str, object]:
+    """Under which a report was made, with those that are its own."""
+    return {
+        **of_this,
+        "workers": workers,
+        "threads": threads,
+        "connections": CONNECTIONS,
+        "cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+    }
 
 
 @contextmanager

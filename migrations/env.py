@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from srm import config, embedded, schema
 from srm.database import sqlalchemy_url
+from srm.errors import first_line
 from srm.models import SCHEMA, Base
 
 ONE_RUNNER = 0x53524D  # "SRM"
@@ -131,7 +132,7 @@ def run_online(url: str) -> None:
                 cause = error.orig if isinstance(error, DBAPIError) else error
                 if not isinstance(cause, LockNotAvailable | DeadlockDetected):
                     raise
-                reason = str(cause).split("\n")[0]
+                reason = first_line(cause)
                 if attempt == tries:
                     raise CommandError(
                         f"somebody else holds what the next migration needs, tried {attempt} times: {reason}; what ran "

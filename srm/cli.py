@@ -18,7 +18,7 @@ from srm import audit as audits
 from srm import bulk, config, demo, embedded, formats, logs, operators, progress, schema, serving, tokens
 from srm.config import Settings
 from srm.database import Database, is_unavailable
-from srm.errors import Conflict, DependencyUnavailable, StartupError
+from srm.errors import Conflict, DependencyUnavailable, StartupError, first_line
 from srm.formats import Format
 from srm.models import Role
 from srm.reaper import STATEMENT_TIMEOUT_SECONDS, Reaper, run_forever
@@ -295,8 +295,7 @@ def main() -> None:
 
 
 def _first_line(error: BaseException | None) -> str:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return str(cause).strip().split("\n")[0]
+    return first_line(error.orig if isinstance(error, DBAPIError) else error)
 
 
 if __name__ == "__main__":

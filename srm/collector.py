@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, SQLColumnExpression, case, fun
 
 from srm import schema
 from srm.database import Database, constant, is_timeout
-from srm.errors import DependencyUnavailable
+from srm.errors import DependencyUnavailable, first_line
 from srm.models import SCHEMA, Availability, ReaperState
 from srm.playback import is_lapsed, lapsed_at, sessions
 
@@ -127,7 +127,7 @@ class DatabaseCollector(Collector):
                 failed.add_metric([part], 0)
                 took.add_metric([part], time.monotonic() - began_at)
             except Exception as error:
-                cause = str(error.__cause__ or error).split("\n")[0]
+                cause = first_line(error.__cause__ or error)
                 log.warning("database not looked at", part=part, cause=cause)
                 failed.add_metric([part], 1)
                 if isinstance(error, DependencyUnavailable) and not is_timeout(error):

@@ -5,7 +5,7 @@ import structlog
 from sqlalchemy import bindparam, insert
 
 from srm.database import ThreadConnections, compiled
-from srm.errors import ContentAccessDenied, DependencyUnavailable, SessionLimitReached, SrmError
+from srm.errors import ContentAccessDenied, DependencyUnavailable, SessionLimitReached, SrmError, first_line
 from srm.models import Denial
 from srm.playback import ContentRef
 from srm.tokens import Principal
@@ -62,6 +62,6 @@ def record(
     try:
         db.execute(RECORD, facts, PATIENCE_SECONDS)
     except (DependencyUnavailable, psycopg.Error) as error:
-        cause = str(error.__cause__ or error).split("\n")[0]
+        cause = first_line(error.__cause__ or error)
         in_the_way = [str(session_id) for session_id in by_limit.in_the_way] if by_limit else None
         log.warning("denial not recorded", cause=cause, **{**facts, "in_the_way": in_the_way})

@@ -205,3 +205,8 @@ class PreconditionFailed(Conflict):
 
     http_status = 412
     message = "Changed since it was read"
+
+
+def first_line(error: object) -> str:
+    """What an error says, as one line for a log or an operator: the first of its lines."""
+    return str(error).strip().split("\n")[0]

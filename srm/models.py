@@ -404,7 +404,13 @@ class PlaybackSession(SessionColumns, Base):
     )
 
 
-class Availability(Base):
+class OneRow:
+    """Of a table with a single row."""
+
+    singleton: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"), comment="There is one row")
+
+
+class Availability(OneRow, Base):
     """Since when SRM has been able to take keep-alives: one row, kept by the API (`srm.availability`)."""
 
     __tablename__ = "availability"
@@ -413,7 +419,6 @@ class Availability(Base):
         {"comment": "Since when SRM has been able to take keep-alives; one row"},
     )
 
-    singleton: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"), comment="There is one row")
     seen_at: Mapped[datetime] = mapped_column(comment="When the API was last able to; each second, while it is")
     available_since: Mapped[datetime] = mapped_column(
         comment="When the last outage was over: until a timeout after it no session lapses for want of keep-alives"
@@ -524,7 +529,7 @@ class OperatorChange(Base):
     correlation_id: Mapped[str | None] = mapped_column(comment="X-Correlation-Id of the request; null = it was none")
 
 
-class ReaperState(Base):
+class ReaperState(OneRow, Base):
     """What the reaper did."""
 
     __tablename__ = "reaper_state"
@@ -533,7 +538,6 @@ class ReaperState(Base):
         {"comment": "What the reaper did; one row, whichever reaper it was"},
     )
 
-    singleton: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"), comment="There is one row")
     ran_at: Mapped[datetime | None] = mapped_column(
         comment="When a reaper was last through with all its work, done or failed; null = never"
     )

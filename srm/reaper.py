@@ -19,7 +19,7 @@ from sqlalchemy import Connection, func, literal_column, select, text, update
 
 from srm import playback
 from srm.database import Database, is_timeout
-from srm.errors import DependencyUnavailable
+from srm.errors import DependencyUnavailable, first_line
 from srm.models import SCHEMA, ReaperState
 
 log = structlog.get_logger("srm.reaper")
@@ -85,13 +85,13 @@ class Reaper:
         except (Busy, Stopping):
             return False
         except DependencyUnavailable as error:
-            cause = str(error.__cause__).split("\n")[0]
+            cause = first_line(error.__cause__)
             log.warning("database unavailable", piece=name, cause=cause)
             failures.append(f"{name}: {cause}")
             return is_timeout(error)  # else it is away for the other pieces too
         except Exception as error:
             log.exception("reaper failed", piece=name)
-            failures.append(f"{name}: {str(error).split(chr(10))[0]}")
+            failures.append(f"{name}: {first_line(error)}")
         return True
 
     def _record_run(self, failures: list[str]) -> None:
@@ -166,7 +166,7 @@ class Reaper:
             except DependencyUnavailable as error:
                 if not is_timeout(error):
                     raise
-                log.warning("partition not made yet", partition=name, cause=str(error.__cause__).split("\n")[0])
+                log.warning("partition not made yet", partition=name, cause=first_line(error.__cause__))
             except Exception as error:
                 error.add_note(f"partition {name}")
                 failures.append(error)

@@ -9,7 +9,7 @@ import structlog
 
 from srm import availability
 from srm.database import Database
-from srm.errors import DependencyUnavailable
+from srm.errors import DependencyUnavailable, first_line
 
 log = structlog.get_logger("srm.ticker")
 
@@ -31,6 +31,6 @@ def _tick_forever(database: Database) -> NoReturn:
         except DependencyUnavailable:
             pass  # the requests say it
         except psycopg.Error as error:  # the schema is behind, or a right is missing
-            if problem != (problem := str(error).split("\n")[0]):
+            if problem != (problem := first_line(error)):
                 log.error("cannot tick: no session will lapse", cause=problem)
         time.sleep(availability.TICK_SECONDS)

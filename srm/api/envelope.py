@@ -88,7 +88,7 @@ def _log(error: SrmError, cause: Exception) -> None:
     if isinstance(error, errors.InternalError):
         log.error("request failed", **facts, exc_info=cause)
     elif isinstance(error, errors.DependencyUnavailable):
-        log.warning("dependency unavailable", **facts, cause=str(cause.__cause__ or "").split("\n")[0])
+        log.warning("dependency unavailable", **facts, cause=errors.first_line(cause.__cause__ or ""))
     else:
         log.info("request refused", **facts)
 
