@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import jwt
+import psutil
 from flask.testing import FlaskClient
 from sqlalchemy import Connection, delete, func, insert, literal, select, text, update
 from sqlalchemy.engine import make_url
@@ -25,7 +26,7 @@ from werkzeug.test import TestResponse
 
 from srm import models, operators
 from srm.database import Database
-from srm.embedded import programs
+from srm.embedded import EmbeddedServer, programs
 from srm.models import PlaybackSession, Role
 
 SECRET = "a secret of tests, long enough for HS256"
@@ -219,6 +220,17 @@ def environment(**variables: str) -> dict[str, str]:
 def python_m(*arguments: str) -> list[str]:
     """A command that runs a module of this virtual environment."""
     return [sys.executable, "-m", *arguments]
+
+
+def postmaster(data_dir: Path) -> psutil.Process:
+    """The parent of all processes of the embedded server there."""
+    return psutil.Process(int((data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0]))
+
+
+def stop_postgres(server: EmbeddedServer, data_dir: Path) -> None:
+    """Have the embedded server there shut down "fast" (PostgreSQL manual, "Shutting Down the Server")."""
+    postmaster(data_dir).send_signal(signal.SIGINT)
+    wait_until(lambda: not server.is_running())
 
 
 @dataclass

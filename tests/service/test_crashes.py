@@ -181,10 +181,6 @@ def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
         yield server
 
 
-def postmaster_of(data_dir: Path) -> psutil.Process:
-    return psutil.Process(int((data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0]))
-
-
 def start_again(server: EmbeddedServer) -> None:
     """As `srm serve` does: what is left of the old one may still be going down."""
 
@@ -234,7 +230,7 @@ def test_a_crash_of_the_database_loses_nothing(server: EmbeddedServer, tmp_path:
 
 
 def kill_postmaster(data_dir: Path) -> None:
-    postmaster = postmaster_of(data_dir)
+    postmaster = support.postmaster(data_dir)
     postmaster.kill()
     wait_until(lambda: not postmaster.is_running() or postmaster.status() == psutil.STATUS_ZOMBIE)
 
@@ -303,7 +299,7 @@ def test_the_supervisor_starts_again_what_dies_and_stops_all(served: tuple[str, 
         return True
 
     wait_until(plays, timeout=BACK_SECONDS)
-    before = {"postmaster": postmaster_of(data_dir), "reaper": child("reaper"), "gunicorn": child("gunicorn")}
+    before = {"postmaster": support.postmaster(data_dir), "reaper": child("reaper"), "gunicorn": child("gunicorn")}
     for name, victim in before.items():
         assert victim is not None
         with idle_connections(base):
@@ -339,6 +335,6 @@ def idle_connections(base: str) -> Iterator[None]:
 def is_other(victim: psutil.Process | None, data_dir: Path) -> bool:
     """Whether a new database server has taken the place of the old one."""
     try:
-        return bool(postmaster_of(data_dir) != victim)
+        return bool(support.postmaster(data_dir) != victim)
     except (psutil.Error, OSError, ValueError):
         return False

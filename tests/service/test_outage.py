@@ -4,7 +4,6 @@ Each request is bounded in time though the server is not: a frozen server keeps 
 answers nothing, as does a network that swallows packets.
 """
 
-import signal
 import socket
 import threading
 import time
@@ -71,17 +70,13 @@ class Service:
     def is_well(self) -> bool:
         return all(status == AS_USUAL[route] for route, status in self.ask_everywhere())
 
-    def postmaster(self) -> psutil.Process:
-        return psutil.Process(int((self.data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0]))
-
     def stop_database(self) -> None:
-        self.postmaster().send_signal(signal.SIGINT)  # "fast": PostgreSQL manual, "Shutting Down the Server"
-        wait_until(lambda: not self.server.is_running())
+        support.stop_postgres(self.server, self.data_dir)
 
     @contextmanager
     def frozen_database(self) -> Iterator[None]:
         """Meanwhile, no process of the server runs."""
-        postmaster = self.postmaster()
+        postmaster = support.postmaster(self.data_dir)
         postmaster.suspend()  # first, so that it starts no others
         processes = [postmaster, *postmaster.children()]
         try:

@@ -1,7 +1,5 @@
 """The database, or SRM, is away for longer than the timeout: no viewer loses his session, nor is a slot lost."""
 
-import os
-import signal
 import threading
 import time
 from collections import Counter
@@ -128,12 +126,6 @@ def server(data_dir: Path) -> Iterator[EmbeddedServer]:
         yield server
 
 
-def stop(server: EmbeddedServer, data_dir: Path) -> None:
-    postmaster = int((data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0])
-    os.kill(postmaster, signal.SIGINT)  # "fast": PostgreSQL manual, "Shutting Down the Server"
-    wait_until(lambda: not server.is_running())
-
-
 @contextmanager
 def reaper(url: str, output: Path) -> Iterator[None]:
     with support.running(
@@ -160,7 +152,7 @@ def test_no_viewer_is_lost_when_the_database_is_away_for_longer_than_the_timeout
         with audience.watching():
             time.sleep(KEEP_ALIVE_SECONDS)
             assert set(audience.answers) == {200}
-            stop(server, data_dir)
+            support.stop_postgres(server, data_dir)
             audience.gone |= leaving
             time.sleep(AWAY_SECONDS)
             server.ensure_running()
