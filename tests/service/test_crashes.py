@@ -167,9 +167,9 @@ def test_the_death_of_workers_and_reapers_loses_nothing(clone: Callable[[], str]
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+def server(data_dir: Path) -> Iterator[EmbeddedServer]:
     """A database server of this test alone, migrated."""
-    with EmbeddedServer(tmp_path) as server:
+    with EmbeddedServer(data_dir) as server:
         schema.upgrade(server.url)
         database = Database(server.url, application_name="srm-tests")
         Reaper(database, ended_retention_seconds=300, history_retention_days=90).make_partitions()
@@ -208,7 +208,7 @@ def wait_until_connectable(url: str) -> float:
             time.sleep(0.01)
 
 
-def test_a_crash_of_the_database_loses_nothing(server: EmbeddedServer, tmp_path: Path) -> None:
+def test_a_crash_of_the_database_loses_nothing(server: EmbeddedServer, data_dir: Path, tmp_path: Path) -> None:
     failures: dict[str, list[Answer]] = {}
     with support.api(server.url, tmp_path / "api.log", workers=3) as (base, _):
         load = Load(base)
@@ -216,7 +216,7 @@ def test_a_crash_of_the_database_loses_nothing(server: EmbeddedServer, tmp_path:
             for victim in ("backend", "postmaster"):
                 load.wait_for_more()
                 if victim == "postmaster":
-                    kill_postmaster(tmp_path)
+                    kill_postmaster(data_dir)
                     start_again(server)
                 else:
                     kill_backend(server.url)
@@ -258,9 +258,9 @@ def of_data_dir(data_dir: Path) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[str, support.Process, Path]]:
+def served(data_dir: Path, tmp_path: Path) -> Iterator[tuple[str, support.Process, Path]]:
     """`srm serve` with everything of its own: where, the supervisor, and the data directory."""
-    bind, data_dir = f"127.0.0.1:{support.free_port()}", tmp_path / "data"
+    bind = f"127.0.0.1:{support.free_port()}"
     command = support.python_m("srm.cli", "serve", "--demo", "--bind", bind, "--workers", "2")
     try:
         with support.running(

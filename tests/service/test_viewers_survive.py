@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -110,13 +109,6 @@ def fill(database: Database, accounts: int, timeout_seconds: int) -> list[str]:
         ):
             db.exec_driver_sql(statement, {"names": names, "devices": list(DEVICES)})
     return names
-
-
-@pytest.fixture
-def data_dir() -> Iterator[Path]:
-    """Not below pytest's own folder: each run of pytest closes that to the user that the server runs as."""
-    with TemporaryDirectory(prefix="srm-tests-") as folder:
-        yield Path(folder)
 
 
 @pytest.fixture
