@@ -23,7 +23,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 from uuid import UUID, uuid4
 
 from psycopg.errors import LockNotAvailable
@@ -33,7 +33,6 @@ from sqlalchemy import (
     Connection,
     CursorResult,
     Integer,
-    Result,
     Text,
     Update,
     Uuid,
@@ -47,18 +46,16 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
-    text,
     true,
     tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import aggregate_order_by
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
 from srm import entitlements, policy
 from srm.availability import AVAILABLE_SINCE
-from srm.database import Cursor, Executor, compiled, constant
+from srm.database import Cursor, Executor, compiled, connection_of, constant
 from srm.entitlements import Access
 from srm.errors import (
     AccountNotEnabled,
@@ -382,13 +379,21 @@ LIST_SESSIONS = compiled(
     .where(Account.account_id == OF_ACCOUNT)
     .order_by(*OLDEST_FIRST)
 )
-NAMED = select(
-    func.unnest(bindparam("of_accounts", type_=ARRAY(Text))), func.unnest(bindparam("of_sessions", type_=ARRAY(Uuid)))
+ID_AS_TEXT = sessions.session_id.cast(Text)
+FIND_LAPSED = compiled(
+    select(sessions.account_id, ID_AS_TEXT)
+    .where(sessions.ended_at.is_(None), is_lapsed())
+    .limit(bindparam("at_most", type_=Integer))
 )
-END_ALL_LAPSED = _lapse(tuple_(sessions.account_id, sessions.session_id).in_(NAMED))
+EXPIRED = (sessions.account_id, sessions.device_id, ID_AS_TEXT, sessions.ended_at)
+NAMED = select(
+    func.unnest(bindparam("of_accounts", type_=ARRAY(Text))),
+    func.unnest(bindparam("of_sessions", type_=ARRAY(Text)).cast(ARRAY(Uuid))),
+)
+END_ALL_LAPSED = compiled(_lapse(tuple_(sessions.account_id, sessions.session_id).in_(NAMED)).returning(*EXPIRED))
 ONE_SESSION = and_(sessions.account_id == OF_ACCOUNT, sessions.session_id == OF_SESSION)
 FREE_SESSION = select(sessions.session_id).where(ONE_SESSION).with_for_update(skip_locked=True)
-END_FREE_LAPSED = _lapse(and_(ONE_SESSION, sessions.session_id.in_(FREE_SESSION)))
+END_FREE_LAPSED = compiled(_lapse(and_(ONE_SESSION, sessions.session_id.in_(FREE_SESSION))).returning(*EXPIRED))
 END_OWN_IF_LAPSED = compiled(_lapse(OWN_SESSION).returning(*WAS_ENDED))
 EXPLAIN = compiled(select(sessions.end_reason, sessions.ended_by).where(OWN_SESSION))
 
@@ -594,12 +599,16 @@ def end_sessions(db: Connection, reason: EndReason, which: ColumnElement[bool]) 
     return sorted((Ended(*row) for row in ended), key=lambda row: (row.account_id, row.started_at))
 
 
+Key: TypeAlias = tuple[str, str]
+"""Account and id of a session; the id as text, since of 100,000 it would cost as much as all else to make UUIDs."""
+
+
 class Expired(NamedTuple):
     """A lapsed session that was ended; no more of it than is said of 100,000 at once."""
 
     account_id: str
     device_id: str
-    session_id: UUID
+    session_id: str
     ended_at: datetime
 
 
@@ -612,21 +621,18 @@ ENDED_AT_ONCE = 100
 HELD_MILLISECONDS = 10
 """How long the reaper waits for sessions that somebody holds, before it leaves them out."""
 
+WAIT_FOR_FEW = f"SAVEPOINT before; SET LOCAL lock_timeout = {HELD_MILLISECONDS}".encode()
 
-def find_lapsed(db: Connection) -> list[tuple[str, UUID]]:
+
+def find_lapsed(db: Cursor) -> list[Key]:
     """Account and id of sessions that have lapsed and are not ended yet, at most LAPSED_AT_ONCE.
 
     As they lie in the table, so that those on one page are ended together.
     """
-    lapsed = (
-        select(sessions.account_id, sessions.session_id)
-        .where(sessions.ended_at.is_(None), is_lapsed())
-        .limit(LAPSED_AT_ONCE)
-    )
-    return [(account_id, session_id) for account_id, session_id in db.execute(lapsed)]
+    return db.execute(FIND_LAPSED, {"at_most": LAPSED_AT_ONCE}).fetchall()
 
 
-def end_lapsed(db: Connection, lapsed: Sequence[tuple[str, UUID]]) -> list[Expired]:
+def end_lapsed(db: Cursor, lapsed: Sequence[Key]) -> list[Expired]:
     """End those of the sessions that are still lapsed, and return them.
 
     May be repeated and may meet any other change: a session saved or ended meanwhile is left as it is. One that
@@ -635,24 +641,17 @@ def end_lapsed(db: Connection, lapsed: Sequence[tuple[str, UUID]]) -> list[Expir
     All in one statement costs a third of one each. When that has to wait it is undone, and they are ended one by one,
     past those that are held: SKIP LOCKED is for a single account, where the tables are distributed.
     """
+    names = {"of_accounts": [account for account, _ in lapsed], "of_sessions": [id_ for _, id_ in lapsed]}
+    connection_of(db).command(WAIT_FOR_FEW)
     try:
-        with db.begin_nested():
-            db.execute(text(f"SET LOCAL lock_timeout = {HELD_MILLISECONDS}"))
-            names = {"of_accounts": [account for account, _ in lapsed], "of_sessions": [id_ for _, id_ in lapsed]}
-            return _expired(db, END_ALL_LAPSED, names)
-    except DBAPIError as error:
-        if not isinstance(error.orig, LockNotAvailable):
-            raise
+        return [Expired(*row) for row in db.execute(END_ALL_LAPSED, names).fetchall()]
+    except LockNotAvailable:
+        connection_of(db).command(b"ROLLBACK TO before")
     return [
-        session
+        Expired(*row)
         for account_id, session_id in lapsed
-        for session in _expired(db, END_FREE_LAPSED, {"of_account": account_id, "of_session": session_id})
+        for row in db.execute(END_FREE_LAPSED, {"of_account": account_id, "of_session": session_id}).fetchall()
     ]
-
-
-def _expired(db: Connection, statement: Update, names: dict[str, object]) -> list[Expired]:
-    columns = (sessions[name] for name in Expired._fields)
-    return [Expired(*row) for row in db.execute(statement.returning(*columns), names)]
 
 
 def months_to_archive(db: Connection, retention_seconds: int) -> list[datetime]:
@@ -682,10 +681,7 @@ def archive(db: Connection, retention_seconds: int) -> int:
         .cte("moved")
     )
     statement = insert(EndedSession).from_select(names, select(*(moved.c[name] for name in names)))
-    return _row_count(db.execute(statement, execution_options={"preserve_rowcount": True}))
-
-
-def _row_count(result: Result[Any]) -> int:
+    result = db.execute(statement, execution_options={"preserve_rowcount": True})
     return cast("CursorResult[Any]", result).rowcount
 
 

@@ -15,10 +15,10 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
-from sqlalchemy import Connection, func, literal_column, select, text, update
+from sqlalchemy import BigInteger, Connection, bindparam, func, literal_column, select, text, true, update
 
 from srm import playback
-from srm.database import Database, is_timeout
+from srm.database import Cursor, Database, compiled, constant, is_timeout
 from srm.errors import DependencyUnavailable, first_line
 from srm.models import SCHEMA, ReaperState
 
@@ -36,6 +36,14 @@ MOVED_AT_ONCE = 20_000
 """Rows that one statement takes out of a default partition."""
 PARTITIONED = {"session_history": "ended_at", "denials": "denied_at"}
 """The tables of which there is a partition for each month (UTC) of this time, and a default one for what has none."""
+
+
+BE_ALONE = select(
+    func.pg_try_advisory_xact_lock(literal_column(str(ADVISORY_LOCK))).label("is_alone"),
+    func.set_config(constant("synchronous_commit"), constant("off"), true()),
+)
+BE_ALONE_IN_A_HURRY = compiled(BE_ALONE)
+COUNT_EXPIRED = compiled(update(ReaperState).values(expired=ReaperState.expired + bindparam("more", type_=BigInteger)))
 
 
 class Busy(Exception):
@@ -107,20 +115,20 @@ class Reaper:
         """End all lapsed sessions, with a line in the log for each; how many. Busy when another reaper is at work."""
         total = 0
         while not self._stopped.is_set():
-            with self._alone() as db:
+            with self._alone_in_a_hurry() as db:
                 lapsed = playback.find_lapsed(db)
             for start in range(0, len(lapsed), playback.ENDED_AT_ONCE):
                 if self._stopped.is_set():
                     break
-                with self._alone() as db:
+                with self._alone_in_a_hurry() as db:
                     ended = playback.end_lapsed(db, lapsed[start : start + playback.ENDED_AT_ONCE])
-                    db.execute(update(ReaperState).values(expired=ReaperState.expired + len(ended)))
+                    db.execute(COUNT_EXPIRED, {"more": len(ended)})
                 for session in ended:
                     log.info(
                         "session ended",
                         account=session.account_id,
                         device=session.device_id,
-                        session=str(session.session_id),
+                        session=session.session_id,
                         end_reason="expired",
                         ended_at=session.ended_at.isoformat(),
                     )
@@ -234,14 +242,25 @@ class Reaper:
 
         It does not wait for the disk: what a crash of the database undoes is simply done again.
         """
-        if self._stopped.is_set():
-            raise Stopping
+        self._go_on()
         with self._database.transaction() as db:
-            no_wait = func.set_config("synchronous_commit", "off", literal_column("true"))
-            is_alone, _ = db.execute(select(func.pg_try_advisory_xact_lock(ADVISORY_LOCK), no_wait)).one()
+            if not db.execute(BE_ALONE).one().is_alone:
+                raise Busy
+            yield db
+
+    @contextmanager
+    def _alone_in_a_hurry(self) -> Iterator[Cursor]:
+        """The same for `compiled` statements, at a fourth of the cost: for what is done by the hundred thousand."""
+        self._go_on()
+        with self._database.request() as db:
+            ((is_alone, _),) = db.execute(BE_ALONE_IN_A_HURRY).fetchall()
             if not is_alone:
                 raise Busy
             yield db
+
+    def _go_on(self) -> None:
+        if self._stopped.is_set():
+            raise Stopping
 
 
 def _month_of(instant: datetime) -> datetime:

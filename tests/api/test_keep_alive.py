@@ -40,7 +40,7 @@ def keep_alive(
 
 def reap(database: Database) -> None:
     """What the reaper does to lapsed sessions."""
-    with database.transaction() as db:
+    with database.request() as db:
         playback.end_lapsed(db, playback.find_lapsed(db))
 
 

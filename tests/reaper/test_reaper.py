@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -266,24 +267,24 @@ class TestExpire:
 
     def test_it_spares_a_session_that_was_heard_of_meanwhile(self, factory: Factory, database: Database) -> None:
         saved, lost = (factory.session(silent_for=31) for _ in range(2))
-        with database.transaction() as db:
+        with database.request() as db:
             found = playback.find_lapsed(db)
         assert len(found) == 2
         factory.age(saved, -31, "last_keep_alive_at")
 
-        with database.transaction() as db:
-            assert [ended.session_id for ended in playback.end_lapsed(db, found)] == [lost]
+        with database.request() as db:
+            assert [ended.session_id for ended in playback.end_lapsed(db, found)] == [str(lost)]
 
         assert session_row(database, saved).ended_at is None
         assert session_row(database, lost).end_reason == "expired"
 
     def test_it_spares_a_session_that_was_torn_down_meanwhile(self, factory: Factory, database: Database) -> None:
         session = factory.session(silent_for=31)
-        with database.transaction() as db:
+        with database.request() as db:
             found = playback.find_lapsed(db)
         end(database, session, seconds_ago=3)
 
-        with database.transaction() as db:
+        with database.request() as db:
             assert playback.end_lapsed(db, found) == []
 
         assert session_row(database, session).end_reason == "teardown"
@@ -337,8 +338,8 @@ class TestExpire:
 
     @staticmethod
     def seen_from_outside_is_lapsed(database: Database, session: UUID) -> bool:
-        with database.transaction() as db:
-            return session in [session_id for _, session_id in playback.find_lapsed(db)]
+        with database.request() as db:
+            return str(session) in [session_id for _, session_id in playback.find_lapsed(db)]
 
 
 class TestArchive:
@@ -1001,23 +1002,20 @@ class TestOneAtATime:
 
     def test_it_does_each_thing_once_when_many_run(self, own: Database, own_url: str) -> None:
         add(own, 2000)
-        databases = [Database(own_url, application_name="srm-tests") for _ in range(3)]
         ended: list[int] = []
 
-        def work(reaper: Reaper) -> None:
+        def work() -> None:
+            database = Database(own_url, application_name="srm-tests")
             while count(own, "sessions WHERE ended_at IS NULL"):
-                try:
-                    ended.append(reaper.expire())
-                except Busy:
-                    continue
+                with suppress(Busy):
+                    ended.append(reaper_of(database).expire())
+            database.dispose()
 
-        threads = [threading.Thread(target=work, args=[reaper_of(database)]) for database in databases]
+        threads = [threading.Thread(target=work) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        for database in databases:
-            database.dispose()
 
         # Busy in the middle of its work, a reaper does not get to say how much it did.
         assert sum(ended) <= 2000
