@@ -12,6 +12,7 @@ from functools import cache
 import pytest
 
 PACKAGES = {
+    "chromium": "chromium",
     "curl": "curl",
     "nginx": "nginx",
     "openssl": "openssl",
