@@ -1,6 +1,7 @@
 """SRM_CORS_ORIGINS, as a real browser sees it: a player in a page of another origin plays, and reads every answer."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from srm.database import Database
 from tests.browser import Browser, Site, browser, site
 from tests.deploy.service import instance, nginx
 from tests.entitlement_server import Call, entitlement_server
-from tests.support import NO_SESSION, SETUP, Factory, api, free_port, issue_token, rows, wait_until
+from tests.support import NO_SESSION, ROOT, SETUP, Factory, api, free_port, issue_token, rows, wait_until
 
 PLAYER = """
 async function ask(method, session = "", {body, headers, ...options} = {}) {
@@ -71,9 +72,12 @@ const blind = await fetch(`${given.api}/healthz`, {mode: "no-cors"});
 report([failures, blind.type]);
 """
 
-GOES_AWAY = """
-const session = idOf(await ask("POST", "", {body: given.setup}));
-addEventListener("pagehide", () => ask("DELETE", session, {keepalive: true}));
+(TEARS_DOWN,) = re.findall(r"^```js\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+GOES_AWAY = f"""
+const {{api, token}} = given;
+const session = idOf(await ask("POST", "", {{body: given.setup}}));
+{TEARS_DOWN}
 if (given.keepsAlive) await ask("PUT", session);
 await report("plays");
 if (given.elsewhere) location.href = given.elsewhere;
@@ -233,7 +237,7 @@ def test_a_page_of_another_origin_gets_nothing(
 def test_a_page_that_goes_away_tears_down(
     service: Service, account: str, elsewhere: Site, chromium: Browser, closes: bool, keeps_alive: bool
 ) -> None:
-    """Also when leave for the teardown has still to be asked."""
+    """With what the README shows; also when leave for the teardown has still to be asked."""
     target = None if closes else elsewhere.origin
     service.let_play(service.page, account, GOES_AWAY, keepsAlive=keeps_alive, elsewhere=target)
 
