@@ -65,7 +65,7 @@ def test_it_tells_the_lag_of_the_reaper(
 ) -> None:
     nothing = series(client)
     assert (nothing["srm_lapsed_sessions"], nothing["srm_reaper_lag_seconds"]) == (0, 0)
-    for silent_for in (29, 40, 90, 35):
+    for silent_for in (15, 40, 90, 35):
         factory.session(silent_for=silent_for)
 
     seen = series(make_client(database_url=url))
