@@ -14,7 +14,7 @@
 \set QUIET on
 BEGIN;
 SET LOCAL client_min_messages = warning;
-SET LOCAL lock_timeout = '1s'; -- nobody waits longer behind this; when it gives up, run it again
+SET LOCAL lock_timeout = '300ms'; -- for each table; when it gives up, run it again a little later
 
 DO $$
 DECLARE role text;
@@ -52,6 +52,7 @@ BEGIN
         SELECT oid::regclass FROM pg_class
         WHERE relnamespace = 'srm'::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'S')
           AND relowner <> 'srm_owner'::regrole
+        ORDER BY relname <> 'accounts' -- that one first, as a setup does; crosswise, the two would wait for each other
     LOOP
         EXECUTE format('ALTER TABLE %s OWNER TO srm_owner', object);
     END LOOP;
