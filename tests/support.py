@@ -290,23 +290,29 @@ def wait_until(condition: Any, timeout: float = 30, every: float = 0.05) -> None
 
 @contextmanager
 def api(
-    url: str, output: Path, workers: int = 2, threads: int | None = 2, **variables: str
+    url: str,
+    output: Path,
+    workers: int = 2,
+    threads: int | None = 2,
+    cwd: Path = ROOT,
+    up: str = "/readyz",
+    **variables: str,
 ) -> Iterator[tuple[str, Process]]:
     """The API under gunicorn, several processes; its base URL and the gunicorn master.
 
-    `threads`: None = as many as are shipped.
+    `threads`: None = as many as are shipped. `cwd`: where its code is. `up`: what it answers with 200 once it is there.
     """
     port = free_port()
     command = python_m("gunicorn", "--config", "python:srm.gunicorn_conf", "--bind", f"127.0.0.1:{port}")
     command += ["--workers", str(workers), *([] if threads is None else ["--threads", str(threads)]), "wsgi:app"]
     base = f"http://127.0.0.1:{port}"
     variables = {"TMPDIR": str(output.parent), **variables}  # what a killed master leaves there goes with the test
-    with running(command, output, SRM_DATABASE_URL=url, SRM_TOKEN_SECRET=SECRET, **variables) as process:
+    with running(command, output, cwd, SRM_DATABASE_URL=url, SRM_TOKEN_SECRET=SECRET, **variables) as process:
 
         def is_ready() -> bool:
             assert process.popen.poll() is None, process.text()
             try:
-                return httpx.get(f"{base}/readyz", timeout=5).is_success
+                return httpx.get(f"{base}{up}", timeout=5).is_success
             except httpx.HTTPError:
                 return False
 
@@ -315,11 +321,12 @@ def api(
 
 
 @contextmanager
-def reaper(url: str, output: Path, interval: float = 0.5, **variables: str) -> Iterator[Process]:
-    """A reaper process."""
+def reaper(url: str, output: Path, interval: float = 0.5, cwd: Path = ROOT, **variables: str) -> Iterator[Process]:
+    """A reaper process. `cwd`: where its code is."""
     with running(
         python_m("srm.cli", "reaper"),
         output,
+        cwd,
         SRM_DATABASE_URL=url,
         SRM_REAPER_INTERVAL_SECONDS=str(interval),
         **variables,
