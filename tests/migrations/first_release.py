@@ -1,53 +1,51 @@
-"""What the first release asked the database: schema 0004, and the statements of its client API, word for word.
+"""The first release, whose schema is 0004, as processes on the libraries of today.
 
-That release is on the road; what it says does not change with the code.
+That release is on the road, and does not change with the code: `first_release.zip` is its code as of 2026-11-22, of
+the last commit before 0005, "Give a request one patience, connecting and repeating included":
+
+    TZ=UTC git archive --format=zip -9 --output tests/migrations/first_release.zip 34dd253 migrations srm wsgi.py
 """
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import ZipFile
+
+from tests import support
+from tests.cli import command
+from tests.support import Process
 
 REVISION = "0004"
 
-LOCK_ACCOUNT = "SELECT enabled FROM srm.accounts WHERE account_id = %(account)s FOR NO KEY UPDATE"
 
-GET_TERMS_AND_LIST = """
-    SELECT srm.devices.enabled, EXISTS (
-               SELECT * FROM srm.entitlements, srm.product_contents
-               WHERE srm.entitlements.account_id = %(account)s
-                 AND srm.entitlements.valid_from <= statement_timestamp()
-                 AND (srm.entitlements.valid_until IS NULL OR srm.entitlements.valid_until > statement_timestamp())
-                 AND srm.product_contents.product_id = srm.entitlements.product_id
-                 AND srm.product_contents.content_type = %(content_type)s
-                 AND (srm.product_contents.content_id = %(content)s
-                      OR %(content_type)s IN ('CU', 'NPVR') AND srm.product_contents.content_id = (
-                          SELECT srm.contents.channel_id FROM srm.contents
-                          WHERE srm.contents.content_id = %(content)s))),
-           srm.account_profiles.max_sessions, srm.account_profiles.timeout_seconds, srm.sessions.session_id,
-           statement_timestamp() - srm.sessions.last_keep_alive_at
-               >= make_interval(0, 0, 0, 0, 0, 0, srm.sessions.timeout_seconds)
-    FROM srm.accounts
-    JOIN srm.account_profiles ON srm.account_profiles.profile_id = srm.accounts.profile_id
-    LEFT OUTER JOIN srm.devices ON srm.devices.account_id = %(account)s AND srm.devices.device_id = %(device)s
-    LEFT OUTER JOIN srm.sessions ON srm.sessions.account_id = %(account)s AND srm.sessions.ended_at IS NULL
-    WHERE srm.accounts.account_id = %(account)s
-"""
+@dataclass(frozen=True)
+class FirstRelease:
+    """Its code, in a folder."""
 
-ADMIT = """
-    INSERT INTO srm.sessions (account_id, session_id, device_id, content_type, content_id, timeout_seconds,
-                              max_sessions)
-    VALUES (%(account)s, %(session)s, %(device)s, %(content_type)s, %(content)s, %(timeout_seconds)s, %(max_sessions)s)
-"""
+    folder: Path
 
-OWN_ACTIVE_SESSION = """
-    account_id = %(account)s AND session_id = %(session)s AND device_id = %(device)s AND ended_at IS NULL
-    AND (statement_timestamp() - last_keep_alive_at >= make_interval(0, 0, 0, 0, 0, 0, timeout_seconds)) IS NOT true
-"""
+    @classmethod
+    def unpacked(cls, folder: Path) -> "FirstRelease":
+        """Put there."""
+        with ZipFile(Path(__file__).with_suffix(".zip")) as file:
+            file.extractall(folder)
+        return cls(folder)
 
-KEEP_ALIVE = f"""
-    UPDATE srm.sessions SET last_keep_alive_at = greatest(last_keep_alive_at, statement_timestamp())
-    WHERE {OWN_ACTIVE_SESSION}
-"""
+    def srm(self, url: str, *arguments: str) -> command.Result:
+        """Its `srm …` on that database."""
+        return command.srm(*arguments, cwd=self.folder, SRM_DATABASE_URL=url, PYTHONPATH=str(self.folder))
 
-TEAR_DOWN = f"""
-    UPDATE srm.sessions SET ended_at = statement_timestamp(), end_reason = 'teardown' WHERE {OWN_ACTIVE_SESSION}
-"""
+    def api(self, url: str, output: Path) -> AbstractContextManager[tuple[str, Process]]:
+        """Its API, and where it is: alive, for it is ready only at the schema that it knows."""
+        return support.api(
+            url,
+            output,
+            cwd=self.folder,
+            up="/healthz",
+            PYTHONPATH=str(self.folder),
+            GUNICORN_CMD_ARGS="--http-parser auto",  # it asks for the one in C, which not everybody can build
+        )
 
-OPTIONS = "-c statement_timeout=1500 -c lock_timeout=1500 -c idle_in_transaction_session_timeout=1500"
-"""Of its connections."""
+    def reaper(self, url: str, output: Path, **variables: str) -> AbstractContextManager[Process]:
+        """Its reaper."""
+        return support.reaper(url, output, cwd=self.folder, PYTHONPATH=str(self.folder), **variables)

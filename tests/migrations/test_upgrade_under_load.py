@@ -1,40 +1,51 @@
-"""A database of the first release, full and in use, is brought to head: nobody fails, nobody waits long.
+"""From the first release to this one and back, process by process, on a database that is full and in use.
 
-The load is what the first release asks: in a rolling upgrade it goes on, with the schema ahead of it.
+As docs/migrations.md says. No request fails, whichever release answers it, and nobody waits long for a lock.
 """
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from http.client import HTTPException
+from itertools import count, product
+from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
+import httpx
 import psycopg
 import pytest
 from alembic import command
+from sqlalchemy.engine import make_url
 
 from srm import schema
-from srm.database import Database
-from srm.reaper import Reaper
 from tests import support
-from tests.migrations import first_release as old
+from tests.concurrency.players import Answer, Player
+from tests.migrations import first_release
+from tests.migrations.first_release import FirstRelease
 from tests.migrations.test_migrations import config, execute, query
+from tests.support import ROOT, as_role, psql, wait_until
+
+Started = TypeVar("Started")
 
 ACCOUNTS = 20_000
 CLIENTS = 6
+FORGETFUL_ACCOUNTS = 1000
+"""Whose sessions nobody keeps alive or tears down: they lapse after a second, and the reaper ends them."""
 MOST_SECONDS = 1
 """That anybody may wait for a lock."""
+SOME_SECONDS = 1
+"""For each stage."""
 
 POPULATE = f"""
-    INSERT INTO srm.account_profiles (profile_id, max_sessions, timeout_seconds) VALUES ('p', 3, 3600);
+    INSERT INTO srm.account_profiles (profile_id, max_sessions, timeout_seconds) VALUES ('p', 3, 3600), ('short', 3, 1);
     INSERT INTO srm.contents (content_id) VALUES ('film');
     INSERT INTO srm.products (product_id, name) VALUES ('basic', 'basic');
     INSERT INTO srm.product_contents VALUES ('basic', 'COD', 'film');
     INSERT INTO srm.accounts (account_id, profile_id) SELECT 'a' || n, 'p' FROM generate_series(1, {ACCOUNTS}) AS n;
-    INSERT INTO srm.devices (account_id, device_id, device_group, name)
-    SELECT account_id, device, 'tv', device FROM srm.accounts, unnest(ARRAY['tv', 'phone']) AS device;
-    INSERT INTO srm.entitlements (account_id, product_id) SELECT account_id, 'basic' FROM srm.accounts;
     INSERT INTO srm.sessions (account_id, session_id, device_id, content_type, content_id, timeout_seconds,
                               max_sessions)
     SELECT account_id, gen_random_uuid(), 'tv', 'COD', 'film', 3600, 3 FROM srm.accounts;
@@ -45,7 +56,12 @@ POPULATE = f"""
     SELECT account_id, gen_random_uuid(), 'tv', 'COD', 'film', '2026-01-10 20:00+00', 3600, 3,
            '2026-01-10 21:00+00', 'teardown'
     FROM srm.accounts, generate_series(1, 3);
-    ANALYZE
+    INSERT INTO srm.accounts (account_id, profile_id)
+    SELECT 'f' || n, 'short' FROM generate_series(1, {FORGETFUL_ACCOUNTS}) AS n;
+    INSERT INTO srm.devices (account_id, device_id, device_group, name)
+    SELECT account_id, device, 'tv', device FROM srm.accounts, unnest(ARRAY['tv', 'phone']) AS device;
+    INSERT INTO srm.entitlements (account_id, product_id) SELECT account_id, 'basic' FROM srm.accounts;
+    ANALYZE srm.accounts, srm.devices, srm.entitlements, srm.sessions, srm.session_history
 """
 
 LONGEST_WAIT = """
@@ -54,52 +70,141 @@ LONGEST_WAIT = """
       AND (database = 0 OR database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 """
 
+HISTORY = "SELECT end_reason, count(*) FROM srm.session_history GROUP BY 1"
+
+NOT_OF_THE_OWNER = """
+    SELECT relname FROM pg_class WHERE relnamespace = 'srm'::regnamespace AND relowner <> 'srm_owner'::regrole
+"""
+
+REAPING = {"SRM_ENDED_RETENTION_SECONDS": "1", "SRM_HISTORY_RETENTION_DAYS": "3650"}
+
+
+class Viewer:
+    """One session on a phone; each request goes to any of those that serve at the moment."""
+
+    def __init__(self, load: "Load", account: str) -> None:
+        self._load = load
+        self._account = account
+        self._players: dict[str, Player] = {}
+        self.session_id = ""
+        self.asked: list[str] = []
+        """Whom, request by request."""
+
+    def set_up(self) -> bool:
+        """Whether it has a session now."""
+        answer = self._ask("set up", lambda player: player.set_up())
+        self.session_id = (answer and answer.session_id) or ""
+        return bool(self.session_id)
+
+    def keep_alive(self) -> bool:
+        return self._ask("keep alive", lambda player: player.keep_alive(self.session_id)) is not None
+
+    def tear_down(self) -> bool:
+        return self._ask("tear down", lambda player: player.tear_down(self.session_id)) is not None
+
+    def _ask(self, what: str, ask: Callable[[Player], Answer]) -> Answer | None:
+        """The answer, if it is a success; anything else is noted."""
+        base = random.choice(self._load.bases)
+        self.asked.append(base)
+        if base not in self._players:
+            self._players[base] = Player(base, self._account, "phone")
+        try:
+            answer = ask(self._players[base])
+        except (OSError, HTTPException) as error:
+            self._load.failures.append(f"{what}, {base}: {error!r}")
+            return None
+        if answer.status == 200 and answer.error_code is None:
+            return answer
+        self._load.failures.append(f"{what}, {base}: {answer.status} {answer.body.decode()}")
+        return None
+
+    def __enter__(self) -> "Viewer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for player in self._players.values():
+            player.close()
+
 
 class Load:
-    """Clients of the first release: each sets up, keeps alive and tears down, over and over."""
+    """Clients over HTTP: each sets up, keeps alive and tears down, over and over, beside a session that it keeps.
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    One more forgets each session that it has set up.
+    """
+
+    def __init__(self, database: str, *bases: str) -> None:
+        self._database = database
+        self.bases = bases
         self._done = threading.Event()
-        self.rounds = [0] * CLIENTS
+        self._steps = [0] * (CLIENTS + 1)
+        self.failures: list[str] = []
+        self.torn_down: list[tuple[str, str]] = []
+        """Of each session, who set it up and who tore it down."""
+        self.forgotten = 0
         self.longest_wait = 0.0
         """Seconds that anybody was seen to wait for a lock."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Meanwhile; raises what any of them met."""
-        with ThreadPoolExecutor(CLIENTS + 1) as threads:
-            work: list[Future[None]] = [threads.submit(self._ask, index) for index in range(CLIENTS)]
-            work.append(threads.submit(self._watch))
+        """Meanwhile."""
+        with ThreadPoolExecutor(CLIENTS + 2) as threads:
+            work: list[Future[None]] = [threads.submit(self._play, index) for index in range(CLIENTS)]
+            work += [threads.submit(self._forget), threads.submit(self._watch)]
             try:
+                self.go_on()
                 yield
             finally:
                 self._done.set()
         for future in work:
             future.result()
 
-    def _ask(self, index: int) -> None:
-        with psycopg.connect(self._url, autocommit=True, options=old.OPTIONS) as db:
-            while not self._done.is_set():
-                self.rounds[index] += 1
-                names = {
-                    "account": f"a{1 + (index + CLIENTS * self.rounds[index]) % ACCOUNTS}",
-                    "device": "phone",
-                    "content_type": "COD",
-                    "content": "film",
-                    "session": uuid4(),
-                }
-                with db.transaction():
-                    assert db.execute(old.LOCK_ACCOUNT, names).fetchone() == (True,)
-                    terms, *_ = db.execute(old.GET_TERMS_AND_LIST, names).fetchall()
-                    assert terms[:2] == (True, True)
-                    db.execute(old.ADMIT, {**names, "max_sessions": terms[2], "timeout_seconds": terms[3]})
-                for _ in range(5):
-                    assert db.execute(old.KEEP_ALIVE, names).rowcount == 1
-                assert db.execute(old.TEAR_DOWN, names).rowcount == 1
+    def go_on(self, seconds: float = 0) -> None:
+        """So long, and until each client has asked anew; no request has failed."""
+        time.sleep(seconds)
+        before = list(self._steps)
+        wait_until(lambda: all(now > then for now, then in zip(self._steps, before, strict=True)))
+        assert self.failures == []
+
+    def move(self, *bases: str) -> None:
+        """Ask these from now on; back when nobody asks others any more."""
+        self.bases = bases
+        self.go_on()
+
+    def share(self, *bases: str) -> None:
+        """Ask each of these; back when each has torn down sessions of each."""
+        self.move(*bases)
+        wait_until(lambda: set(product(bases, repeat=2)) <= set(self.torn_down))
+
+    def _play(self, index: int) -> None:
+        with Viewer(self, f"a{1 + index}") as kept:
+            kept.set_up()
+            for round_ in count(1):
+                with Viewer(self, f"a{1 + (index + CLIENTS * round_) % ACCOUNTS}") as viewer:
+                    if viewer.set_up():
+                        for _ in range(5):
+                            viewer.keep_alive()
+                            self._steps[index] += 1
+                        self._tear_down(viewer)
+                kept.keep_alive()
+                self._steps[index] += 1
+                if self._done.is_set():
+                    break
+            self._tear_down(kept)
+
+    def _tear_down(self, viewer: Viewer) -> None:
+        if viewer.tear_down():
+            self.torn_down.append((viewer.asked[0], viewer.asked[-1]))
+
+    def _forget(self) -> None:
+        for number in count():
+            if self._done.wait(0.02):
+                return
+            with Viewer(self, f"f{1 + number % FORGETFUL_ACCOUNTS}") as viewer:
+                self.forgotten += viewer.set_up()
+            self._steps[CLIENTS] += 1
 
     def _watch(self) -> None:
-        with psycopg.connect(self._url, autocommit=True) as db:
+        with psycopg.connect(self._database, autocommit=True) as db:
             while not self._done.is_set():
                 ((seconds,),) = db.execute(LONGEST_WAIT).fetchall()
                 self.longest_wait = max(self.longest_wait, float(seconds))
@@ -107,54 +212,172 @@ class Load:
 
 
 @pytest.fixture
+def old(tmp_path: Path) -> FirstRelease:
+    return FirstRelease.unpacked(tmp_path / "first_release")
+
+
+@pytest.fixture
 def url(clone: Callable[[], str]) -> str:
-    """A database of the first release, in use for a while."""
+    """A database with nothing in it, for a superuser."""
     url = clone()
     execute(url, "DROP SCHEMA srm CASCADE")
-    command.upgrade(config(url), old.REVISION)
-    execute(url, POPULATE)
     return url
 
 
-def test_nobody_fails_or_waits_long(url: str) -> None:
-    """Beside the clients somebody reads for seconds, which no migration waits for."""
-    load = Load(url)
-    history = query(url, "SELECT count(*) FROM srm.session_history")
+@pytest.fixture
+def only_role(url: str) -> Iterator[str]:
+    """The role as which all of the first release connected, and which owned all there was."""
+    role = f"first_{uuid4().hex[:8]}"
+    execute(url, f"CREATE ROLE {role} LOGIN PASSWORD 'password'")
+    execute(url, f'GRANT CREATE ON DATABASE "{make_url(url).database}" TO {role}')
+    yield role
+    execute(url, f"REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}; DROP ROLE {role}")
 
-    with load.running(), ThreadPoolExecutor(1) as thread:
-        reading = threading.Event()
 
-        def read() -> None:
-            with psycopg.connect(url) as reader:
-                reader.execute("SELECT count(*) FROM srm.sessions")
-                reading.set()
-                time.sleep(1.5)
+def populate(url: str, old: FirstRelease) -> None:
+    """What the first release has after a while of use."""
+    result = old.srm(url, "db", "upgrade")
+    assert result.returncode == 0, result.stderr
+    execute(url, POPULATE)
 
-        reader = thread.submit(read)
-        reading.wait(10)
-        before = sum(load.rounds)
-        schema.upgrade(url)
-        reader.result()
+
+def make_roles(url: str) -> None:
+    """Run roles.sql, again when somebody had what it needed."""
+    while (result := psql(url, "--file", str(ROOT / "deploy" / "postgres" / "roles.sql"))).returncode != 0:
+        assert "lock timeout" in result.stderr, result.stderr
         time.sleep(0.5)
 
-    assert query(url, "SELECT version_num FROM srm.alembic_version") == [(schema.head_revision(),)]
-    assert sum(load.rounds) > before
-    assert 0 < load.longest_wait < MOST_SECONDS
-    assert query(url, "SELECT count(*) FROM srm.session_history") == history
-    database = Database(url, application_name="srm-tests", statement_timeout_seconds=30)
-    Reaper(database, ended_retention_seconds=0, history_retention_days=3650).run()
-    database.dispose()
-    assert query(url, "SELECT count(*) FROM srm.session_history") == [(history[0][0] + sum(load.rounds),)]
-    assert query(url, "SELECT count(*) FROM srm.sessions") == [(ACCOUNTS,)]
+
+@contextmanager
+def somebody_reading(url: str) -> Iterator[None]:
+    """For a second and a half somebody reads, which nothing waits for."""
+    reading = threading.Event()
+
+    def read() -> None:
+        with psycopg.connect(url) as reader:
+            reader.execute("SELECT count(*) FROM srm.sessions")
+            reading.set()
+            time.sleep(1.5)
+
+    with ThreadPoolExecutor(1) as thread:
+        reader = thread.submit(read)
+        assert reading.wait(10)
+        yield
+        reader.result()
+
+
+def ready(base: str) -> tuple[int, object]:
+    """What /readyz answers, with the schema that the code there is written for."""
+    answer = httpx.get(f"{base}/readyz")
+    return answer.status_code, answer.json().get("schema")
+
+
+def revision(url: str) -> object:
+    ((number,),) = query(url, "SELECT version_num FROM srm.alembic_version")
+    return number
+
+
+def assert_it_adds_up(url: str, load: Load) -> None:
+    """Each session ended as it should, and is in the history once the reaper has been through; no request failed."""
+    assert load.failures == []
+    wait_until(lambda: query(url, "SELECT count(*) FROM srm.sessions") == [(ACCOUNTS,)])
+    assert dict(query(url, HISTORY)) == {
+        "teardown": 3 * ACCOUNTS + len(load.torn_down),
+        "expired": load.forgotten,
+    }
+
+
+def assert_nobody_waited_long(load: Load) -> None:
+    """For a lock."""
+    print(f"{len(load.torn_down)} sessions torn down, {load.forgotten} lapsed; longest wait {load.longest_wait:.2f} s")
+    assert load.longest_wait < MOST_SECONDS
+
+
+def test_from_the_first_release_to_this_one(url: str, only_role: str, old: FirstRelease, tmp_path: Path) -> None:
+    """The schema, the reaper, the roles, which the first release did not have, and the API."""
+    old_url, application = as_role(only_role, url), as_role("srm_application", url)
+    populate(old_url, old)
+
+    def archived_by_new() -> int:
+        return int(query(url, "SELECT archived FROM srm.reaper_state")[0][0])
+
+    with ExitStack() as stack:
+
+        def start(part: AbstractContextManager[Started]) -> Started:
+            return stack.enter_context(part)
+
+        old_base, old_api = start(old.api(old_url, tmp_path / "old-api.log"))
+        old_reaper = start(old.reaper(old_url, tmp_path / "old-reaper.log", **REAPING))
+        assert ready(old_base) == (200, first_release.REVISION)
+        load = Load(url, old_base)
+        with load.running():
+            with somebody_reading(url):
+                schema.upgrade(old_url)
+            assert revision(url) == schema.head_revision()
+            assert ready(old_base) == (503, None)
+            history = query(url, HISTORY)
+            load.go_on(SOME_SECONDS)
+            wait_until(lambda: query(url, HISTORY) != history)
+            assert archived_by_new() == 0
+
+            assert old_reaper.stop() == 0
+            execute(url, f"GRANT srm_owner TO {only_role}")
+            with somebody_reading(url):
+                make_roles(url)
+            load.go_on()
+
+            start(support.reaper(application, tmp_path / "reaper.log", **REAPING))
+            base, _ = start(support.api(application, tmp_path / "api.log"))
+            load.share(old_base, base)
+            load.go_on(SOME_SECONDS)
+            load.move(base)
+            assert old_api.stop() == 0
+            execute(url, f"REVOKE srm_owner FROM {only_role}")
+            load.go_on(SOME_SECONDS)
+
+        assert_it_adds_up(url, load)
+
+    assert_nobody_waited_long(load)
+    assert load.longest_wait > 0  # for the migrations, which waited for who reads
+    assert archived_by_new() > 0
+    assert query(url, NOT_OF_THE_OWNER) == []
     support.assert_audit_clean(url)
 
 
-def test_nobody_fails_or_waits_long_on_the_way_back(url: str) -> None:
-    schema.upgrade(url)
-    load = Load(url)
+def test_back_to_the_first_release(url: str, old: FirstRelease, tmp_path: Path) -> None:
+    """The processes, with the schema ahead of them, as the role that owns it; and then the schema."""
+    make_roles(url)
+    owner, application = as_role("srm_owner", url), as_role("srm_application", url)
+    populate(owner, old)
+    schema.upgrade(owner)
 
-    with load.running():
-        command.downgrade(config(url), old.REVISION)
+    with ExitStack() as stack:
 
-    assert query(url, "SELECT version_num FROM srm.alembic_version") == [(old.REVISION,)]
-    assert load.longest_wait < MOST_SECONDS
+        def start(part: AbstractContextManager[Started]) -> Started:
+            return stack.enter_context(part)
+
+        base, api = start(support.api(application, tmp_path / "api.log"))
+        reaper = start(support.reaper(application, tmp_path / "reaper.log", **REAPING))
+        load = Load(url, base)
+        with load.running():
+            load.go_on(SOME_SECONDS)
+
+            old_base, _ = start(old.api(owner, tmp_path / "old-api.log"))
+            load.share(base, old_base)
+            load.go_on(SOME_SECONDS)
+            load.move(old_base)
+            assert api.stop() == 0
+            assert reaper.stop() == 0
+            start(old.reaper(owner, tmp_path / "old-reaper.log", **REAPING))
+            load.go_on(SOME_SECONDS)
+
+            command.downgrade(config(owner), first_release.REVISION)
+            assert ready(old_base) == (200, first_release.REVISION)
+            load.go_on(SOME_SECONDS)
+
+        assert_it_adds_up(url, load)
+
+    assert_nobody_waited_long(load)
+    assert revision(url) == first_release.REVISION
+    audit = old.srm(owner, "audit")
+    assert (audit.returncode, "clean" in audit.stdout) == (0, True), audit
