@@ -77,7 +77,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._drain()
         if (draining := getattr(getattr(self, "wsgi", None), "extensions", {}).get("srm.draining")) is not None:
             draining.set()
-        self.method_queue.defer(self.murder_keepalived)
+        self.method_queue.defer(lambda: None)  # to look round now, but when all that has come so far is taken
 
     def _drain(self) -> None:
         if self._drained_at is None:
