@@ -1,10 +1,15 @@
 """What gunicorn itself answers and logs, brought into line with the rest of the service."""
 
 import json
+import selectors
+import socket
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
+from threading import BoundedSemaphore
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +22,12 @@ from srm.errors import InternalError, MalformedRequest, SrmError, StartupError
 from srm.logs import CORRELATION_ID
 from srm.patience import ANSWER_BY, PATIENCE_SECONDS, QUEUE_SECONDS
 
+FIRST_WORD_SECONDS = 0.1
+"""How long a worker that stops waits for the requests that are to come on new connections."""
+
+MOST_CLOSERS = 50
+"""Connections at most that wait at once until their clients hang up."""
+
 
 class Worker(ThreadWorker):  # type: ignore[misc]
     """A thread worker that answers all that it has read, and answers it in the envelope."""
@@ -28,11 +39,38 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     """Told how long each request has waited for a thread; `srm.gunicorn_conf` says by whom."""
 
     _drained_at: float | None = None
+    _first_word_by: float = 0
 
     def enqueue_req(self, conn: Any) -> None:
-        """Called by gunicorn when a connection is new or has become readable: it waits for a thread."""
+        """Called by gunicorn when a connection is new or has become readable: it waits for a thread.
+
+        A new one on which nothing has been said yet does so later. Gunicorn would give it a thread at once, for five
+        seconds: a few clients that connect ahead of their requests, as balancers do, would keep all others waiting.
+        """
+        if not conn.initialized and self.alive and not conn.wait_for_data(0):
+            self._await_first_word(conn)
+            return
+        if not conn.initialized:
+            conn.close = partial(self._close, conn.close)
         conn.enqueued_at = time.monotonic()
         super().enqueue_req(conn)
+
+    def _await_first_word(self, conn: Any) -> None:
+        conn.sock.setblocking(False)
+        conn.set_timeout()
+        self.pending_conns.append(conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+
+    def _close(self, close: Callable[..., None], graceful: bool = False) -> None:
+        """Close a connection; graceful: wait for the client to hang up as well, up to two seconds.
+
+        Gunicorn would do so in its only loop. When MOST_CLOSERS wait already, nobody is waited for any more.
+        """
+        if not graceful or not self._may_wait.acquire(blocking=False):
+            close()
+            return
+        waiting = self._closers.submit(close, graceful=True)
+        waiting.add_done_callback(lambda _: self._may_wait.release())
 
     def handle(self, conn: Any) -> Any:
         """Called by gunicorn in the thread that has got a connection; whether it is to be kept.
@@ -41,6 +79,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         may have been read already, with the end of a body that nobody asked for: nothing would ever come
         from the socket, and the client would wait in vain.
         """
+        if not conn.initialized and not self.alive and not conn.wait_for_data(self._first_word_by - time.monotonic()):
+            conn.sock.shutdown(socket.SHUT_RDWR)  # else gunicorn would wait for the client to hang up, too
+            return False
         conn.waited_seconds = time.monotonic() - conn.enqueued_at
         self.observe_wait(conn.waited_seconds)
         is_kept = super().handle(conn)
@@ -60,11 +101,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         ANSWER_BY.set(time.monotonic() + left)
         return super().handle_request(req, conn)
 
+    alive: bool
     max_requests: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._most_requests = self.max_requests
+        self._closers = ThreadPoolExecutor(MOST_CLOSERS, thread_name_prefix="closer")
+        self._may_wait = BoundedSemaphore(MOST_CLOSERS)
         self.max_requests = sys.maxsize  # gunicorn would take no connection any more, and yet wait for the idle ones
 
     def handle_exit(self, sig: int, frame: Any) -> None:
@@ -103,13 +147,20 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def _hang_up(self) -> None:
         """Take only the connections that wait already, and close those on which nothing is asked.
 
-        Those that wait would be reset with their requests; those that are idle gunicorn would wait for.
+        Those that wait would be reset with their requests, as would new ones with a request on its way; those that are
+        idle gunicorn would wait for.
         """
-        self.alive = False
+        if self.alive:
+            self.alive = False
+            self._first_word_by = time.monotonic() + FIRST_WORD_SECONDS
         if self._accepting:
             for listener in self.sockets:
                 self._accept_all(listener)
         self.set_accept_enabled(False)
+        while self.pending_conns:
+            new = self.pending_conns.popleft()
+            self.poller.unregister(new.sock)
+            self.enqueue_req(new)
         for listener in self.sockets:
             listener.close()
         while self.keepalived_conns:

@@ -4,8 +4,9 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -175,6 +176,40 @@ def test_a_body_that_nobody_reads_does_not_swallow_the_next_request(service: tup
             client.send(BODY + request("GET", "/healthz"))
             assert client.answer()[0] == 404
             assert client.answer()[0] == 200
+
+
+@pytest.mark.alone
+def test_connections_on_which_nothing_is_said_keep_nobody_waiting(service: tuple[str, Database]) -> None:
+    """As of a balancer that connects ahead of its requests; gunicorn gives each of them a thread for five seconds."""
+    with ExitStack() as clients:
+        silent = [clients.enter_context(Raw(service[0])) for _ in range(20)]
+        began_at = time.monotonic()
+        answers = []
+        for client in (clients.enter_context(Raw(service[0])), *silent):
+            client.send(request("GET", "/healthz"))
+            answers.append(client.answer())
+        took = time.monotonic() - began_at
+
+    assert [status for status, *_ in answers] == [200] * 21
+    assert took < 3
+
+
+@pytest.mark.alone
+def test_clients_that_do_not_hang_up_keep_nobody_waiting(service: tuple[str, Database]) -> None:
+    """Gunicorn waits for each of them, up to two seconds, once it has closed its own side."""
+    with ExitStack() as clients:
+        for _ in range(6):
+            client = clients.enter_context(Raw(service[0]))
+            client.send(b"GARBAGE\r\n\r\n")
+            assert client.answer()[0] == 400
+        began_at = time.monotonic()
+        client = clients.enter_context(Raw(service[0]))
+        client.send(request("GET", "/healthz"))
+        status, *_ = client.answer()
+        took = time.monotonic() - began_at
+
+    assert status == 200
+    assert took < 1
 
 
 def test_a_session_goes_through_its_life(service: tuple[str, Database]) -> None:

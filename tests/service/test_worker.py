@@ -1,4 +1,4 @@
-"""srm.gunicorn_worker: what comes at the very moment at which it is told to stop.
+"""srm.gunicorn_worker: connections on which nothing is said, and what comes at the very moment of a stop.
 
 Which of two events gunicorn is told of first is up to the system, so its loop is walked through here step by step.
 """
@@ -7,14 +7,20 @@ import os
 import selectors
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from threading import BoundedSemaphore
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from gunicorn.config import Config
 
+from srm import gunicorn_worker
 from srm.gunicorn_worker import Worker
+
+pytestmark = pytest.mark.alone
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: srm\r\n\r\n"
 
@@ -36,7 +42,10 @@ def worker() -> Iterator[Worker]:
         worker.poller.register(worker.method_queue.fileno(), selectors.EVENT_READ, worker.method_queue.run_callbacks)
         worker.set_accept_enabled(True)
         yield worker
+        for left in (*worker.keepalived_conns, *worker.pending_conns):
+            left.close()
         worker.tpool.shutdown()
+        worker._closers.shutdown()
         worker.poller.close()
         worker.method_queue.close()
         worker.tmp.close()
@@ -44,11 +53,12 @@ def worker() -> Iterator[Worker]:
 
 def run(worker: Worker, until: Callable[[], bool]) -> None:
     """As ThreadWorker.run does, step by step."""
-    for _ in range(20):
+    for _ in range(200):
         if until():
             return
         worker.wait_for_and_dispatch_events(timeout=1.0)
         worker.murder_keepalived()
+        worker.murder_pending()
     pytest.fail("nothing comes of it")
 
 
@@ -58,6 +68,85 @@ def is_through(worker: Worker) -> bool:
 
 def connect(worker: Worker) -> socket.socket:
     return socket.create_connection(worker.sockets[0].getsockname(), timeout=20)
+
+
+@pytest.fixture
+def silent(worker: Worker) -> Iterator[socket.socket]:
+    """The first of eight connections on which nothing has been said yet; the worker has a single thread."""
+    with ExitStack() as clients:
+        first, *_ = [clients.enter_context(connect(worker)) for _ in range(8)]
+        run(worker, until=lambda: worker.nr_conns == 8)
+        yield first
+
+
+def test_who_says_nothing_keeps_nobody_waiting(worker: Worker, silent: socket.socket) -> None:
+    with connect(worker) as client:
+        client.sendall(REQUEST)
+        began_at = time.monotonic()
+        run(worker, until=lambda: len(worker.keepalived_conns) == 1)
+
+        assert time.monotonic() - began_at < 1
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+    silent.sendall(REQUEST)
+    run(worker, until=lambda: len(worker.keepalived_conns) == 1 and len(worker.pending_conns) == 7)
+    assert silent.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.usefixtures("silent")
+def test_who_says_nothing_holds_up_no_stop(worker: Worker) -> None:
+    began_at = time.monotonic()
+
+    worker.handle_exit(signal.SIGTERM, None)
+    run(worker, until=lambda: is_through(worker))
+
+    assert time.monotonic() - began_at < 3
+
+
+@pytest.mark.usefixtures("silent")
+def test_who_says_nothing_keeps_nobody_waiting_at_a_stop(worker: Worker) -> None:
+    """However many: more of them than a request may wait for, one after the other."""
+    with ExitStack() as clients:
+        for _ in range(60):
+            clients.enter_context(connect(worker))
+        run(worker, until=lambda: worker.nr_conns == 68)
+        client = clients.enter_context(connect(worker))
+        client.sendall(REQUEST)
+        began_at = time.monotonic()
+
+        worker.handle_exit(signal.SIGTERM, None)
+        worker.murder_keepalived()
+        run(worker, until=lambda: is_through(worker))
+
+        assert time.monotonic() - began_at < 1
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_only_so_many_clients_are_waited_for(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_may_wait", BoundedSemaphore(1))
+    with ExitStack() as clients:
+        rude = [clients.enter_context(connect(worker)) for _ in range(3)]
+        for client in rude:
+            client.sendall(REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        run(worker, until=lambda: worker.nr == 3 and worker.nr_conns == 0)
+
+        assert len(worker._closers._threads) == 1
+        for client in rude:
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_who_has_connected_before_a_stop_and_asks_after_it_is_answered(
+    worker: Worker, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gunicorn_worker, "FIRST_WORD_SECONDS", 1)
+    worker.handle_exit(signal.SIGTERM, None)
+    worker.murder_keepalived()
+    assert not worker.alive
+
+    silent.sendall(REQUEST)
+    run(worker, until=lambda: is_through(worker))
+
+    assert silent.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
 def test_who_connects_just_then_is_answered(worker: Worker) -> None:
