@@ -2,6 +2,8 @@
 -- wrk … -s requests.lua URL -- FILE [MILLISECONDS]
 -- Each thread takes its own part of the file, in order, and starts again at its beginning when it is through.
 -- Each connection waits MILLISECONDS, on average, before each request; without them it does not wait.
+-- A request is put together when it is sent for the first time: all of them at the start kept both cores from the
+-- service for 150 ms, which a short run then saw as its p99.
 
 local threads = 0
 
@@ -11,12 +13,11 @@ function setup(thread)
 end
 
 function init(arguments)
-  requests, at = {}, 0
+  lines, requests, at = {}, {}, 0
   local line_number = 0
   for line in io.lines(arguments[1]) do
     if line_number % 2 == number % 2 then -- wrk is started with two threads
-      local method, path, token, body = line:match("([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)")
-      requests[#requests + 1] = wrk.format(method, path, { ["Client-Token"] = token }, body ~= "" and body or nil)
+      lines[#lines + 1] = line
     end
     line_number = line_number + 1
   end
@@ -26,7 +27,11 @@ function init(arguments)
 end
 
 function request()
-  at = at % #requests + 1
+  at = at % #lines + 1
+  if not requests[at] then
+    local method, path, token, body = lines[at]:match("([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)")
+    requests[at] = wrk.format(method, path, { ["Client-Token"] = token }, body ~= "" and body or nil)
+  end
   return requests[at]
 end
 

@@ -120,12 +120,11 @@ def settings(
 
 @contextmanager
 def process(command: list[str], **variables: str) -> Iterator[None]:
-    """Run a command meanwhile."""
+    """Run a command of SRM meanwhile; its log is JSON, as the shipped units and the image have it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SRM_")}
+    environment |= {"SRM_TOKEN_SECRET": SECRET, "SRM_LOG_FORMAT": "json", **variables}
     with LOG.open("a") as log:
-        child = subprocess.Popen(
-            command, env={**environment, "SRM_TOKEN_SECRET": SECRET, **variables}, stdout=log, stderr=log
-        )
+        child = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         yield
     finally:
