@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     token_account_claim: Name = Field(default="accountId", description="Claim with the account")
     token_device_claim: Name = Field(default="deviceId", description="Claim with the device")
     reaper_interval_seconds: float = Field(
-        default=5,
+        default=2,
         ge=0.1,
         le=15,
         description="Seconds from one run of the reaper to the next; the alerts take it for dead after a minute",

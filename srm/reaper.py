@@ -29,7 +29,7 @@ STATEMENT_TIMEOUT_SECONDS = 10
 """Shorter than `srm serve` waits for the reaper to stop."""
 PARTITION_LOCK_MILLISECONDS = 100
 """How long a partition to be made or dropped waits for readers, and others behind it; the next run comes anyway."""
-ARCHIVE_SECONDS = 2
+ARCHIVE_SECONDS = 1
 """Of one run; less than the interval, so that nothing that lapses waits for it."""
 MONTHS_AHEAD = 2
 MOVED_AT_ONCE = 20_000
@@ -112,7 +112,10 @@ class Reaper:
             )
 
     def expire(self) -> int:
-        """End all lapsed sessions, with a line in the log for each; how many. Busy when another reaper is at work."""
+        """End all lapsed sessions, with a line in the log for each; how many. Busy when another reaper is at work.
+
+        It rests half as long as it works: 100,000 at once are to be no burden to those who ask meanwhile.
+        """
         total = 0
         while not self._stopped.is_set():
             with self._alone_in_a_hurry() as db:
@@ -120,22 +123,27 @@ class Reaper:
             for start in range(0, len(lapsed), playback.ENDED_AT_ONCE):
                 if self._stopped.is_set():
                     break
-                with self._alone_in_a_hurry() as db:
-                    ended = playback.end_lapsed(db, lapsed[start : start + playback.ENDED_AT_ONCE])
-                    db.execute(COUNT_EXPIRED, {"more": len(ended)})
-                for session in ended:
-                    log.info(
-                        "session ended",
-                        account=session.account_id,
-                        device=session.device_id,
-                        session=session.session_id,
-                        end_reason="expired",
-                        ended_at=session.ended_at.isoformat(),
-                    )
-                total += len(ended)
+                began_at = time.monotonic()
+                total += self._end(lapsed[start : start + playback.ENDED_AT_ONCE])
+                self._stopped.wait((time.monotonic() - began_at) / 2)
             if len(lapsed) < playback.LAPSED_AT_ONCE:
                 break
         return total
+
+    def _end(self, lapsed: list[playback.Key]) -> int:
+        with self._alone_in_a_hurry() as db:
+            ended = playback.end_lapsed(db, lapsed)
+            db.execute(COUNT_EXPIRED, {"more": len(ended)})
+        for session in ended:
+            log.info(
+                "session ended",
+                account=session.account_id,
+                device=session.device_id,
+                session=session.session_id,
+                end_reason="expired",
+                ended_at=session.ended_at.isoformat(),
+            )
+        return len(ended)
 
     def archive(self) -> int:
         """Move to the history what has been kept long enough; how many. Busy as for `expire`.

@@ -20,7 +20,7 @@ DEFAULTS = {
     "token_audience": None,
     "token_account_claim": "accountId",
     "token_device_claim": "deviceId",
-    "reaper_interval_seconds": 5,
+    "reaper_interval_seconds": 2,
     "ended_retention_seconds": 300,
     "history_retention_days": 90,
     "entitlements": "local",
