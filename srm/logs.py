@@ -5,6 +5,7 @@ import sys
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Literal, TextIO, cast
+from uuid import UUID
 
 import structlog
 
@@ -17,6 +18,11 @@ def _add_correlation_id(_: Any, __: str, event: structlog.typing.EventDict) -> s
     if correlation_id is not None:
         event["correlation_id"] = correlation_id
     return event
+
+
+def session_ended(log: Any, account: str, device: str, session: UUID | str, end_reason: str, **more: object) -> None:
+    """The line for a session that has ended, whoever ended it."""
+    log.info("session ended", account=account, device=device, session=str(session), end_reason=end_reason, **more)
 
 
 class Unfailing:

@@ -20,6 +20,7 @@ from sqlalchemy import BigInteger, Connection, bindparam, func, literal_column, 
 from srm import playback
 from srm.database import Cursor, Database, compiled, constant, is_timeout
 from srm.errors import DependencyUnavailable, first_line
+from srm.logs import session_ended
 from srm.models import SCHEMA, ReaperState
 
 log = structlog.get_logger("srm.reaper")
@@ -135,14 +136,8 @@ class Reaper:
             ended = playback.end_lapsed(db, lapsed)
             db.execute(COUNT_EXPIRED, {"more": len(ended)})
         for session in ended:
-            log.info(
-                "session ended",
-                account=session.account_id,
-                device=session.device_id,
-                session=session.session_id,
-                end_reason="expired",
-                ended_at=session.ended_at.isoformat(),
-            )
+            at = session.ended_at.isoformat()
+            session_ended(log, session.account_id, session.device_id, session.session_id, "expired", ended_at=at)
         return len(ended)
 
     def archive(self) -> int:

@@ -14,6 +14,7 @@ from wsgiref.types import WSGIEnvironment
 import structlog
 from prometheus_client import Counter, Histogram
 
+from srm import logs
 from srm.errors import SessionLimitReached, SrmError
 from srm.metrics import REGISTRY
 from srm.playback import Ended
@@ -136,4 +137,4 @@ def ended(sessions: Iterable[Ended], ended_for: str | None = None) -> None:
 def session_ended(account: str, device: str, session: UUID, end_reason: str, **more: object) -> None:
     """The same, for one."""
     ENDED.labels(end_reason).inc()
-    log.info("session ended", account=account, device=device, session=str(session), end_reason=end_reason, **more)
+    logs.session_ended(log, account, device, session, end_reason, **more)
