@@ -19,6 +19,7 @@ All times are `statement_timestamp()` of the database: `now()` stands still whil
 a lock, and the clocks of hosts differ.
 """
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -621,6 +622,9 @@ ENDED_AT_ONCE = 100
 HELD_MILLISECONDS = 10
 """How long the reaper waits for sessions that somebody holds, before it leaves them out."""
 
+ONE_BY_ONE_SECONDS = 2
+"""How long one transaction of the reaper ends one by one; far less than its connection has patience."""
+
 WAIT_FOR_FEW = f"SAVEPOINT before; SET LOCAL lock_timeout = {HELD_MILLISECONDS}".encode()
 
 
@@ -639,19 +643,23 @@ def end_lapsed(db: Cursor, lapsed: Sequence[Key]) -> list[Expired]:
     somebody holds is left to the next time, so that nobody ever waits for two for long.
 
     All in one statement costs a third of one each. When that has to wait it is undone, and they are ended one by one,
-    past those that are held: SKIP LOCKED is for a single account, where the tables are distributed.
+    past those that are held: SKIP LOCKED is for a single account, where the tables are distributed. What that does not
+    get to in ONE_BY_ONE_SECONDS is left, too. The rest of the transaction waits no longer for locks than this does.
     """
     names = {"of_accounts": [account for account, _ in lapsed], "of_sessions": [id_ for _, id_ in lapsed]}
     connection_of(db).command(WAIT_FOR_FEW)
     try:
         return [Expired(*row) for row in db.execute(END_ALL_LAPSED, names).fetchall()]
     except LockNotAvailable:
-        connection_of(db).command(b"ROLLBACK TO before")
-    return [
-        Expired(*row)
-        for account_id, session_id in lapsed
-        for row in db.execute(END_FREE_LAPSED, {"of_account": account_id, "of_session": session_id}).fetchall()
-    ]
+        db.execute("ROLLBACK TO before")  # said so that psycopg sees it, and has the server forget what was prepared
+    ended: list[Expired] = []
+    give_up_at = time.monotonic() + ONE_BY_ONE_SECONDS
+    for account_id, session_id in lapsed:
+        if time.monotonic() > give_up_at:
+            break
+        rows = db.execute(END_FREE_LAPSED, {"of_account": account_id, "of_session": session_id}).fetchall()
+        ended += [Expired(*row) for row in rows]
+    return ended
 
 
 def months_to_archive(db: Connection, retention_seconds: int) -> list[datetime]:
