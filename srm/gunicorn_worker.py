@@ -25,6 +25,9 @@ from srm.patience import ANSWER_BY, PATIENCE_SECONDS, QUEUE_SECONDS
 FIRST_WORD_SECONDS = 0.1
 """How long a worker that stops waits for the requests that are to come on new connections."""
 
+HURRY_SECONDS = 0.0001
+"""How long other threads may keep the interpreter from a worker that stops; by default it is fifty times as long."""
+
 MOST_CLOSERS = 50
 """Connections at most that wait at once until their clients hang up."""
 
@@ -153,16 +156,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if self.alive:
             self.alive = False
             self._first_word_by = time.monotonic() + FIRST_WORD_SECONDS
-        if self._accepting:
-            for listener in self.sockets:
-                self._accept_all(listener)
+        may_accept = self._accepting
         self.set_accept_enabled(False)
+        sys.setswitchinterval(HURRY_SECONDS)
+        for listener in self.sockets:
+            if may_accept:
+                self._accept_all(listener)
+            listener.close()  # at once: who has connected between the two is reset
         while self.pending_conns:
             new = self.pending_conns.popleft()
             self.poller.unregister(new.sock)
             self.enqueue_req(new)
-        for listener in self.sockets:
-            listener.close()
         while self.keepalived_conns:
             idle = self.keepalived_conns.popleft()
             with suppress(OSError, KeyError, ValueError):
