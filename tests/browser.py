@@ -135,7 +135,7 @@ def browser() -> Iterator[Browser]:
     with TemporaryDirectory(prefix="srm-browser-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         command = [tools.need("chromium"), *OPTIONS, f"--user-data-dir={folder}", "about:blank"]
-        with running(command, folder / "output", HOME=name, TMPDIR=name) as process:
+        with running(command, folder / "output", variables={"HOME": name, "TMPDIR": name}) as process:
             wait_until(lambda: _remote_port(process, folder))
             started = Browser(_remote_port(process, folder))
             try:

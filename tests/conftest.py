@@ -53,7 +53,7 @@ ALWAYS_AVAILABLE = "UPDATE srm.availability SET seen_at = 'infinity', available_
 
 def _execute(server_url: str, statement: str) -> None:
     with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(statement)  # type: ignore[arg-type]
+        connection.execute(statement)
 
 
 def _in(server_url: str, name: str) -> str:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,9 +122,10 @@ class Factory:
     def session(self, account_id: str = "a", device_id: str = "tv", *, silent_for: float = 0, **columns: Any) -> UUID:
         """A session that was set up, and last heard of, so many seconds ago."""
         then = func.statement_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, silent_for)
+        session_id = uuid4()
         values = {
             "account_id": account_id,
-            "session_id": uuid4(),
+            "session_id": session_id,
             "device_id": device_id,
             "content_type": "COD",
             "content_id": "film",
@@ -136,7 +137,7 @@ class Factory:
         names = [*values, "started_at", "last_keep_alive_at"]
         with self.database.transaction() as db:
             db.execute(insert(PlaybackSession).from_select(names, select(*typed, then, then)))
-        return values["session_id"]
+        return session_id
 
     def age(self, session_id: UUID | str, seconds: float, *columns: str) -> None:
         """Move the times of a session into the past."""
@@ -259,7 +260,11 @@ class Process:
 
 @contextmanager
 def running(
-    command: list[str], output: Path, cwd: Path = ROOT, pass_fds: Collection[int] = (), **variables: str
+    command: list[str],
+    output: Path,
+    cwd: Path = ROOT,
+    pass_fds: Collection[int] = (),
+    variables: Mapping[str, str] = {},
 ) -> Iterator[Process]:
     """Run a command in a process group of its own; kill what is left of it at the end."""
     with output.open("ab") as file:
@@ -296,7 +301,7 @@ def api(
     threads: int | None = 2,
     cwd: Path = ROOT,
     up: str = "/readyz",
-    **variables: str,
+    variables: Mapping[str, str] = {},
 ) -> Iterator[tuple[str, Process]]:
     """The API under gunicorn, several processes; its base URL and the gunicorn master.
 
@@ -306,8 +311,13 @@ def api(
     command = python_m("gunicorn", "--config", "python:srm.gunicorn_conf", "--bind", f"127.0.0.1:{port}")
     command += ["--workers", str(workers), *([] if threads is None else ["--threads", str(threads)]), "wsgi:app"]
     base = f"http://127.0.0.1:{port}"
-    variables = {"TMPDIR": str(output.parent), **variables}  # what a killed master leaves there goes with the test
-    with running(command, output, cwd, SRM_DATABASE_URL=url, SRM_TOKEN_SECRET=SECRET, **variables) as process:
+    all_variables = {
+        "SRM_DATABASE_URL": url,
+        "SRM_TOKEN_SECRET": SECRET,
+        "TMPDIR": str(output.parent),  # a killed master leaves files there, which go with the test
+        **variables,
+    }
+    with running(command, output, cwd, variables=all_variables) as process:
 
         def is_ready() -> bool:
             assert process.popen.poll() is None, process.text()
@@ -321,16 +331,12 @@ def api(
 
 
 @contextmanager
-def reaper(url: str, output: Path, interval: float = 0.5, cwd: Path = ROOT, **variables: str) -> Iterator[Process]:
+def reaper(
+    url: str, output: Path, interval: float = 0.5, cwd: Path = ROOT, variables: Mapping[str, str] = {}
+) -> Iterator[Process]:
     """A reaper process. `cwd`: where its code is."""
-    with running(
-        python_m("srm.cli", "reaper"),
-        output,
-        cwd,
-        SRM_DATABASE_URL=url,
-        SRM_REAPER_INTERVAL_SECONDS=str(interval),
-        **variables,
-    ) as process:
+    all_variables = {"SRM_DATABASE_URL": url, "SRM_REAPER_INTERVAL_SECONDS": str(interval), **variables}
+    with running(python_m("srm.cli", "reaper"), output, cwd, variables=all_variables) as process:
         yield process
 
 

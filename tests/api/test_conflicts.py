@@ -32,7 +32,7 @@ def listed(client: FlaskClient, device: str = "tv", account: str = "a") -> Any:
     answer = client.get("/srm/v1/sessions", headers={"Client-Token": issue_token(account, device)})
     assert answer.status_code == 200
     assert answer.content_type == "application/json"
-    return answer.json["successResponse"]["sessions"]
+    return answer.get_json()["successResponse"]["sessions"]
 
 
 def keep_alive(client: FlaskClient, device: str, session_id: str) -> Any:

@@ -1,6 +1,7 @@
 """SRM_CORS_ORIGINS: pages of these origins may ask the client API, and read what it answers."""
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 from flask import Flask
@@ -116,7 +117,7 @@ def test_the_page_may_read_that_the_database_is_away(make_client: Callable[..., 
 def test_the_page_may_read_that_something_is_wrong(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(Settings(database_url=url, token_secret=SECRET, cors_origins=ALLOWED))
 
-    def crash() -> None:
+    def crash() -> NoReturn:
         raise RuntimeError("a bug")
 
     app.view_functions["pinned.list_sessions"] = crash

@@ -15,7 +15,7 @@ import structlog
 from flask.testing import FlaskClient
 from structlog.testing import LogCapture
 
-from srm import entitlement_service
+from srm import config, entitlement_service
 from srm.api import envelope
 from srm.database import Database
 from srm.entitlements import Access
@@ -371,7 +371,7 @@ def test_a_slow_resolver_does_not_take_the_time_of_the_database(
         raise OSError("no answer of the resolver")
 
     client = serving(url="http://entitlements.example/", on_failure=on_failure)
-    monkeypatch.setattr(entitlement_service.socket, "getaddrinfo", slowly)
+    monkeypatch.setattr(socket, "getaddrinfo", slowly)
 
     assert set_up(client) == answered
 
@@ -630,7 +630,7 @@ def test_so_many_are_asked_at_once_and_no_more(
     client: FlaskClient, server: EntitlementServer, lines: list[Any]
 ) -> None:
     server.behave = hang
-    calls = entitlement_service.ENTITLEMENT_CALLS_AT_ONCE
+    calls = config.ENTITLEMENT_CALLS_AT_ONCE
     with ThreadPoolExecutor(calls) as threads:
         hanging = [threads.submit(ask, client, str(number)) for number in range(calls)]
         wait_until(lambda: len(server.questions) == calls, timeout=TIMEOUT_SECONDS)
@@ -657,7 +657,7 @@ def test_some_threads_are_left_for_others(
 
 def test_a_place_is_free_again_after_every_outcome(client: FlaskClient, server: EntitlementServer) -> None:
     """More of each than there are places."""
-    for number in range(entitlement_service.ENTITLEMENT_CALLS_AT_ONCE + 1):
+    for number in range(config.ENTITLEMENT_CALLS_AT_ONCE + 1):
         server.behave = lambda call: call.hang_up()
         assert set_up(client) == "SRM-0010"
         server.behave = grant

@@ -61,7 +61,7 @@ def test_it_is_not_ready_while_the_schema_is_behind(
     url = clone()
     client = make_client(database_url=url)
     with psycopg.connect(outside(url)) as connection:
-        connection.execute(change)  # type: ignore[arg-type]
+        connection.execute(change)
 
     answer = client.get("/readyz")
 

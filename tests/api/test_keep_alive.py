@@ -186,10 +186,14 @@ def test_it_waits_for_a_keep_alive_that_began_in_time(
     def somebody_waits() -> bool:
         return bool(rows(database, "SELECT FROM pg_locks WHERE NOT granted"))
 
+    def save() -> None:
+        wait_until(somebody_waits)
+        saving.commit()
+
     with ThreadPoolExecutor(1) as thread, psycopg.connect(outside(conninfo(database.url))) as saving:
         assert playback.keep_alive(saving.cursor(), Principal("a", "tv"), session)
         wait_until(lambda: not rows(database, "SELECT FROM srm.active_sessions"))  # for all that others see
-        saved = thread.submit(lambda: (wait_until(somebody_waits), saving.commit()))
+        saved = thread.submit(save)
         answer = client.open(
             f"/srm/v1/sessions/{session}", method=method, headers={"Client-Token": issue_token("a", "tv")}
         )

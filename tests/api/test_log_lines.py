@@ -67,7 +67,7 @@ def test_it_logs_each_refusal_and_failure_once(factory: Factory, database: Datab
     factory.account("a", max_sessions=0)
     factory.account("b")
     token = issue_token("a", "tv")
-    with api(url, tmp_path / "log", workers=1, SRM_LOG_FORMAT="json") as (base, process):
+    with api(url, tmp_path / "log", workers=1, variables={"SRM_LOG_FORMAT": "json"}) as (base, process):
         call = Client(base)
         assert call("refused", "POST", "sessions", SETUP, Client_Token=token).status_code == 200
         assert call("missing", "PUT", f"sessions/{MADE_UP}", Client_Token=token).status_code == 404
@@ -107,7 +107,7 @@ def test_it_logs_a_share_of_the_other_requests(
     factory.account("a", max_sessions=None)
     token = issue_token("a", "tv")
     variables = {"SRM_LOG_FORMAT": "json", "SRM_ACCESS_LOG_SAMPLE": sample}
-    with api(url, tmp_path / "log", workers=1, **variables) as (base, process):
+    with api(url, tmp_path / "log", workers=1, variables=variables) as (base, process):
         call = Client(base)
         sessions = [
             call("setup", "POST", "sessions", SETUP, Client_Token=token).json()["successResponse"]["sessionId"]
@@ -130,7 +130,7 @@ def test_it_logs_each_session_that_a_request_ends(
     factory.account("a", "tv", "phone", max_sessions=1)
     factory.account("b", "tv", "phone")
     key = factory.operator()
-    with api(url, tmp_path / "log", workers=1, SRM_LOG_FORMAT="json") as (base, process):
+    with api(url, tmp_path / "log", workers=1, variables={"SRM_LOG_FORMAT": "json"}) as (base, process):
         call = Client(base)
 
         def set_up(account: str, device: str) -> str:
@@ -197,7 +197,7 @@ def test_no_line_has_a_token_or_a_key_or_a_part_of_one(
         "SRM_ENTITLEMENTS_URL": f"http://srm:{service_password}@127.0.0.1:1/",
         "SRM_ENTITLEMENTS_ON_FAILURE": "allow",
     }
-    with api(url, tmp_path / "log", workers=1, **variables) as (base, process):
+    with api(url, tmp_path / "log", workers=1, variables=variables) as (base, process):
         call = Client(base)
         session = call("1", "POST", "sessions", SETUP, Client_Token=token).json()["successResponse"]["sessionId"]
         for wrong in (expired, token[:-4] + "AAAA", token + token, token.replace(".", "")):

@@ -1,5 +1,6 @@
 """Who may use the operator API: its key, its role, and that nothing answers without a credential."""
 
+import hmac
 import re
 
 import pytest
@@ -206,13 +207,13 @@ def test_the_key_is_compared_in_constant_time(
 ) -> None:
     """Also that of a name that is not there."""
     compared = []
-    real = operators.hmac.compare_digest
+    real = hmac.compare_digest
 
     def compare(one: bytes, other: bytes) -> bool:
         compared.append((len(one), len(other)))
         return real(one, other)
 
-    monkeypatch.setattr(operators.hmac, "compare_digest", compare)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     for key in (factory.operator("admin")["Operator-Key"], "admin.wrong", "nobody.wrong"):
         client.get("/srm/v1/accounts", headers={"Operator-Key": key})
 

@@ -183,7 +183,7 @@ def test_nobody_ticks_while_somebody_keeps_all_keep_alives_waiting(
     before = row(database)
 
     with psycopg.connect(outside(url)) as somebody:
-        somebody.execute(f"LOCK TABLE srm.sessions IN {mode} MODE")  # type: ignore[arg-type]
+        somebody.execute(f"LOCK TABLE srm.sessions IN {mode} MODE")
         with pytest.raises(DependencyUnavailable):
             availability.tick(database.hot)
     assert row(database) == before

@@ -14,7 +14,7 @@ NOT_FOUND = (404, "ERROR", "SRM-0011")
 CONFLICT = (409, "ERROR", "SRM-0015")
 CHANGED_SINCE = (412, "ERROR", "SRM-0015")
 
-PROFILE = {
+PROFILE: dict[str, Any] = {
     "profileId": "new",
     "maxSessions": None,
     "timeoutSeconds": None,
@@ -258,14 +258,14 @@ def test_a_body_may_be_large_but_not_too_large(admin: Admin, database: Database)
     count = 18_000
     with database.transaction() as db:
         db.exec_driver_sql(f"INSERT INTO srm.contents SELECT 'c-' || n FROM generate_series(1, {2 * count}) n")
-    one, other = (
-        {"name": "x", "contents": [{"contentType": "LIVE", "contentID": f"c-{first + n}"} for n in range(count)]}
-        for first in (1, count + 1)
+    contents, other_contents = (
+        [{"contentType": "LIVE", "contentID": f"c-{first + n}"} for n in range(count)] for first in (1, count + 1)
     )
+    one, other = ({"name": "x", "contents": each} for each in (contents, other_contents))
 
     assert [admin("PUT", "products/new", package).status_code for package in (one, one, other)] == [201, 200, 200]
     assert {each["contentID"] for each in admin.get("products/new")["contents"]} == {
-        each["contentID"] for each in other["contents"]
+        each["contentID"] for each in other_contents
     }
     assert len(admin.get("products?after=basic")["products"][0]["contents"]) == count
     assert admin("DELETE", "products/new").status_code == 204

@@ -283,8 +283,12 @@ def test_service_and_model_never_differ(client: FlaskClient, database: Database,
         factory.content(content, groups=CONTENTS[content])
     factory.product("sports", ("COD", "race"), ("COD", "match"))
 
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: Playback(client, database),
+    class PlaybackHere(Playback):
+        def __init__(self) -> None:
+            super().__init__(client, database)
+
+    run_state_machine_as_test(
+        PlaybackHere,
         settings=settings(
             max_examples=250, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),

@@ -384,12 +384,12 @@ class TestUnreachable:
         """An error that stays is no reason for a trace either."""
         role = f"stranger_{free_port()}"
         with psycopg.connect(outside(url), autocommit=True) as connection:
-            connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")  # type: ignore[arg-type]
+            connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
             try:
                 as_stranger = make_url(url).set(username=role, password=PASSWORD)
                 result = srm("audit", SRM_DATABASE_URL=as_stranger.render_as_string(hide_password=False))
             finally:
-                connection.execute(f"DROP ROLE {role}")  # type: ignore[arg-type]
+                connection.execute(f"DROP ROLE {role}")
 
         assert result.returncode == 1
         assert_one_line(result.stderr, "permission denied")

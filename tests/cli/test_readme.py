@@ -52,7 +52,7 @@ def test_its_sql_works(url: str) -> None:
 
     with psycopg.connect(url, autocommit=True) as connection:
         for statement in statements:
-            connection.execute(statement)  # type: ignore[call-overload]
+            connection.execute(statement)
         (profile,) = connection.execute("SELECT profile_id FROM srm.accounts WHERE account_id = 'demo-1'").fetchall()
 
     assert len(statements) >= 5
@@ -78,7 +78,7 @@ def test_its_entitlement_service_works(clone: Callable[[], str], tmp_path: Path)
         wait_until(lambda: run(command).returncode == 0)
         said = json.loads(run(command).stdout)
 
-        with api(url, tmp_path / "api.log", workers=1, threads=None, **variables) as (base, _):
+        with api(url, tmp_path / "api.log", workers=1, threads=None, variables=variables) as (base, _):
 
             def set_up(content_type: str) -> str:
                 body = {"content": {"contentID": "x", "contentType": content_type}}

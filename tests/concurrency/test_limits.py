@@ -89,7 +89,7 @@ def zap(base: str, device: str, barrier: threading.Barrier, *, and_tear_down: bo
 
 def play(database: Database, url: str, log: Path, *, and_tear_down: bool) -> tuple[int, int]:
     """Let all of them zap; how many were admitted, and how many refused."""
-    with support.api(url, log, workers=4, SRM_TRUSTED_PROXIES="1") as (base, _):
+    with support.api(url, log, workers=4, variables={"SRM_TRUSTED_PROXIES": "1"}) as (base, _):
         devices = list(DEVICES)
         work = partial(zap, and_tear_down=and_tear_down)
         tallies = at_once(CLIENTS, lambda i, barrier: work(base, devices[i], barrier))
@@ -120,7 +120,7 @@ def played(database: Database) -> list[Played]:
         "SELECT session_id, device_group, content_id, content_groups, address, counts, started_at, ended_at, "
         "end_reason FROM srm.sessions ORDER BY started_at",
     )
-    return [Played(*row[:3], tuple(row[3] or ()), *row[4:]) for row in found]
+    return [Played(**{**row._mapping, "content_groups": tuple(row.content_groups or ())}) for row in found]
 
 
 def limits_of(session: Played, on_limit: str) -> Limits:

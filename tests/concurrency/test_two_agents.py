@@ -1,6 +1,6 @@
 """Operators who change the same thing at the same moment: nobody overwrites what he has not read, nothing is lost."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ NEW: dict[str, dict[str, Any]] = {
     "products": {"name": "new", "contents": [{"contentType": "COD", "contentID": "film"}]},
     "contents": {"groups": ["a", "b"]},
 }
-ONE_OF_THEM = {
+ONE_OF_THEM: dict[str, Callable[[int], dict[str, object]]] = {
     "accounts": lambda agent: {"maxSessions": agent},
     "profiles": lambda agent: {"maxSessions": agent},
     "products": lambda agent: {"name": f"agent {agent}"},

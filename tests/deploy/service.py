@@ -4,7 +4,7 @@ import os
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +132,7 @@ def instance(
     *options: str,
     through: Sequence[str] = (),
     listener: socket.socket | None = None,
-    **variables: str,
+    variables: Mapping[str, str] = {},
 ) -> Iterator[Process]:
     """One gunicorn as deploy/ has it, ready to answer there: host:port or unix:/path.
 
@@ -140,13 +140,20 @@ def instance(
     (sd_listen_fds(3)): as descriptor 3, to the process that LISTEN_PID names.
     """
     command = python_m("gunicorn", "--config", str(DEPLOY / "gunicorn.conf.py"), "--workers", "2", *options, "wsgi:app")
-    variables = {"SRM_BIND": bind, "SRM_TRUSTED_PROXIES": "1", "TMPDIR": str(output.parent), **variables}
+    all_variables = {
+        "SRM_DATABASE_URL": url,
+        "SRM_TOKEN_SECRET": SECRET,
+        "SRM_BIND": bind,
+        "SRM_TRUSTED_PROXIES": "1",
+        "TMPDIR": str(output.parent),
+        **variables,
+    }
     command = [*through, *command]
     fds = []
     if listener is not None:
         fds = [listener.fileno()]
         command = ["bash", "-c", f'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&{fds[0]} {fds[0]}<&-', "bash", *command]
-    with running(command, output, pass_fds=fds, SRM_DATABASE_URL=url, SRM_TOKEN_SECRET=SECRET, **variables) as process:
+    with running(command, output, pass_fds=fds, variables=all_variables) as process:
         wait_until_ready(process, bind)
         yield process
 

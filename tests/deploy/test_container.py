@@ -235,7 +235,7 @@ def image() -> Iterator[Path]:
         for source in sources():
             (folder / "src" / source).parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
-            copy(ROOT / source, folder / "src" / source)  # type: ignore[operator]
+            copy(ROOT / source, folder / "src" / source)
         command = [
             sys.executable,
             "-m",

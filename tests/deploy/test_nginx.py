@@ -55,7 +55,7 @@ def front(url: str, database: Database, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("nginx")
     bind = f"unix:{folder}/api.sock"
     with (
-        instance(url, folder / "api.log", bind, SRM_CORS_ORIGINS=PAGE),
+        instance(url, folder / "api.log", bind, variables={"SRM_CORS_ORIGINS": PAGE}),
         nginx(folder / "nginx", bind, listen=FROM_TESTS, origins=f'"{PAGE}" $http_origin;\n') as front,
     ):
         yield front

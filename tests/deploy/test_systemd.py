@@ -136,7 +136,7 @@ class TestSandbox:
         """Run the reaper through a command until it has ended the session."""
         variables = {"SRM_DATABASE_URL": url, "SRM_TOKEN_SECRET": SECRET, "SRM_REAPER_INTERVAL_SECONDS": "0.1"}
         command = [*through, *python_m("srm.cli", "reaper")]
-        with running(command, folder / "log", **variables) as process:
+        with running(command, folder / "log", variables=variables) as process:
             wait_until(lambda: session_row(database, lapsed).end_reason == "expired")
             reaper = psutil.Process(process.popen.pid).children()[0]
             reaper.terminate()

@@ -385,7 +385,7 @@ def test_the_dashboard_can_be_imported() -> None:
     (variable,) = dashboard["templating"]["list"]
     assert (variable["type"], variable["query"]) == ("datasource", "prometheus")
     source = {"type": "prometheus", "uid": f"${{{variable['name']}}}"}
-    taken = set()
+    taken: set[tuple[int, int]] = set()
     for panel in panels:
         place = panel["gridPos"]
         cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
@@ -433,7 +433,7 @@ def test_the_service_tells_each_metric_that_is_named(
     Factory(database).account("a", max_sessions=1)
     make_what_tells(url)
     variables = {"SRM_ENTITLEMENTS": "http", "SRM_ENTITLEMENTS_URL": server.url}
-    with api(url, tmp_path / "log", workers=2, **variables) as (base, _):
+    with api(url, tmp_path / "log", workers=2, variables=variables) as (base, _):
         with Player(base, "a", "tv") as player:
             session = player.set_up().session_id
             assert player.set_up().error_code == "SRM-0006"

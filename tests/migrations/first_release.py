@@ -6,6 +6,7 @@ the last commit before 0005, "Give a request one patience, connecting and repeat
     TZ=UTC git archive --format=zip -9 --output tests/migrations/first_release.zip 34dd253 migrations srm wsgi.py
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,13 @@ class FirstRelease:
             output,
             cwd=self.folder,
             up="/healthz",
-            PYTHONPATH=str(self.folder),
-            GUNICORN_CMD_ARGS="--http-parser auto",  # it asks for the one in C, which not everybody can build
+            variables={
+                "PYTHONPATH": str(self.folder),
+                "GUNICORN_CMD_ARGS": "--http-parser auto",  # it asks for the one in C, which not everybody can build
+            },
         )
 
-    def reaper(self, url: str, output: Path, **variables: str) -> AbstractContextManager[Process]:
+    def reaper(self, url: str, output: Path, variables: Mapping[str, str]) -> AbstractContextManager[Process]:
         """Its reaper."""
-        return support.reaper(url, output, cwd=self.folder, PYTHONPATH=str(self.folder), **variables)
+        all_variables = {"PYTHONPATH": str(self.folder), **variables}
+        return support.reaper(url, output, cwd=self.folder, variables=all_variables)

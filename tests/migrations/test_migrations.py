@@ -101,18 +101,18 @@ def revisions() -> list[str]:
 
 def query(url: str, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
     with psycopg.connect(url, autocommit=True) as connection:
-        return connection.execute(sql, parameters or None).fetchall()  # type: ignore[arg-type]
+        return connection.execute(sql, parameters or None).fetchall()
 
 
 def execute(url: str, sql: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(sql)  # type: ignore[arg-type]
+        connection.execute(sql)
 
 
 def catalogue(url: str) -> dict[str, list[tuple[Any, ...]]]:
     """All that can be seen of the schema, with nothing in it that depends on when it was made."""
     with psycopg.connect(url, autocommit=True) as connection:
-        return {name: connection.execute(sql).fetchall() for name, sql in CATALOGUE.items()}  # type: ignore[arg-type]
+        return {name: connection.execute(sql).fetchall() for name, sql in CATALOGUE.items()}
 
 
 @pytest.fixture(scope="module")

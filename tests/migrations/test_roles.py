@@ -114,7 +114,7 @@ def refused(url: str, statement: str) -> psycopg.errors.Error:
         if "srm_readonly" in url:
             connection.execute("SET default_transaction_read_only = off")  # anybody may
         with pytest.raises(psycopg.Error) as error:
-            connection.execute(statement)  # type: ignore[arg-type]
+            connection.execute(statement)
     return error.value
 
 

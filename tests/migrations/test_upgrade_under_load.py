@@ -307,7 +307,7 @@ def test_from_the_first_release_to_this_one(url: str, only_role: str, old: First
             return stack.enter_context(part)
 
         old_base, old_api = start(old.api(old_url, tmp_path / "old-api.log"))
-        old_reaper = start(old.reaper(old_url, tmp_path / "old-reaper.log", **REAPING))
+        old_reaper = start(old.reaper(old_url, tmp_path / "old-reaper.log", REAPING))
         assert ready(old_base) == (200, first_release.REVISION)
         load = Load(url, old_base)
         with load.running():
@@ -326,7 +326,7 @@ def test_from_the_first_release_to_this_one(url: str, only_role: str, old: First
                 make_roles(url)
             load.go_on()
 
-            start(support.reaper(application, tmp_path / "reaper.log", **REAPING))
+            start(support.reaper(application, tmp_path / "reaper.log", variables=REAPING))
             base, _ = start(support.api(application, tmp_path / "api.log"))
             load.share(old_base, base)
             load.go_on(SOME_SECONDS)
@@ -357,7 +357,7 @@ def test_back_to_the_first_release(url: str, old: FirstRelease, tmp_path: Path) 
             return stack.enter_context(part)
 
         base, api = start(support.api(application, tmp_path / "api.log"))
-        reaper = start(support.reaper(application, tmp_path / "reaper.log", **REAPING))
+        reaper = start(support.reaper(application, tmp_path / "reaper.log", variables=REAPING))
         load = Load(url, base)
         with load.running():
             load.go_on(SOME_SECONDS)
@@ -368,7 +368,7 @@ def test_back_to_the_first_release(url: str, old: FirstRelease, tmp_path: Path) 
             load.move(old_base)
             assert api.stop() == 0
             assert reaper.stop() == 0
-            start(old.reaper(owner, tmp_path / "old-reaper.log", **REAPING))
+            start(old.reaper(owner, tmp_path / "old-reaper.log", REAPING))
             load.go_on(SOME_SECONDS)
 
             command.downgrade(config(owner), first_release.REVISION)

@@ -148,7 +148,7 @@ def service(clone: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) 
             "SRM_ENTITLEMENTS": "http",
             "SRM_ENTITLEMENTS_URL": entitlements.url,
         }
-        with api(url, log, workers=1, **variables) as (base, _):
+        with api(url, log, workers=1, variables=variables) as (base, _):
             yield Service(base, page, database, log)
     database.dispose()
 
@@ -255,7 +255,7 @@ def test_a_page_reads_what_nginx_answers(clone: Callable[[], str], chromium: Bro
     bind = f"127.0.0.1:{free_port()}"
     with (
         site() as page,
-        instance(clone(), tmp_path / "api.log", bind, SRM_CORS_ORIGINS=page.origin) as gunicorn,
+        instance(clone(), tmp_path / "api.log", bind, variables={"SRM_CORS_ORIGINS": page.origin}) as gunicorn,
         nginx(tmp_path / "nginx", bind, origins=f'"{page.origin}" $http_origin;\n') as front,
     ):
         player = {"api": front.world, "token": issue_token("a", "tv")}

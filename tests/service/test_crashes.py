@@ -143,7 +143,9 @@ def test_the_death_of_workers_and_reapers_loses_nothing(clone: Callable[[], str]
     make_accounts(database)
 
     def start_reaper() -> AbstractContextManager[support.Process]:
-        return support.reaper(url, tmp_path / "reaper.log", interval=0.1, SRM_ENDED_RETENTION_SECONDS="1")
+        return support.reaper(
+            url, tmp_path / "reaper.log", interval=0.1, variables={"SRM_ENDED_RETENTION_SECONDS": "1"}
+        )
 
     with support.api(url, tmp_path / "api.log", workers=3) as (base, gunicorn):
         load = Load(base)
@@ -264,7 +266,9 @@ def served(data_dir: Path, tmp_path: Path) -> Iterator[tuple[str, support.Proces
     command = support.python_m("srm.cli", "serve", "--demo", "--bind", bind, "--workers", "2")
     try:
         with support.running(
-            command, tmp_path / "serve.log", SRM_DATA_DIR=str(data_dir), SRM_REAPER_INTERVAL_SECONDS="0.2"
+            command,
+            tmp_path / "serve.log",
+            variables={"SRM_DATA_DIR": str(data_dir), "SRM_REAPER_INTERVAL_SECONDS": "0.2"},
         ) as process:
             wait_until(lambda: "SRM is ready" in process.text() or process.popen.poll() is not None, timeout=60)
             assert process.popen.poll() is None, process.text()

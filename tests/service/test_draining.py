@@ -33,7 +33,7 @@ def url(clone: Callable[[], str]) -> str:
 
 def test_it_answers_all_that_comes_while_it_drains(url: str, tmp_path: Path) -> None:
     with (
-        api(url, tmp_path / "log", workers=1, SRM_TRUSTED_PROXIES="1") as (base, gunicorn),
+        api(url, tmp_path / "log", workers=1, variables={"SRM_TRUSTED_PROXIES": "1"}) as (base, gunicorn),
         Player(base, "a", "tv") as first,
         Player(base, "a", "tv") as second,
         Player(base, "a", "tv") as third,

@@ -40,7 +40,7 @@ def serving(clone: Callable[[], str], server: EntitlementServer, tmp_path: Path,
         "SRM_ENTITLEMENTS_URL": server.url,
         "SRM_ENTITLEMENTS_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS),
     }
-    with api(url, tmp_path / "log", workers=1, threads=threads, **variables) as (base, _):
+    with api(url, tmp_path / "log", workers=1, threads=threads, variables=variables) as (base, _):
         yield base
 
 

@@ -31,7 +31,7 @@ def service(
     database = Database(url, application_name="srm-tests")
     Factory(database).account("a", max_sessions=None)
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    with support.api(url, folder / "api.log", workers=1, PYTHONPATH=path) as (base, _):
+    with support.api(url, folder / "api.log", workers=1, variables={"PYTHONPATH": path}) as (base, _):
         yield base, database
     database.dispose()
 

@@ -39,7 +39,7 @@ def service(clone: Callable[[], str], server: EntitlementServer, tmp_path: Path)
     Factory(database).account("a", max_sessions=None)
     database.dispose()
     variables = {"SRM_ENTITLEMENTS": "http", "SRM_ENTITLEMENTS_URL": server.url}
-    with api(url, tmp_path / "log", workers=WORKERS, **variables) as running:
+    with api(url, tmp_path / "log", workers=WORKERS, variables=variables) as running:
         yield running
 
 
@@ -116,6 +116,8 @@ def test_a_worker_that_takes_the_place_of_another_goes_on_with_its_files(
     base, master = service
     keep_alive = COUNT.format(route="/srm/v1/sessions/<session_id>", method="PUT", outcome="SRM-0008")
 
+    asked = 0
+
     def all_have_answered() -> bool:
         with Player(base, "a", "tv") as player:
             assert player.keep_alive(MADE_UP).error_code == "SRM-0008"
@@ -123,7 +125,6 @@ def test_a_worker_that_takes_the_place_of_another_goes_on_with_its_files(
         asked += 1
         return len(files(tmp_path)) >= 3 * WORKERS and asked >= 10 * WORKERS
 
-    asked = 0
     wait_until(all_have_answered)
     before = files(tmp_path)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -93,7 +94,7 @@ def database(pooled: Pooled) -> Iterator[Database]:
     database.dispose()
 
 
-def new_account(pooled: Pooled, **limits: int | None) -> str:
+def new_account(pooled: Pooled, **limits: Any) -> str:
     database = Database(pooled.direct, application_name="srm-tests")
     account = Factory(database).account(uuid4().hex, *(f"device {n}" for n in range(THREADS)), **limits)
     database.dispose()
@@ -184,7 +185,7 @@ def test_partitions_are_made(pooled: Pooled, database: Database, outside: Callab
             "SELECT max(relname) FROM pg_inherits JOIN pg_class ON oid = inhrelid "
             "WHERE inhparent = 'srm.denials'::regclass AND relname <> 'denials_default'"
         ).fetchall()
-        owner.execute(f"DROP TABLE srm.{last}")  # type: ignore[arg-type]
+        owner.execute(f"DROP TABLE srm.{last}")
 
     made = Reaper(database, ended_retention_seconds=300, history_retention_days=90).make_partitions()
 

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +72,11 @@ def serve_command(port: int, *options: str) -> list[str]:
 
 
 @contextmanager
-def serving(data_dir: Path, output: Path, *options: str, **variables: str) -> Iterator[Service]:
+def serving(data_dir: Path, output: Path, *options: str, variables: Mapping[str, str] = {}) -> Iterator[Service]:
     """`srm serve`, ready or not; nothing of it is left at the end."""
     port = free_port()
-    with running(serve_command(port, *options), output, SRM_DATA_DIR=str(data_dir), **variables) as process:
+    all_variables = {"SRM_DATA_DIR": str(data_dir), **variables}
+    with running(serve_command(port, *options), output, variables=all_variables) as process:
         try:
             yield Service(process, port, data_dir)
         finally:
@@ -279,7 +280,7 @@ class TestStopping:
 class TestExternalDatabase:
     def test_it_uses_it_and_starts_none(self, url: str, folder: Path) -> None:
         data_dir = folder / "var"
-        with serving(data_dir, folder / "output", "--demo", SRM_DATABASE_URL=url) as service:
+        with serving(data_dir, folder / "output", "--demo", variables={"SRM_DATABASE_URL": url}) as service:
             service.wait_until_ready()
 
             assert service.srm("db", "url").returncode == 1  # none is embedded
@@ -303,7 +304,8 @@ class TestExternalDatabase:
     def test_it_shows_an_example_when_the_demo_data_is_there(self, clone: Callable[[], str], folder: Path) -> None:
         url = clone()
         assert srm("demo", "load", SRM_DATABASE_URL=url).returncode == 0
-        with serving(folder / "var", folder / "output", SRM_DATABASE_URL=url, SRM_TOKEN_SECRET=SECRET) as service:
+        variables = {"SRM_DATABASE_URL": url, "SRM_TOKEN_SECRET": SECRET}
+        with serving(folder / "var", folder / "output", variables=variables) as service:
             service.wait_until_ready()
 
             assert "successResponse" in service.paste()

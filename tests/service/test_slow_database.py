@@ -321,7 +321,10 @@ class TestDisk:
 
             def is_refused() -> bool:
                 answer = service.ask("set up")
-                return answer.status == 503 and assert_unavailable({"set up": answer}) is None
+                if answer.status != 503:
+                    return False
+                assert_unavailable({"set up": answer})
+                return True
 
             wait_until(is_refused)
             kept = keep_alive(service, session_id)

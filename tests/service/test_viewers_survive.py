@@ -121,7 +121,9 @@ def server(data_dir: Path) -> Iterator[EmbeddedServer]:
 @contextmanager
 def reaper(url: str, output: Path) -> Iterator[None]:
     with support.running(
-        support.python_m("srm.cli", "reaper"), output, SRM_DATABASE_URL=url, SRM_REAPER_INTERVAL_SECONDS="1"
+        support.python_m("srm.cli", "reaper"),
+        output,
+        variables={"SRM_DATABASE_URL": url, "SRM_REAPER_INTERVAL_SECONDS": "1"},
     ):
         yield
 

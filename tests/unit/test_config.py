@@ -10,7 +10,7 @@ from srm.config import Settings
 from srm.errors import StartupError
 
 SECRET = "0123456789abcdef0123456789abcdef"
-DEFAULTS = {
+DEFAULTS: dict[str, object] = {
     "database_url": None,
     "data_dir": Path("var"),
     "bind": "127.0.0.1:8080",

@@ -317,8 +317,12 @@ def a_situation(draw: st.DrawFn) -> tuple[Limits, list[ActiveSession], Setup]:
     setup = Setup(**draw(asked()))
     groups = setup.content_groups
     limits = Limits(
-        *(draw(A_LIMIT) for _ in range(5)),
-        max_sessions_of_content_groups=groups and [draw(A_LIMIT) for _ in groups],
+        max_sessions=draw(A_LIMIT),
+        max_sessions_per_content=draw(A_LIMIT),
+        max_ip_addresses=draw(A_LIMIT),
+        max_sessions_per_ip=draw(A_LIMIT),
+        max_sessions_of_device_group=draw(A_LIMIT),
+        max_sessions_of_content_groups=None if groups is None else [draw(A_LIMIT) for _ in groups],
         on_limit=draw(st.sampled_from(get_args(OnLimit))),
         same_device=draw(st.sampled_from(get_args(SameDevice))),
     )

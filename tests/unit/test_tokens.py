@@ -21,7 +21,7 @@ from srm.errors import DependencyUnavailable, StartupError, TokenNotValid
 from srm.tokens import KeySet, Principal, SharedSecret, TokenVerifier
 from tests.support import SECRET, free_port, issue_token, sign, wait_until
 
-CLAIMS = {"accountId": "a", "deviceId": "tv", "exp": int(time.time()) + 3600}
+CLAIMS: dict[str, Any] = {"accountId": "a", "deviceId": "tv", "exp": int(time.time()) + 3600}
 RSA = rsa.generate_private_key(65537, 2048)
 OTHER_RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP256R1())
