@@ -146,13 +146,13 @@ class Bench:
     def query(self, sql: str) -> Any:
         """The first column of the first row."""
         with psycopg.connect(self.url) as connection:
-            row = connection.execute(sql).fetchone()  # type: ignore[call-overload]
+            row = connection.execute(sql).fetchone()
         return row[0] if row else None
 
     def execute(self, sql: str) -> None:
         """Change something, for good."""
         with psycopg.connect(self.url) as connection:
-            connection.execute(sql)  # type: ignore[call-overload]
+            connection.execute(sql)
 
     def pgbench(self, seconds: int) -> float:
         """The bare keep-alive statement, by as many clients as the service has connections; per second."""

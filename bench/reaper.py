@@ -93,7 +93,7 @@ class Bench:
 
     def query(self, sql: str) -> Any:
         """The first column of the first row."""
-        row = self.connection.execute(sql).fetchone()  # type: ignore[call-overload]
+        row = self.connection.execute(sql).fetchone()
         return row[0] if row else None
 
     def at_rest(self, seconds: int) -> Measured:
@@ -125,7 +125,7 @@ def measured(name: str, load: subprocess.Popen[str], sessions: int = 0, seconds:
 def measure(bench: Bench, url: str, count: int, rest: int) -> list[Measured]:
     """All the runs."""
     lapse_after = PREPARATION_SECONDS + rest
-    bench.connection.execute(SESSIONS.format(count=count, lapse_after=lapse_after))  # type: ignore[call-overload]
+    bench.connection.execute(SESSIONS.format(count=count, lapse_after=lapse_after))
     bench.connection.execute("VACUUM ANALYZE srm.sessions")
     lapsing = bench.query(f"SELECT count(*) FROM {LAPSING}")
     reaper = [sys.executable, "-m", "srm.cli", "reaper"]

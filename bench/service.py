@@ -48,7 +48,7 @@ def prepared(seed: str, what: str) -> Iterator[tuple[str, Path]]:
         print(f"bench: preparing {what}")
         schema.upgrade(server.url)
         with psycopg.connect(server.url, autocommit=True) as connection:
-            connection.execute(seed)  # type: ignore[call-overload]
+            connection.execute(seed)
             connection.execute("VACUUM ANALYZE")
         yield server.url, Path(folder)
 

@@ -3,6 +3,6 @@
 from srm.api import watch
 
 watch.answered = lambda *_: None
-watch.WAITED.observe = lambda *_: None  # type: ignore[method-assign, misc, assignment]
+watch.WAITED.observe = lambda *_: None  # type: ignore[method-assign]
 
 from wsgi import app  # noqa: E402, F401

@@ -52,7 +52,7 @@ THE_OTHER = """
 """
 
 
-def include_name(name: str | None, kind: str, parents: dict[str, str | None]) -> bool:
+def include_name(name: str | None, kind: str, parents: object) -> bool:
     """Compare what is ours: the schema `srm`, without the partitions, which the reaper makes."""
     if kind == "schema":
         return name == SCHEMA
@@ -61,7 +61,9 @@ def include_name(name: str | None, kind: str, parents: dict[str, str | None]) ->
 
 def limit_waits(connection: Connection) -> None:
     """Of each transaction, so that it holds by way of a pooler too."""
-    connection.connection.dbapi_connection.execute(_lock_timeout(schema.LOCK_SECONDS))
+    cursor = connection.connection.cursor()
+    cursor.execute(_lock_timeout(schema.LOCK_SECONDS))
+    cursor.close()
 
 
 def _lock_timeout(seconds: float) -> str:

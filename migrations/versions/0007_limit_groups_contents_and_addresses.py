@@ -9,6 +9,8 @@ Revision ID: 0007
 Revises: 0006
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -104,7 +106,7 @@ def create_limits_of(kind: str, which: str, what: str) -> None:
     )
 
 
-def session_columns() -> list[sa.Column]:
+def session_columns() -> list[sa.Column[Any]]:
     """What a session keeps from now on."""
     return [
         sa.Column("device_group", sa.Text(), nullable=True, comment="Group of the device, at setup"),

@@ -48,7 +48,7 @@ COMMENTS = {
 LAPSES_AT_COMMENT = "COMMENT ON COLUMN srm.active_sessions.lapses_at IS '{}'"
 
 
-def max_session_seconds(comment: str) -> sa.Column:
+def max_session_seconds(comment: str) -> sa.Column[int]:
     return sa.Column("max_session_seconds", sa.Integer(), nullable=True, comment=comment)
 
 
