@@ -100,7 +100,7 @@ def make_certificate(folder: Path) -> None:
     """A certificate for this machine, by itself."""
     command = [tools.need("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"]
     command += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "certificate.pem"), "-days", "2"]
-    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,DNS:srm.example,IP:127.0.0.1"]
     subprocess.run(command, check=True, capture_output=True)
 
 
