@@ -35,8 +35,8 @@ from bench.service import (
     write_requests,
     wrk,
 )
-from srm import gunicorn_conf
-from srm.embedded import programs
+from srm.db.embedded import programs
+from srm.serve import gunicorn_conf
 
 RESULTS = Path("var/bench.json")
 LIVE_SESSIONS = 100_000

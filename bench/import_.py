@@ -33,7 +33,7 @@ from bench.service import (
     settings,
     write_requests,
 )
-from srm import gunicorn_conf
+from srm.serve import gunicorn_conf
 
 RESULTS = Path("var/bench-import.json")
 LIVE_SESSIONS = 5_000

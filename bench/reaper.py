@@ -32,7 +32,7 @@ from bench.service import (
     settings,
     write_requests,
 )
-from srm import gunicorn_conf
+from srm.serve import gunicorn_conf
 
 RESULTS = Path("var/bench-reaper.json")
 PLAYERS = 5_000

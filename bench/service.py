@@ -16,9 +16,10 @@ from pathlib import Path
 import httpx
 import psycopg
 
-from srm import gunicorn_conf, schema
-from srm.embedded import EmbeddedServer
-from srm.tokens import SharedSecret
+from srm.clients.tokens import SharedSecret
+from srm.db import schema
+from srm.db.embedded import EmbeddedServer
+from srm.serve import gunicorn_conf
 
 HERE = Path(__file__).parent
 LOG = Path("var/bench.log")

@@ -5,7 +5,7 @@ why. Here stands what only a service needs that runs for months and has a proxy 
 """
 
 from srm.config import load
-from srm.gunicorn_conf import *  # noqa: F403
+from srm.serve.gunicorn_conf import *  # noqa: F403
 
 bind = load().bind
 """SRM_BIND: loopback unless it says otherwise, best a Unix socket. From systemd a socket comes that is open already."""

@@ -19,10 +19,11 @@ from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import Connection, Engine, create_engine, event, pool, text
 from sqlalchemy.exc import DBAPIError
 
-from srm import config, embedded, schema
-from srm.database import sqlalchemy_url
+from srm import config
+from srm.db import embedded, schema
+from srm.db.database import sqlalchemy_url
+from srm.db.models import SCHEMA, Base
 from srm.errors import first_line
-from srm.models import SCHEMA, Base
 
 ONE_RUNNER = 0x53524D  # "SRM"
 PARTITION = re.compile(r"(session_history|denials)_(\d{4}_\d{2}|default)")

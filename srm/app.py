@@ -6,15 +6,18 @@ from threading import Event
 from flask import Flask
 from flask_swagger_ui import get_swaggerui_blueprint
 
-from srm import config, logs, tokens
+from srm import config, logs
 from srm.api import cors, envelope, health
-from srm.api.v1 import openapi, operator, sessions
+from srm.api.v1 import openapi
+from srm.api.v1.client import sessions
+from srm.api.v1.operator import blueprint as operator
+from srm.clients import tokens
+from srm.clients.entitlement_service import EntitlementService
+from srm.clients.tokens import Principal
 from srm.config import Settings
-from srm.database import Database
-from srm.entitlement_service import EntitlementService
-from srm.entitlements import ALLOWED, LOCAL, Access
-from srm.playback import ContentRef
-from srm.tokens import Principal
+from srm.db.database import Database
+from srm.playback.entitlements import ALLOWED, LOCAL, Access
+from srm.playback.statements import ContentRef
 
 PREFIXES = {"pinned": "/srm/v1", "newest": "/srm"}
 """Every route exists under its version, and under `/srm` as long as that version is the newest."""

@@ -18,12 +18,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy.engine import make_url
 
-from srm import schema
 from srm.app import create_app
 from srm.config import Settings
-from srm.database import Database
-from srm.embedded import EmbeddedServer
-from srm.reaper import Reaper
+from srm.db import schema
+from srm.db.database import Database
+from srm.db.embedded import EmbeddedServer
+from srm.reaper.runner import Reaper
 from tests import support
 from tests.support import Factory
 

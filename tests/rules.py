@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Protocol, TypeVar
 
-from srm.policy import Limits
+from srm.playback.limits import Limits
 
 
 class Playing(Protocol):

@@ -24,10 +24,11 @@ from sqlalchemy import Connection, delete, func, insert, literal, select, text, 
 from sqlalchemy.engine import make_url
 from werkzeug.test import TestResponse
 
-from srm import models, operators
-from srm.database import Database
-from srm.embedded import EmbeddedServer, programs
-from srm.models import PlaybackSession, Role
+from srm.db import models
+from srm.db.database import Database
+from srm.db.embedded import EmbeddedServer, programs
+from srm.db.models import PlaybackSession, Role
+from srm.operators import keys as operators
 
 SECRET = "a secret of tests, long enough for HS256"
 SETUP = {"content": {"contentID": "film", "contentType": "COD"}}

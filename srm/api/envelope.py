@@ -14,10 +14,10 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
 from srm import errors
-from srm.api import watch
+from srm.api import telemetry as watch
 from srm.errors import SrmError
 from srm.logs import CORRELATION_ID
-from srm.operators import Operator
+from srm.operators.keys import Operator
 
 log = structlog.get_logger("srm.api")
 

@@ -5,10 +5,11 @@ from threading import Event
 from flask import Blueprint, Response, jsonify
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from srm import metrics, schema
-from srm.collector import DatabaseCollector
-from srm.database import Database
+from srm import metrics
+from srm.db import schema
+from srm.db.database import Database
 from srm.errors import DependencyUnavailable, StartupError
+from srm.playback.gauges import DatabaseCollector
 
 
 def create_blueprint(database: Database, draining: Event) -> Blueprint:

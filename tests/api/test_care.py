@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from srm.database import Database
-from srm.reaper import Reaper
+from srm.db.database import Database
+from srm.reaper.runner import Reaper
 from tests.support import SETUP, Admin, Factory, error_of, issue_token, rows, session_row
 
 MALFORMED = (400, "ERROR", "SRM-0002")

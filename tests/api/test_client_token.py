@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from flask.testing import FlaskClient
 from jwt.algorithms import RSAAlgorithm
 
-from srm.database import Database
+from srm.db.database import Database
 from tests.support import SETUP, Factory, error_of, issue_token, session_count, sign
 
 LATER = int(time.time()) + 3600

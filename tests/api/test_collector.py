@@ -8,9 +8,10 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from srm import collector, schema
-from srm.database import Database
-from srm.reaper import Reaper
+from srm.db import schema
+from srm.db.database import Database
+from srm.playback import gauges as collector
+from srm.reaper.runner import Reaper
 from tests.api.test_metrics import series
 from tests.support import Factory, free_port
 

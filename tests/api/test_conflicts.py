@@ -7,8 +7,8 @@ from uuid import uuid4
 import pytest
 from flask.testing import FlaskClient
 
-from srm.database import Database
-from srm.models import Account, AccountProfile, Device
+from srm.db.database import Database
+from srm.db.models import Account, AccountProfile, Device
 from tests.support import SETUP, Factory, error_of, issue_token, rows
 
 

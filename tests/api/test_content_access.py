@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 from flask.testing import FlaskClient
 
-from srm.database import Database
-from srm.models import Account, Device
+from srm.db.database import Database
+from srm.db.models import Account, Device
 from tests.support import SETUP, Factory, error_of, issue_token, rows
 
 UNKNOWN = {"content": {"contentID": "nowhere in the catalogue", "contentType": "LIVE"}}

@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 from psycopg import sql
 from werkzeug.test import TestResponse
 
-from srm.database import Database
+from srm.db.database import Database
 from srm.errors import DependencyUnavailable
 from tests.support import ROUTES, SESSION, SETUP, Factory, error_of, free_port, issue_token
 

@@ -15,15 +15,16 @@ import structlog
 from flask.testing import FlaskClient
 from structlog.testing import LogCapture
 
-from srm import config, entitlement_service
+from srm import config
 from srm.api import envelope
-from srm.database import Database
-from srm.entitlements import Access
+from srm.clients import entitlement_service
+from srm.clients.tokens import Principal
+from srm.db.database import Database
+from srm.db.models import Account, Device
+from srm.deadline import ANSWER_BY
 from srm.errors import DependencyUnavailable
-from srm.models import Account, Device
-from srm.patience import ANSWER_BY
-from srm.playback import ContentRef
-from srm.tokens import Principal
+from srm.playback.entitlements import Access
+from srm.playback.statements import ContentRef
 from tests.entitlement_server import (
     ENDLESS_SECONDS,
     Call,

@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 from flask.testing import FlaskClient
 
-from srm.database import Database
+from srm.db.database import Database
 from tests.support import NO_SESSION, SESSION, SETUP, Factory, error_of, issue_token
 
 NO_RESOURCE = (404, "ERROR", "SRM-0011")

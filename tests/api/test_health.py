@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from srm import schema
+from srm.db import schema
 from tests import support
 from tests.support import error_of
 

@@ -13,9 +13,10 @@ from flask.testing import FlaskClient
 from sqlalchemy import func
 from werkzeug.test import TestResponse
 
-from srm import models, playback
-from srm.database import Database, conninfo
-from srm.tokens import Principal
+from srm.clients.tokens import Principal
+from srm.db import models
+from srm.db.database import Database, conninfo
+from srm.playback import statements as playback
 from tests.support import SETUP, Factory, error_of, issue_token, rows, session_row, wait_until
 
 NOT_FOUND = (404, "ERROR", "SRM-0008")

@@ -10,13 +10,8 @@ from flask.testing import FlaskClient
 from psycopg.errors import CheckViolation
 from sqlalchemy.exc import IntegrityError
 
-from srm.database import Database
-from srm.models import (
-    AccountProfile,
-    ContentGroup,
-    ProfileContentGroup,
-    ProfileDeviceGroup,
-)
+from srm.db.database import Database
+from srm.db.models import AccountProfile, ContentGroup, ProfileContentGroup, ProfileDeviceGroup
 from tests.support import Factory, error_of, issue_token, rows
 
 DEVICES = {"tv": "tv", "second tv": "tv", "phone": "mobile", "tablet": "mobile", "laptop": "computer"}

@@ -11,7 +11,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from srm.database import Database
+from srm.db.database import Database
 from tests.support import SECRET, SETUP, Factory, Process, api, issue_token
 
 MADE_UP = "8f14e45f-ceea-467f-9575-1c2f6a7b0c11"

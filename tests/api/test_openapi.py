@@ -9,7 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 
-from srm.resources import member
+from srm.operators.resources import member
 from tests.support import SETUP, Factory, issue_token
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

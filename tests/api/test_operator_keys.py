@@ -7,9 +7,9 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.routing import Rule
 
-from srm import operators
-from srm.database import Database
-from srm.models import Role
+from srm.db.database import Database
+from srm.db.models import Role
+from srm.operators import keys as operators
 from tests.support import NO_SESSION, Factory, error_of, issue_token, rows
 
 NOT_VALID = (401, "ERROR", "SRM-0003")

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from srm.api.v1.provisioning import merge_patch
-from srm.database import Database
+from srm.api.v1.operator.provisioning import merge_patch
+from srm.db.database import Database
 from tests.support import SETUP, Admin, Factory, error_of, issue_token, rows
 
 MALFORMED = (400, "ERROR", "SRM-0002")

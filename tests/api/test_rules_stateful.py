@@ -18,16 +18,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from srm.database import Database
-from srm.models import (
-    Account,
-    AccountProfile,
-    OnLimit,
-    ProfileContentGroup,
-    ProfileDeviceGroup,
-    SameDevice,
-)
-from srm.policy import Limits
+from srm.db.database import Database
+from srm.db.models import Account, AccountProfile, OnLimit, ProfileContentGroup, ProfileDeviceGroup, SameDevice
+from srm.playback.limits import Limits
 from tests import rules
 from tests.support import Factory, issue_token, rows
 

@@ -13,8 +13,9 @@ from sqlalchemy import func, literal, select
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from werkzeug.test import TestResponse
 
-from srm import entitlements, models
-from srm.database import Database, conninfo
+from srm.db import models
+from srm.db.database import Database, conninfo
+from srm.playback import entitlements
 from tests.support import SETUP, Factory, error_of, issue_token, rows, session_count, session_row
 
 URL = "/srm/v1/sessions"

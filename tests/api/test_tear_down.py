@@ -7,8 +7,9 @@ from flask.testing import FlaskClient
 from sqlalchemy import func
 from werkzeug.test import TestResponse
 
-from srm import models, playback
-from srm.database import Database
+from srm.db import models
+from srm.db.database import Database
+from srm.playback import statements as playback
 from tests.support import SETUP, Factory, error_of, issue_token, rows, session_count, session_row
 
 NOT_FOUND = (404, "ERROR", "SRM-0008")

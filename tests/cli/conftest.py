@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from srm.cli import main
+from srm.cli.main import main
 from tests.cli.command import Result
 
 

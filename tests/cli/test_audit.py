@@ -9,10 +9,11 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import insert
 
-from srm import audit, schema
-from srm.audit import Excess
-from srm.database import Database
-from srm.models import EndedSession, PlaybackSession
+from srm.db import schema
+from srm.db.database import Database
+from srm.db.models import EndedSession, PlaybackSession
+from srm.playback import limit_check as audit
+from srm.playback.limit_check import Excess
 from tests.cli.command import Result, assert_refused, srm
 from tests.support import ROOT, Factory, rows
 

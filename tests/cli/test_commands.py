@@ -14,11 +14,12 @@ from click.testing import CliRunner
 from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 
-from srm import demo, schema
-from srm.cli import cli
+from srm.cli.main import cli
+from srm.clients.tokens import Principal, SharedSecret, TokenVerifier
 from srm.config import Settings
-from srm.database import Database
-from srm.tokens import Principal, SharedSecret, TokenVerifier
+from srm.db import schema
+from srm.db.database import Database
+from srm.operators import demo
 from tests.cli.command import Result, assert_one_line, assert_refused, srm
 from tests.support import SECRET, free_port, rows
 

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from srm import bulk, formats, models
-from srm.database import Database
-from srm.models import Base
-from srm.resources import ACCOUNTS, CONTENTS, DEVICES, ENTITLEMENTS, PRODUCTS
+from srm.db import models
+from srm.db.database import Database
+from srm.db.models import Base
+from srm.operators.bulk import files as formats
+from srm.operators.bulk import importer as bulk
+from srm.operators.resources import ACCOUNTS, CONTENTS, DEVICES, ENTITLEMENTS, PRODUCTS
 from tests.cli.command import Result, srm
 from tests.support import Factory, rows
 

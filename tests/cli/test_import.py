@@ -17,8 +17,10 @@ import psycopg
 import pytest
 from rich.console import Console
 
-from srm import bulk, formats, progress
-from srm.progress import Lines
+from srm.cli import progress
+from srm.cli.progress import Lines
+from srm.operators.bulk import files as formats
+from srm.operators.bulk import importer as bulk
 from tests.cli.command import Result, assert_refused
 from tests.support import Factory, rows, session_row
 
@@ -573,7 +575,7 @@ class TestProgress:
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = iter([0, 0, 0, 5, 10, 10, 10, 10, 20, 20, 20, 20])
-        monkeypatch.setattr("srm.progress.time.monotonic", lambda: next(clock))
+        monkeypatch.setattr("srm.cli.progress.time.monotonic", lambda: next(clock))
         lines = Lines()
 
         lines("read", 1000, 0.25)
@@ -587,7 +589,7 @@ class TestProgress:
     def test_it_is_a_bar_on_a_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
         screen = io.StringIO()
         terminal = partial(Console, file=screen, force_terminal=True, width=100)
-        monkeypatch.setattr("srm.progress.Console", lambda **_: terminal())
+        monkeypatch.setattr("srm.cli.progress.Console", lambda **_: terminal())
 
         with progress.shown() as watch:
             watch("read", 1_000, 0.0)

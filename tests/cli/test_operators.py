@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from srm import operators
-from srm.database import Database
+from srm.db.database import Database
 from srm.errors import OperatorKeyNotValid
+from srm.operators import keys as operators
 from tests.cli.command import Result, assert_refused
 from tests.support import rows
 

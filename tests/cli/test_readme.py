@@ -11,8 +11,8 @@ import httpx
 import psycopg
 import pytest
 
-from srm import demo
-from srm.database import Database
+from srm.db.database import Database
+from srm.operators import demo
 from tests.cli.command import run, srm
 from tests.support import ROOT, Factory, api, free_port, issue_token, python_m, running, wait_until
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from srm.database import Database
+from srm.db.database import Database
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from uuid import UUID
 
 import psycopg
 
-from srm import playback
-from srm.database import Database
+from srm.clients.tokens import Principal
+from srm.db.database import Database
 from srm.errors import SessionEnded
-from srm.tokens import Principal
+from srm.playback import statements as playback
 from tests.concurrency.players import Player, connections, set_up
 
 Result = TypeVar("Result")

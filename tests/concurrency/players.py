@@ -11,11 +11,11 @@ from http.client import HTTPConnection, HTTPException, HTTPMessage
 from typing import Any, TypeVar
 from uuid import UUID
 
-from srm import playback
-from srm.database import Database
+from srm.clients.tokens import Principal
+from srm.db.database import Database
 from srm.errors import SessionLimitReached
-from srm.playback import ContentRef
-from srm.tokens import Principal
+from srm.playback import statements as playback
+from srm.playback.statements import ContentRef
 from tests.support import SETUP, issue_token, rows
 
 Result = TypeVar("Result")

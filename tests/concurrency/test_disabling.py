@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from srm.database import Database
+from srm.db.database import Database
 from tests import support
 from tests.concurrency.players import Player, at_once, deadlocks, patiently
 from tests.support import Factory, rows

@@ -14,9 +14,9 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from srm import playback
-from srm.database import Database
-from srm.tokens import Principal
+from srm.clients.tokens import Principal
+from srm.db.database import Database
+from srm.playback import statements as playback
 from tests import support
 from tests.concurrency.edge import TIMEOUT_SECONDS, Place, Tally, play_on_the_edge, rows_held_up
 from tests.concurrency.players import connections, set_up

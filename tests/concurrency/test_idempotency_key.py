@@ -4,7 +4,7 @@ import threading
 from functools import partial
 from pathlib import Path
 
-from srm.database import Database
+from srm.db.database import Database
 from tests import support
 from tests.concurrency.players import Player, at_once, deadlocks, patiently
 from tests.support import Factory

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from srm import playback
-from srm.database import Database
-from srm.tokens import Principal
+from srm.clients.tokens import Principal
+from srm.db.database import Database
+from srm.playback import statements as playback
 from tests import support
 from tests.concurrency.players import Answer, Player, at_once, connections, patiently, set_up
 from tests.support import Factory

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from srm.database import Database
-from srm.models import AccountProfile, ProfileContentGroup, ProfileDeviceGroup
-from srm.policy import Limits
+from srm.db.database import Database
+from srm.db.models import AccountProfile, ProfileContentGroup, ProfileDeviceGroup
+from srm.playback.limits import Limits
 from tests import rules, support
 from tests.concurrency.players import Player, at_once, deadlocks, patiently
 from tests.support import Factory

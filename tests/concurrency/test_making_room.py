@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from srm.database import Database
-from srm.models import AccountProfile
+from srm.db.database import Database
+from srm.db.models import AccountProfile
 from tests import support
 from tests.concurrency.players import Player, at_once, deadlocks, patiently
 from tests.support import SETUP, Factory

@@ -13,10 +13,10 @@ from uuid import UUID
 
 import psycopg
 
-from srm import playback
-from srm.database import Database
-from srm.reaper import Busy, Reaper
-from srm.tokens import Principal
+from srm.clients.tokens import Principal
+from srm.db.database import Database
+from srm.playback import statements as playback
+from srm.reaper.runner import Busy, Reaper
 from tests import support
 from tests.concurrency.players import at_once, connections, set_up
 from tests.support import Factory, wait_until

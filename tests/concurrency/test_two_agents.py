@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from srm.database import Database
+from srm.db.database import Database
 from tests import support
 from tests.concurrency.players import at_once, deadlocks
 from tests.support import Factory

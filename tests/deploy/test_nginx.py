@@ -18,7 +18,7 @@ import pytest
 from srm import errors
 from srm.app import create_app
 from srm.config import Settings
-from srm.database import Database
+from srm.db.database import Database
 from tests import tools
 from tests.deploy.service import NGINX, Nginx, configure, instance, nginx, tls
 from tests.support import ROOT, SECRET, SETUP, Factory, issue_token, rows, wait_until

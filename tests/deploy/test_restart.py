@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from srm.database import Database
-from srm.gunicorn_conf import DRAIN_SECONDS, graceful_timeout, keepalive
+from srm.db.database import Database
+from srm.serve.gunicorn_conf import DRAIN_SECONDS, graceful_timeout, keepalive
 from tests import support
 from tests.deploy.service import NGINX, Nginx, instance, nginx, tls
 from tests.support import SETUP, Factory, Process, free_port, issue_token, rows, wait_until

@@ -11,9 +11,9 @@ import httpx
 import psutil
 import pytest
 
-from srm.cli import NICENESS
-from srm.database import Database
-from srm.gunicorn_conf import graceful_timeout
+from srm.cli.main import NICENESS
+from srm.db.database import Database
+from srm.serve.gunicorn_conf import graceful_timeout
 from tests import tools
 from tests.deploy.service import DEPLOY, instance
 from tests.support import (

@@ -17,8 +17,8 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.engine import make_url
 
 from srm.config import Settings
-from srm.database import Database
-from srm.embedded import programs
+from srm.db.database import Database
+from srm.db.embedded import programs
 from tests import tools
 from tests.concurrency.players import Player
 from tests.entitlement_server import EntitlementServer, entitlement_server

@@ -5,9 +5,9 @@ from uuid import UUID
 
 import pytest
 
-from srm import playback
-from srm.database import Database
-from srm.tokens import Principal
+from srm.clients.tokens import Principal
+from srm.db.database import Database
+from srm.playback import statements as playback
 from tests.support import rows
 
 SESSIONS = 300

@@ -20,8 +20,8 @@ from alembic.util import CommandError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from srm import schema
-from srm.models import Base
+from srm.db import schema
+from srm.db.models import Base
 from tests.cli.command import assert_refused, run, srm
 from tests.support import ROOT, environment, python_m, wait_until
 

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from alembic import command
 
-from srm import schema
+from srm.db import schema
 from tests.migrations.test_migrations import config, execute, query
 from tests.support import as_role, make_roles
 

@@ -21,7 +21,7 @@ import pytest
 from alembic import command
 from sqlalchemy.engine import make_url
 
-from srm import schema
+from srm.db import schema
 from tests import support
 from tests.concurrency.players import Answer, Player
 from tests.migrations import first_release

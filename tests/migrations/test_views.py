@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from srm.database import Database
+from srm.db.database import Database
 from tests.support import Factory, rows
 
 

@@ -17,12 +17,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
-from srm import denials, playback
-from srm import reaper as reaper_module
-from srm.database import Database, is_timeout
+from srm.clients.tokens import Principal
+from srm.db.database import Database, is_timeout
 from srm.errors import DependencyUnavailable, SessionLimitReached
-from srm.reaper import ADVISORY_LOCK, PARTITIONED, Busy, Reaper, Stopping, _months_after
-from srm.tokens import Principal
+from srm.playback import denials
+from srm.playback import statements as playback
+from srm.reaper import runner as reaper_module
+from srm.reaper.runner import ADVISORY_LOCK, PARTITIONED, Busy, Reaper, Stopping, _months_after
 from tests import support
 from tests.cli.command import assert_refused, srm
 from tests.support import Factory, free_port, rows, running, session_row, wait_until

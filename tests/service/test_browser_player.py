@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from srm.database import Database
+from srm.db.database import Database
 from tests.browser import Browser, Site, browser, site
 from tests.deploy.service import instance, nginx
 from tests.entitlement_server import Call, entitlement_server

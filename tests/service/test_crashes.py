@@ -19,13 +19,14 @@ import psutil
 import psycopg
 import pytest
 
-from srm import demo, schema
+from srm.clients.tokens import issue
 from srm.config import load
-from srm.database import Database
-from srm.embedded import EmbeddedServer
+from srm.db import schema
+from srm.db.database import Database
+from srm.db.embedded import EmbeddedServer
 from srm.errors import StartupError
-from srm.reaper import Reaper
-from srm.tokens import issue
+from srm.operators import demo
+from srm.reaper.runner import Reaper
 from tests import support
 from tests.concurrency.players import LOST, PATIENCE_SECONDS, Answer, Player
 from tests.support import Factory, wait_until

@@ -7,9 +7,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from srm import playback
-from srm.database import Database
-from srm.tokens import Principal
+from srm.clients.tokens import Principal
+from srm.db.database import Database
+from srm.playback import statements as playback
 from tests.support import ROOT, Factory, as_role
 
 PAGE = (ROOT / "docs" / "dba.md").read_text()

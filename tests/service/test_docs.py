@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from srm import demo
-from srm.database import Database
+from srm.db.database import Database
+from srm.operators import demo
 from tests import support
 from tests.support import ROOT, environment
 

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from srm.database import Database
-from srm.gunicorn_conf import DRAIN_SECONDS, graceful_timeout
+from srm.db.database import Database
+from srm.serve.gunicorn_conf import DRAIN_SECONDS, graceful_timeout
 from tests.concurrency.players import Player
 from tests.support import Factory, api
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from srm.database import Database
+from srm.db.database import Database
 from tests.cli.command import run
 from tests.concurrency.players import Player, at_once
 from tests.entitlement_server import EntitlementServer, entitlement_server, hang

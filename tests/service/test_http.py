@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from srm.database import Database
+from srm.db.database import Database
 from tests import support
 from tests.support import SETUP, Factory, issue_token, rows
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from srm.database import Database
+from srm.db.database import Database
 from tests import support
 from tests.cli.command import srm
 from tests.concurrency.players import Player

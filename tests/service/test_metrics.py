@@ -12,8 +12,8 @@ import httpx
 import psutil
 import pytest
 
-from srm import gunicorn_conf
-from srm.database import Database
+from srm.db.database import Database
+from srm.serve import gunicorn_conf
 from tests.concurrency.players import Player
 from tests.entitlement_server import EntitlementServer, entitlement_server
 from tests.support import ROOT, Factory, Process, api, wait_until
@@ -166,7 +166,7 @@ def test_its_files_are_in_memory_unless_told_otherwise(
 
 def test_the_master_does_not_load_what_its_workers_must() -> None:
     """The folder and the slot would not be named yet."""
-    code = "import srm.gunicorn_conf, srm.gunicorn_worker, sys; print('prometheus_client' in sys.modules)"
+    code = "import srm.gunicorn_conf, srm.serve.worker, sys; print('prometheus_client' in sys.modules)"
 
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from srm.database import Database
+from srm.db.database import Database
 from tests import support
 from tests.support import Factory
 

@@ -17,11 +17,11 @@ import psutil
 import psycopg
 import pytest
 
-from srm import schema
 from srm.app import create_app
 from srm.config import Settings
-from srm.database import Database
-from srm.embedded import EmbeddedServer
+from srm.db import schema
+from srm.db.database import Database
+from srm.db.embedded import EmbeddedServer
 from tests import support
 from tests.concurrency.players import Answer, Player, at_once
 from tests.support import ROUTES, SETUP, Factory, wait_until

@@ -15,11 +15,12 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.engine import make_url
 
-from srm import playback, schema
-from srm.database import Database, is_timeout
+from srm.clients.tokens import Principal
+from srm.db import schema
+from srm.db.database import Database, is_timeout
 from srm.errors import DependencyUnavailable
-from srm.reaper import Reaper
-from srm.tokens import Principal
+from srm.playback import statements as playback
+from srm.reaper.runner import Reaper
 from tests import support, tools
 from tests.cli.command import assert_refused, srm
 from tests.concurrency.players import FILM, Player, at_once, connections, set_up

@@ -25,8 +25,8 @@ import psutil
 import psycopg
 import pytest
 
-from srm import schema
-from srm.embedded import EmbeddedServer
+from srm.db import schema
+from srm.db.embedded import EmbeddedServer
 from tests.cli.command import Result, assert_one_line, assert_refused, run, srm
 from tests.support import ROOT, SECRET, Process, environment, free_port, python_m, running, wait_until
 
@@ -394,7 +394,7 @@ def python() -> tuple[str, dict[str, str]]:
         (shutil.which(same_version, path="/usr/local/bin:/usr/bin"), {"PYTHONPATH": path}),
     ):
         with suppress(OSError):
-            if interpreter and not as_nobody([interpreter, "-c", "import srm.cli"], variables).wait(30):
+            if interpreter and not as_nobody([interpreter, "-c", "import srm.cli.main"], variables).wait(30):
                 return interpreter, variables
     pytest.skip("nobody can run this Python: it is in a folder that is closed to others")
 

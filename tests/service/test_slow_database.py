@@ -18,8 +18,8 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
-from srm.database import Database
-from srm.embedded import EmbeddedServer
+from srm.db.database import Database
+from srm.db.embedded import EmbeddedServer
 from tests import support
 from tests.concurrency.players import Answer, Player, at_once
 from tests.service.test_outage import (

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from srm import audit, schema
-from srm.database import Database
-from srm.embedded import EmbeddedServer
+from srm.db import schema
+from srm.db.database import Database
+from srm.db.embedded import EmbeddedServer
+from srm.playback import limit_check as audit
 from tests import support
 from tests.concurrency.players import LOST, Answer, Player
 from tests.support import Factory, issue_token, rows, wait_until

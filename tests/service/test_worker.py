@@ -1,4 +1,4 @@
-"""srm.gunicorn_worker: connections on which nothing is said, and what comes at the very moment of a stop.
+"""srm.serve.worker: connections on which nothing is said, and what comes at the very moment of a stop.
 
 Which of two events gunicorn is told of first is up to the system, so its loop is walked through here step by step.
 """
@@ -17,8 +17,8 @@ from unittest.mock import Mock
 import pytest
 from gunicorn.config import Config
 
-from srm import gunicorn_worker
-from srm.gunicorn_worker import Worker
+from srm.serve import worker as gunicorn_worker
+from srm.serve.worker import Worker
 
 pytestmark = pytest.mark.alone
 

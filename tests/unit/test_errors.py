@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from srm import errors, models
+from srm import errors
 from srm.api.envelope import render
+from srm.db import models
 from srm.errors import SessionEnded, SessionLimitReached, SrmError
 
 CATALOGUE = {

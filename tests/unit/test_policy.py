@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srm.db.models import OnLimit, SameDevice
 from srm.errors import SessionLimitReached
-from srm.models import OnLimit, SameDevice
-from srm.policy import ActiveSession, Limits, Room, Setup, make_room
+from srm.playback.limits import ActiveSession, Limits, Room, Setup, make_room
 from tests import rules
 
 TV = Setup("new", "tv", "film")

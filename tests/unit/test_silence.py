@@ -7,8 +7,8 @@ import time
 import psycopg
 import pytest
 
-from srm import database
-from srm.database import Silence
+from srm.db import database
+from srm.db.database import Silence
 from srm.errors import DependencyUnavailable, SessionNotFound
 from tests.support import wait_until
 

@@ -7,7 +7,8 @@ from typing import Any
 from flask import Response, json
 from pydantic.json_schema import models_json_schema
 
-from srm.api.v1 import openapi_client, openapi_operator
+from srm.api.v1.client import openapi as openapi_client
+from srm.api.v1.operator import openapi as openapi_operator
 
 
 def show() -> Response:

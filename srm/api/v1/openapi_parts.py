@@ -3,7 +3,7 @@
 from typing import Any
 
 from srm import errors
-from srm.api.v1 import schemas
+from srm.api.v1.client import schemas
 from srm.errors import SrmError
 
 COMMON_HEADERS = {

@@ -1,0 +1,5 @@
+"""`python -m srm.cli`."""
+
+from srm.cli.main import main
+
+main()

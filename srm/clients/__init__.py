@@ -1,0 +1,1 @@
+"""Who asks, and the service that says what an account may watch."""

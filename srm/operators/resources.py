@@ -1,0 +1,264 @@
+"""What subscriber systems and operators read and write: accounts, devices, entitlements, and the catalogue.
+
+The JSON of the operator API, v1, and the rows of `srm import` and `srm export`. Fields are named like the columns of
+the tables; in JSON and CSV they have the names of the API.
+"""
+
+import json
+import re
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from srm.db import models
+from srm.db.models import Mode, OnLimit, SameDevice
+
+Each = TypeVar("Each")
+
+TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,255}")
+TEXT_PATTERN = r"^[^\x00-\x1f\x7f-\x9f]+$"
+INSTANT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})", re.IGNORECASE
+)
+"""RFC 3339. Pydantic alone takes more: "2024" is half an hour after midnight of New Year 1970."""
+FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+"""Of the times that can be written in UTC."""
+
+
+class Everything:
+    """Has everything in it."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+STORED: Container[object] = Everything()
+"""Context of a validation: these values come out of the database, however they got there, and are taken as they are."""
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be an id or a name: 1 to 255 characters, none of them a control character."""
+    return TEXT.fullmatch(text) is not None
+
+
+def _check(text: str, info: ValidationInfo) -> str:
+    if text not in (info.context or ()) and not is_text(text):
+        raise PydanticCustomError("text", "1 to 255 characters, none of them a control character")
+    return text
+
+
+def _whole(number: object) -> object:
+    """In JSON 3.0 is an integer too (JSON Schema Core 2020-12, section 4.2.1)."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+Text = Annotated[
+    str,
+    AfterValidator(_check),
+    Field(json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": TEXT_PATTERN}),
+]
+
+
+def parse_instant(text: str) -> datetime:
+    """The time that is written as in RFC 3339. ValueError when none is."""
+    if not INSTANT.fullmatch(text):
+        raise ValueError("no time")
+    return datetime.fromisoformat(text.upper())
+
+
+def _read_instant(value: object) -> object:
+    try:
+        return parse_instant(value) if isinstance(value, str) else value
+    except ValueError:
+        raise PydanticCustomError("instant", "a time such as 2026-11-22T20:15:00Z") from None
+
+
+def _check_instant(instant: datetime, info: ValidationInfo) -> datetime:
+    if instant not in (info.context or ()) and not FIRST <= instant <= LAST:
+        raise PydanticCustomError("instant", "a time from the year 1 to the year 9999, in UTC")
+    return instant
+
+
+Instant = Annotated[AwareDatetime, AfterValidator(_check_instant), BeforeValidator(_read_instant)]
+Whole = BeforeValidator(_whole)
+Limit = Annotated[int, Field(ge=0, le=2**31 - 1), Whole]
+Seconds = Annotated[int, Field(ge=1, le=2**31 - 1), Whole]
+
+
+def member(field: str) -> str:
+    """The name that the field of a resource has in JSON."""
+    return {"content_id": "contentID", "channel_id": "channelID"}.get(field) or to_camel(field)
+
+
+def _leaves(value: object) -> Iterator[object]:
+    match value:
+        case dict():
+            for name, member in value.items():
+                yield name
+                yield from _leaves(member)
+        case list():
+            for member in value:
+                yield from _leaves(member)
+        case _:
+            yield value
+
+
+def _once(values: list[Each]) -> list[Each]:
+    """Each of them once, in the order in which they came."""
+    return list(dict.fromkeys(values))
+
+
+class Shown(BaseModel):
+    """What operators are shown; made from rows."""
+
+    model_config = ConfigDict(alias_generator=member, from_attributes=True, frozen=True)
+
+    @classmethod
+    def of_row(cls, row: object) -> Self:
+        """What the row says, or another object with these attributes or members."""
+        return cls.model_validate(row, by_name=True, by_alias=False, context=STORED)
+
+    def as_json(self) -> dict[str, Any]:
+        """Its JSON."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class Resource(Shown):
+    """What operators also write. Unknown members are refused: one that is misspelt would else be lost."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    def values(self) -> frozenset[object]:
+        """The texts and times in it, wherever they stand."""
+        return frozenset(_leaves(self.model_dump()))
+
+    def etag(self) -> str:
+        """Names what it says: two that say the same have the same one (RFC 9110, section 8.8.3)."""
+        return sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Account(Resource):
+    """A subscriber."""
+
+    account_id: Text = Field(description="Id in the subscriber system")
+    profile_id: Text = Field(description="Profile whose limits hold for the account")
+    enabled: bool = Field(default=True, description="False: every setup is refused, and its sessions are ended")
+    max_sessions: Limit | None = Field(default=None, description="Instead of that of the profile; null = the profile's")
+
+
+class Device(Resource):
+    """A device of an account."""
+
+    account_id: Text
+    device_id: Text = Field(description="Id of the device within the account")
+    device_group: Text = Field(description="Kind of device", examples=["tv", "mobile"])
+    name: Text = Field(description="What the viewer calls it", examples=["Living-room TV"])
+    enabled: bool = Field(default=True, description="False: every setup is refused, and its sessions are ended")
+
+
+class Entitlement(Resource):
+    """A product that an account holds."""
+
+    account_id: Text
+    product_id: Text
+    valid_from: Instant | None = Field(
+        default=None, description="First instant at which it holds; not said = from now on, or as it was"
+    )
+    valid_until: Instant | None = Field(
+        default=None, description="First instant at which it does not hold any more; null = no end"
+    )
+
+
+class GroupRule(Resource):
+    """What a profile says of a group."""
+
+    max_sessions: Limit | None = Field(default=None, description="Most sessions at once in the group; null = no limit")
+    counts: bool = Field(
+        default=True, description="False: sessions in it do not count towards maxSessions of the profile"
+    )
+
+
+class Profile(Resource):
+    """Limits and timeout that accounts share; a limit that is null does not hold."""
+
+    profile_id: Text
+    max_sessions: Limit | None = None
+    timeout_seconds: Seconds | None = Field(
+        default=None, description="In which a keep-alive is expected; null = keep-alive disabled"
+    )
+    max_session_seconds: Seconds | None = Field(default=None, description="Longest that a session may live")
+    max_sessions_per_content: Limit | None = None
+    max_ip_addresses: Limit | None = None
+    max_sessions_per_ip: Limit | None = None
+    on_limit: OnLimit = "deny"
+    same_device: SameDevice = "count"
+    mode: Mode = "enforce"
+    device_groups: dict[Text, GroupRule] = Field(default={}, description="By the name of the group")
+    content_groups: dict[Text, GroupRule] = Field(default={}, description="By the name of the group")
+
+
+class ProductContent(Resource):
+    """A content, and a way to watch it."""
+
+    content_type: models.ContentType
+    content_id: Text
+
+
+class Product(Resource):
+    """What can be sold, and what it lets watch."""
+
+    product_id: Text
+    name: Text
+    contents: Annotated[list[ProductContent], AfterValidator(_once)] = []
+
+
+class Content(Resource):
+    """A CMS origin key: a VOD asset, a channel, or a broadcast event of a channel."""
+
+    content_id: Text = Field(description="CMS origin key")
+    channel_id: Text | None = Field(default=None, description="For a broadcast event: the channel that it was on")
+    title: Text | None = Field(default=None, description="For people; SRM does not use it")
+    groups: Annotated[list[Text], AfterValidator(_once)] = Field(
+        default=[], description="Groups of contents that it is in"
+    )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of resource.
+
+    `plural`: its name in paths, in lists and in `srm import`. `key`: the fields that name one; where there are two, the
+    first is its account.
+    """
+
+    plural: str
+    resource: type[Resource]
+    table: type[models.Base]
+    key: tuple[str, ...]
+
+    @property
+    def is_of_account(self) -> bool:
+        """Whether it is an account, or belongs to one."""
+        return self.key[0] == "account_id"
+
+    def path(self, *key: str) -> str:
+        """Of the resource with this key; without its last part, of the list."""
+        return "/".join((*self._parent(key), self.plural, *key[len(self.key) - 1 :]))
+
+    def _parent(self, key: tuple[str, ...]) -> tuple[str, ...]:
+        return ("accounts", key[0]) if len(self.key) > 1 else ()
+
+
+ACCOUNTS = Kind("accounts", Account, models.Account, ("account_id",))
+DEVICES = Kind("devices", Device, models.Device, ("account_id", "device_id"))
+ENTITLEMENTS = Kind("entitlements", Entitlement, models.Entitlement, ("account_id", "product_id"))
+PROFILES = Kind("profiles", Profile, models.AccountProfile, ("profile_id",))
+PRODUCTS = Kind("products", Product, models.Product, ("product_id",))
+CONTENTS = Kind("contents", Content, models.Content, ("content_id",))
+KINDS = (ACCOUNTS, DEVICES, ENTITLEMENTS, PROFILES, PRODUCTS, CONTENTS)

@@ -1,0 +1,1 @@
+"""The process that ends lapsed sessions, archives ended ones and looks after partitions."""

@@ -1,0 +1,1 @@
+"""Processes: the supervisor, the configuration and the worker of gunicorn, the heartbeat."""
