@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from srm import config
 from srm.db import embedded, schema
-from srm.db.database import sqlalchemy_url
+from srm.db.connection import sqlalchemy_url
 from srm.db.models import SCHEMA, Base
 from srm.errors import first_line
 

@@ -13,11 +13,10 @@ from srm.api.v1.client import sessions
 from srm.api.v1.operator import blueprint as operator
 from srm.clients import tokens
 from srm.clients.entitlement_service import EntitlementService
-from srm.clients.tokens import Principal
 from srm.config import Settings
 from srm.db.database import Database
 from srm.playback.entitlements import ALLOWED, LOCAL, Access
-from srm.playback.statements import ContentRef
+from srm.playback.model import ContentRef, Principal
 
 PREFIXES = {"pinned": "/srm/v1", "newest": "/srm"}
 """Every route exists under its version, and under `/srm` as long as that version is the newest."""

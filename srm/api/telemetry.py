@@ -17,7 +17,7 @@ from prometheus_client import Counter, Histogram
 from srm import logs
 from srm.errors import SessionLimitReached, SrmError
 from srm.metrics import REGISTRY
-from srm.playback.statements import Ended
+from srm.playback.model import Ended
 
 log = structlog.get_logger("srm.api")
 

@@ -19,7 +19,8 @@ from srm.cli import progress
 from srm.clients import tokens
 from srm.config import Settings
 from srm.db import embedded, schema
-from srm.db.database import Database, is_unavailable
+from srm.db.breaker import is_unavailable
+from srm.db.database import Database
 from srm.db.models import Role
 from srm.errors import Conflict, DependencyUnavailable, StartupError, first_line
 from srm.operators import demo

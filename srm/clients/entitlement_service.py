@@ -28,15 +28,14 @@ from cachetools import TLRUCache
 from prometheus_client import Counter, Gauge, Histogram
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from srm.clients.tokens import Principal
 from srm.config import ENTITLEMENT_CALLS_AT_ONCE, OnFailure
 from srm.deadline import ANSWER_BY
 from srm.errors import ContentAccessDenied, DependencyUnavailable, SrmError
 from srm.logs import CORRELATION_ID
 from srm.metrics import REGISTRY
-from srm.operators.resources import Text, Whole
 from srm.playback.entitlements import Access
-from srm.playback.statements import ContentRef
+from srm.playback.model import ContentRef, Principal
+from srm.values import Text, Whole
 
 log = structlog.get_logger("srm.entitlement_service")
 

@@ -4,7 +4,6 @@ import json
 import secrets
 import threading
 import time
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ import jwt
 
 from srm.config import MIN_SECRET_BYTES, Settings
 from srm.errors import DependencyUnavailable, StartupError, TokenNotValid
+from srm.playback.model import Principal
 
 JWKS_ALGORITHMS = ("RS256", "ES256", "EdDSA")
 JWKS_REREAD_SECONDS = 10
@@ -25,14 +25,6 @@ CACHED_TOKENS = 100_000
 
 SECRET_FILE = "token_secret"  # noqa: S105 a file name
 MAX_CLAIM_LENGTH = 255
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """The account and device that a valid token proves."""
-
-    account_id: str
-    device_id: str
 
 
 class Key(Protocol):

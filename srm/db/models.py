@@ -404,6 +404,10 @@ class PlaybackSession(SessionColumns, Base):
     )
 
 
+sessions = PlaybackSession.__table__.c
+"""The columns of `sessions`."""
+
+
 class OneRow:
     """Of a table with a single row."""
 

@@ -11,18 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, get_args
-from uuid import UUID
+from typing import get_args
 
-from sqlalchemy import Connection, Row, Text, bindparam, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, Text, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from srm.db import models
-from srm.db.database import Executor, compiled
-from srm.db.models import OperatorChange, Role
+from srm.db.connection import Executor
+from srm.db.models import Role
+from srm.db.sql import compiled
 from srm.errors import Conflict, OperatorKeyNotValid, StartupError
-from srm.logs import CORRELATION_ID
-from srm.operators.resources import Shown
+from srm.operators.change_log import change, record
 
 NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_@.-]{0,62}[A-Za-z0-9_])?")
 """Of an operator; can stand in a header, a log line and a shell command as it is."""
@@ -51,20 +50,6 @@ class Operator:
         """Whether the role has all rights of the one that is needed."""
         roles = get_args(Role)
         return bool(roles.index(self.role) >= roles.index(needed))
-
-
-class Change(Shown):
-    """What somebody did to a resource, from the record."""
-
-    account_id: str
-    changed_at: datetime
-    change_id: UUID
-    operator: str
-    action: str
-    resource: str
-    before: dict[str, Any] | None
-    after: dict[str, Any] | None
-    correlation_id: str | None
 
 
 def authenticate(db: Executor, key: str) -> Operator:
@@ -117,54 +102,6 @@ def everybody(db: Connection) -> Sequence[Row[str, str, datetime, datetime | Non
     """Name, role, when the key was made, and when it was revoked, of all operators, by name."""
     of = models.Operator
     return db.execute(select(of.name, of.role, of.created_at, of.revoked_at).order_by(of.name)).all()
-
-
-def record(db: Connection, found: Sequence[dict[str, Any]]) -> None:
-    """Record changes, each a `change`, in their transaction."""
-    if found:
-        db.execute(insert(OperatorChange), found)
-
-
-def change(
-    by: str,
-    action: str,
-    resource: str,
-    *,
-    account_id: str = "",
-    before: dict[str, Any] | None = None,
-    after: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """A change to record."""
-    return {
-        "operator": by,
-        "action": action,
-        "resource": resource,
-        "account_id": account_id,
-        "before": before,
-        "after": after,
-        "correlation_id": CORRELATION_ID.get(),
-    }
-
-
-def changes(
-    db: Connection,
-    *,
-    limit: int,
-    after: tuple[datetime, UUID] | None = None,
-    account_id: str | None = None,
-    operator: str | None = None,
-) -> list[Change]:
-    """What was changed, the newest first; `after`: older than the change with this instant and id."""
-    of = OperatorChange
-    query = select(*(getattr(of, name) for name in Change.model_fields))
-    if account_id is not None:
-        query = query.where(of.account_id == account_id)
-    if operator is not None:
-        query = query.where(of.operator == operator)
-    if after is not None:
-        query = query.where(tuple_(of.changed_at, of.change_id) < tuple_(*after))
-    newest_first = (of.changed_at.desc(), of.change_id.desc())
-    return [Change.of_row(row) for row in db.execute(query.order_by(*newest_first).limit(limit))]
 
 
 def _hash(secret: str) -> bytes:

@@ -17,13 +17,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from srm.db import models
-from srm.db.models import Base, EndReason
+from srm.db.models import Base, EndReason, sessions
 from srm.errors import Conflict, ResourceNotFound
-from srm.operators import keys as operators
+from srm.operators import change_log
 from srm.operators.resources import ACCOUNTS, DEVICES, ENTITLEMENTS, PRODUCTS, Kind, Product, Resource
-from srm.playback import entitlements
-from srm.playback import statements as playback
-from srm.playback.statements import sessions
+from srm.playback import ending, entitlements
+from srm.playback.model import Ended
 
 Key = tuple[str, ...]
 
@@ -41,7 +40,7 @@ class Changed:
 
     before: Resource | None
     after: Resource
-    ended: Sequence[playback.Ended]
+    ended: Sequence[Ended]
 
 
 def get(db: Session, kind: Kind, key: Key) -> Resource:
@@ -101,7 +100,7 @@ def _change(db: Session, by: str, kind: Kind, key: Key, make: Callable[[Resource
     after = _read(db, kind, row)
     if after != before:
         _record(db, by, "create" if before is None else "update", kind, key, before, after)
-    ended: Sequence[playback.Ended] = ()
+    ended: Sequence[Ended] = ()
     if getattr(after, "enabled", True) is False:
         ended = _end(db, by, _reason(kind), _sessions_of(kind, key))
     return Changed(before, after, ended)
@@ -115,7 +114,7 @@ def delete(
     check: Callable[[Resource], None],
     *,
     end_sessions: bool = False,
-) -> Sequence[playback.Ended]:
+) -> Sequence[Ended]:
     """Remove the resource, and what belongs to it; the sessions that end with it, as those of an account or device do.
 
     `check` may raise on what it says now. With `end_sessions`, sessions on what a removed entitlement was needed for
@@ -143,9 +142,7 @@ def delete(
     return ()
 
 
-def end_sessions(
-    db: Session, by: str, account_id: str, which: ColumnElement[bool] | None = None
-) -> list[playback.Ended]:
+def end_sessions(db: Session, by: str, account_id: str, which: ColumnElement[bool] | None = None) -> list[Ended]:
     """Stop the active sessions of the account, or those of them, and end those that turn out to have lapsed.
 
     ResourceNotFound without the account.
@@ -156,13 +153,13 @@ def end_sessions(
     return _end(db, by, "operator", of_account if which is None else and_(of_account, which))
 
 
-def record_ended(db: Connection, by: str, ended: Sequence[playback.Ended]) -> int:
+def record_ended(db: Connection, by: str, ended: Sequence[Ended]) -> int:
     """Record the sessions that a change has ended, which those that turned out to have lapsed are not; how many."""
     stopped = [session for session in ended if session.end_reason != "expired"]
-    operators.record(
+    change_log.record(
         db,
         [
-            operators.change(
+            change_log.change(
                 by,
                 "end",
                 f"accounts/{session.account_id}/sessions/{session.session_id}",
@@ -257,7 +254,7 @@ def _write_contents(db: Session, product: Product) -> None:
 def _record(
     db: Session, by: str, action: str, kind: Kind, key: Key, before: Resource | None, after: Resource | None
 ) -> None:
-    changed = operators.change(
+    changed = change_log.change(
         by,
         action,
         kind.path(*key),
@@ -265,7 +262,7 @@ def _record(
         before=None if before is None else before.as_json(),
         after=None if after is None else after.as_json(),
     )
-    operators.record(db.connection(), [changed])
+    change_log.record(db.connection(), [changed])
 
 
 def _record_what_goes_with(db: Session, by: str, account_id: str) -> None:
@@ -275,8 +272,8 @@ def _record_what_goes_with(db: Session, by: str, account_id: str) -> None:
             _record(db, by, "delete", kind, (account_id, getattr(gone, kind.key[1])), gone, None)
 
 
-def _end(db: Session, by: str, reason: EndReason, which: ColumnElement[bool]) -> list[playback.Ended]:
-    ended = playback.end_sessions(db.connection(), reason, which)
+def _end(db: Session, by: str, reason: EndReason, which: ColumnElement[bool]) -> list[Ended]:
+    ended = ending.end_sessions(db.connection(), reason, which)
     record_ended(db.connection(), by, ended)
     return ended
 

@@ -21,10 +21,10 @@ from sqlalchemy import (
     union_all,
 )
 
-from srm.db.database import constant
-from srm.db.models import Denial, EndedSession, PlaybackSession, SessionColumns
+from srm.db.models import Denial, EndedSession, PlaybackSession, SessionColumns, sessions
+from srm.db.sql import constant
 from srm.operators.resources import Shown
-from srm.playback.statements import is_lapsed, lapsed_at, sessions
+from srm.playback.expiry import is_lapsed, lapsed_at
 
 State = Literal["active", "ended", "all"]
 Position = tuple[datetime, UUID]

@@ -16,8 +16,9 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Interval, case, false, func, select, true, update
 from sqlalchemy.dialects.postgresql import insert
 
-from srm.db.database import Executor, compiled, constant
+from srm.db.connection import Executor
 from srm.db.models import Availability, PlaybackSession
+from srm.db.sql import compiled, constant
 
 TICK_SECONDS = 1
 OUTAGE_SECONDS = 5

@@ -4,11 +4,11 @@ import psycopg
 import structlog
 from sqlalchemy import bindparam, insert
 
-from srm.clients.tokens import Principal
-from srm.db.database import ThreadConnections, compiled
+from srm.db.connection import ThreadConnections
 from srm.db.models import Denial
+from srm.db.sql import compiled
 from srm.errors import ContentAccessDenied, DependencyUnavailable, SessionLimitReached, SrmError, first_line
-from srm.playback.statements import ContentRef
+from srm.playback.model import ContentRef, Principal
 
 log = structlog.get_logger("srm.denials")
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select
 
-from srm.db.database import constant
 from srm.db.models import Content, Entitlement, ProductContent
+from srm.db.sql import constant
 from srm.errors import SrmError
 
 TYPES_OF_EVENTS = (constant("CU"), constant("NPVR"))

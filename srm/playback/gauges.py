@@ -16,10 +16,12 @@ from prometheus_client.registry import Collector
 from sqlalchemy import ColumnElement, Connection, SQLColumnExpression, case, func, literal_column, select, table, text
 
 from srm.db import schema
-from srm.db.database import Database, constant, is_timeout
-from srm.db.models import SCHEMA, Availability, ReaperState
+from srm.db.breaker import is_timeout
+from srm.db.database import Database
+from srm.db.models import SCHEMA, Availability, ReaperState, sessions
+from srm.db.sql import constant
 from srm.errors import DependencyUnavailable, first_line
-from srm.playback.statements import is_lapsed, lapsed_at, sessions
+from srm.playback.expiry import is_lapsed, lapsed_at
 
 log = structlog.get_logger("srm.collector")
 

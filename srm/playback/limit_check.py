@@ -22,10 +22,9 @@ from sqlalchemy import (
     union_all,
 )
 
-from srm.db.models import EndedSession, PlaybackSession, SessionColumns
+from srm.db.models import EndedSession, PlaybackSession, SessionColumns, sessions
 from srm.playback import limits as policy
-from srm.playback import statements as playback
-from srm.playback.statements import sessions
+from srm.playback.expiry import lapsed_at
 
 LOOKED_AT = (
     "account_id",
@@ -78,7 +77,7 @@ def counted(db: Connection) -> int:
 def _spans() -> CTE:
     """All sessions, from their start to their end."""
     # The end of an active session, in the future or null, comes after every start.
-    ended_at = func.coalesce(sessions.ended_at, playback.lapsed_at()).label("ended_at")
+    ended_at = func.coalesce(sessions.ended_at, lapsed_at()).label("ended_at")
     return union_all(
         select(*_looked_at(PlaybackSession), ended_at), select(*_looked_at(EndedSession), EndedSession.ended_at)
     ).cte("spans")

@@ -17,11 +17,15 @@ import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import BigInteger, Connection, bindparam, func, literal_column, select, text, true, update
 
-from srm.db.database import Cursor, Database, compiled, constant, is_timeout
+from srm.db.breaker import is_timeout
+from srm.db.connection import Cursor
+from srm.db.database import Database
 from srm.db.models import SCHEMA, ReaperState
+from srm.db.sql import compiled, constant
 from srm.errors import DependencyUnavailable, first_line
 from srm.logs import session_ended
-from srm.playback import statements as playback
+from srm.playback import ending, history
+from srm.playback.model import Key
 
 log = structlog.get_logger("srm.reaper")
 
@@ -120,23 +124,23 @@ class Reaper:
         total = 0
         while not self._stopped.is_set():
             with self._alone_in_a_hurry() as db:
-                lapsed = playback.find_lapsed(db)
-            for start in range(0, len(lapsed), playback.ENDED_AT_ONCE):
+                lapsed = ending.find_lapsed(db)
+            for start in range(0, len(lapsed), ending.ENDED_AT_ONCE):
                 if self._stopped.is_set():
                     break
                 began_at = time.monotonic()
                 try:
-                    total += self._end(lapsed[start : start + playback.ENDED_AT_ONCE])
+                    total += self._end(lapsed[start : start + ending.ENDED_AT_ONCE])
                 except Busy:
                     return total  # another one has begun in a rest, and goes on
                 self._stopped.wait((time.monotonic() - began_at) / 2)
-            if len(lapsed) < playback.LAPSED_AT_ONCE:
+            if len(lapsed) < ending.LAPSED_AT_ONCE:
                 break
         return total
 
-    def _end(self, lapsed: list[playback.Key]) -> int:
+    def _end(self, lapsed: list[Key]) -> int:
         with self._alone_in_a_hurry() as db:
-            ended = playback.end_lapsed(db, lapsed)
+            ended = ending.end_lapsed(db, lapsed)
             db.execute(COUNT_EXPIRED, {"more": len(ended)})
         for session in ended:
             at = session.ended_at.isoformat()
@@ -154,11 +158,11 @@ class Reaper:
         while not self._stopped.is_set():
             began_at = time.monotonic()
             with self._alone() as db:
-                moved = playback.archive(db, self._ended_retention_seconds)
+                moved = history.archive(db, self._ended_retention_seconds)
                 if moved:
                     db.execute(update(ReaperState).values(archived=ReaperState.archived + moved))
             total += moved
-            if moved < playback.ENDED_AT_ONCE or time.monotonic() > give_up_at:
+            if moved < ending.ENDED_AT_ONCE or time.monotonic() > give_up_at:
                 break
             self._stopped.wait(3 * (time.monotonic() - began_at))
         return total
@@ -197,7 +201,7 @@ class Reaper:
             this_month = _month_of(now)
             last = _months_after(this_month, MONTHS_AHEAD)
             oldest = _month_of(now - timedelta(days=self._history_retention_days))
-            needed = {"session_history": playback.months_to_archive(db, self._ended_retention_seconds)}
+            needed = {"session_history": history.months_to_archive(db, self._ended_retention_seconds)}
             for table in PARTITIONED:
                 months = {_months_after(this_month, ahead) for ahead in range(MONTHS_AHEAD + 1)}
                 months.update(needed.get(table, ()), _months_in_default(db, table), _months_half_made(db, table))

@@ -18,13 +18,12 @@ from structlog.testing import LogCapture
 from srm import config
 from srm.api import envelope
 from srm.clients import entitlement_service
-from srm.clients.tokens import Principal
 from srm.db.database import Database
 from srm.db.models import Account, Device
 from srm.deadline import ANSWER_BY
 from srm.errors import DependencyUnavailable
 from srm.playback.entitlements import Access
-from srm.playback.statements import ContentRef
+from srm.playback.model import ContentRef, Principal
 from tests.entitlement_server import (
     ENDLESS_SECONDS,
     Call,

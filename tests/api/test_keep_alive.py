@@ -13,10 +13,13 @@ from flask.testing import FlaskClient
 from sqlalchemy import func
 from werkzeug.test import TestResponse
 
-from srm.clients.tokens import Principal
 from srm.db import models
-from srm.db.database import Database, conninfo
-from srm.playback import statements as playback
+from srm.db.connection import conninfo
+from srm.db.database import Database
+from srm.playback import keep_alive as rules
+from srm.playback import statements
+from srm.playback.ending import end_lapsed, find_lapsed
+from srm.playback.model import Principal
 from tests.support import SETUP, Factory, error_of, issue_token, rows, session_row, wait_until
 
 NOT_FOUND = (404, "ERROR", "SRM-0008")
@@ -42,7 +45,7 @@ def keep_alive(
 def reap(database: Database) -> None:
     """What the reaper does to lapsed sessions."""
     with database.request() as db:
-        playback.end_lapsed(db, playback.find_lapsed(db))
+        end_lapsed(db, find_lapsed(db))
 
 
 @pytest.mark.parametrize("prefix", ["/srm/v1", "/srm"])
@@ -192,7 +195,7 @@ def test_it_waits_for_a_keep_alive_that_began_in_time(
         saving.commit()
 
     with ThreadPoolExecutor(1) as thread, psycopg.connect(outside(conninfo(database.url))) as saving:
-        assert playback.keep_alive(saving.cursor(), Principal("a", "tv"), session)
+        assert rules.keep_alive(saving.cursor(), Principal("a", "tv"), session)
         wait_until(lambda: not rows(database, "SELECT FROM srm.active_sessions"))  # for all that others see
         saved = thread.submit(save)
         answer = client.open(
@@ -217,7 +220,7 @@ def test_it_comes_too_late_from_the_instant_of_the_lapse(
         cursor = psycopg.ClientCursor(connection)
         cursor.execute(
             "UPDATE srm.sessions SET last_keep_alive_at = statement_timestamp() - "
-            f"interval '{microseconds} microseconds'; {cursor.mogrify(playback.KEEP_ALIVE, names)}".encode()
+            f"interval '{microseconds} microseconds'; {cursor.mogrify(statements.KEEP_ALIVE, names)}".encode()
         )
         cursor.nextset()
 

@@ -12,12 +12,13 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from srm.db.database import Database
+from srm.db.models import sessions
 from srm.errors import DependencyUnavailable
 from srm.playback import availability
 from srm.playback import limit_check as audit
 from srm.playback.availability import Outage
+from srm.playback.expiry import is_lapsed, lapsed_at
 from srm.playback.limit_check import Excess
-from srm.playback.statements import is_lapsed, lapsed_at, sessions
 from srm.reaper.runner import Reaper
 from tests.concurrency.players import at_once, connections
 from tests.support import SETUP, Admin, Factory, error_of, issue_token, rows, session_row, wait_until

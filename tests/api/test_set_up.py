@@ -14,7 +14,8 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from werkzeug.test import TestResponse
 
 from srm.db import models
-from srm.db.database import Database, conninfo
+from srm.db.connection import conninfo
+from srm.db.database import Database
 from srm.playback import entitlements
 from tests.support import SETUP, Factory, error_of, issue_token, rows, session_count, session_row
 

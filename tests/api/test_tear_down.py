@@ -9,7 +9,7 @@ from werkzeug.test import TestResponse
 
 from srm.db import models
 from srm.db.database import Database
-from srm.playback import statements as playback
+from srm.playback.history import archive
 from tests.support import SETUP, Factory, error_of, issue_token, rows, session_count, session_row
 
 NOT_FOUND = (404, "ERROR", "SRM-0008")
@@ -63,7 +63,7 @@ def test_it_finds_nothing_once_the_session_has_moved_to_the_history(
     session = factory.session()
     tear_down(client, session)
     with database.transaction() as db:
-        assert playback.archive(db, 0) == 1
+        assert archive(db, 0) == 1
 
     assert error_of(tear_down(client, session)) == NOT_FOUND
     assert session_count(database) == 0

@@ -15,11 +15,12 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 
 from srm.cli.main import cli
-from srm.clients.tokens import Principal, SharedSecret, TokenVerifier
+from srm.clients.tokens import SharedSecret, TokenVerifier
 from srm.config import Settings
 from srm.db import schema
 from srm.db.database import Database
 from srm.operators import demo
+from srm.playback.model import Principal
 from tests.cli.command import Result, assert_one_line, assert_refused, srm
 from tests.support import SECRET, free_port, rows
 

@@ -18,10 +18,11 @@ from uuid import UUID
 
 import psycopg
 
-from srm.clients.tokens import Principal
 from srm.db.database import Database
 from srm.errors import SessionEnded
-from srm.playback import statements as playback
+from srm.playback.keep_alive import keep_alive
+from srm.playback.model import Principal
+from srm.playback.teardown import tear_down_or_explain
 from tests.concurrency.players import Player, connections, set_up
 
 Result = TypeVar("Result")
@@ -75,14 +76,14 @@ class Direct:
 
     def keep_alive(self, session_id: str) -> bool:
         with self._database.request() as db:
-            is_active = playback.keep_alive(db, self._principal, UUID(session_id))
+            is_active = keep_alive(db, self._principal, UUID(session_id))
             time.sleep(random.uniform(0, 0.005))  # starved between statement and commit, as processes are
         return is_active
 
     def tear_down(self, session_id: str) -> bool:
         try:
             with self._database.request() as db:
-                playback.tear_down_or_explain(db, self._principal, UUID(session_id), [])
+                tear_down_or_explain(db, self._principal, UUID(session_id), [])
         except SessionEnded:
             return False
         return True

@@ -11,11 +11,10 @@ from http.client import HTTPConnection, HTTPException, HTTPMessage
 from typing import Any, TypeVar
 from uuid import UUID
 
-from srm.clients.tokens import Principal
 from srm.db.database import Database
 from srm.errors import SessionLimitReached
-from srm.playback import statements as playback
-from srm.playback.statements import ContentRef
+from srm.playback import setup
+from srm.playback.model import ContentRef, Principal
 from tests.support import SETUP, issue_token, rows
 
 Result = TypeVar("Result")
@@ -109,7 +108,7 @@ def set_up(database: Database, account: str, device: str) -> UUID | None:
     """The session that was admitted, or None when the limit is reached."""
     try:
         with database.request() as db:
-            return playback.set_up(db, Principal(account, device), FILM, []).session_id
+            return setup.set_up(db, Principal(account, device), FILM, []).session_id
     except SessionLimitReached:
         return None
 

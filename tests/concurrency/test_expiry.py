@@ -14,9 +14,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from srm.clients.tokens import Principal
 from srm.db.database import Database
-from srm.playback import statements as playback
+from srm.playback.model import Principal
 from tests import support
 from tests.concurrency.edge import TIMEOUT_SECONDS, Place, Tally, play_on_the_edge, rows_held_up
 from tests.concurrency.players import connections, set_up
@@ -42,7 +41,7 @@ def test_it_counts_a_session_saved_at_the_last_moment(
     def keep_alive() -> bool:
         patient = "-c statement_timeout=30s -c lock_timeout=30s"
         with psycopg.connect(own_url, options=patient) as connection, connection.cursor() as cursor:
-            return playback.keep_alive(cursor, Principal("a", "tv"), session_id)
+            return keep_alive(cursor, Principal("a", "tv"), session_id)
 
     def set_up_too() -> UUID | None:
         with connections(own_url) as database:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from srm.clients.tokens import Principal
 from srm.db.database import Database
-from srm.playback import statements as playback
+from srm.playback.model import Principal
+from srm.playback.teardown import tear_down_or_explain
 from tests import support
 from tests.concurrency.players import Answer, Player, at_once, connections, patiently, set_up
 from tests.support import Factory
@@ -69,7 +69,7 @@ def race_directly(url: str, device: str, barrier: threading.Barrier, rounds: int
             barrier.wait()
             if session_id is not None:
                 with database.request() as db:
-                    playback.tear_down_or_explain(db, Principal("a", device), session_id, [])
+                    tear_down_or_explain(db, Principal("a", device), session_id, [])
     return admitted
 
 

@@ -13,9 +13,10 @@ from uuid import UUID
 
 import psycopg
 
-from srm.clients.tokens import Principal
 from srm.db.database import Database
-from srm.playback import statements as playback
+from srm.playback.ending import ENDED_AT_ONCE
+from srm.playback.keep_alive import keep_alive
+from srm.playback.model import Principal
 from srm.reaper.runner import Busy, Reaper
 from tests import support
 from tests.concurrency.players import at_once, connections, set_up
@@ -111,7 +112,7 @@ def test_one_that_is_told_to_stop_finishes_the_piece_in_hand(
     assert took < 1 + SLACK_SECONDS
     ended = count(own_database, ENDED_RIGHTLY)
     assert 0 < ended < 20_000
-    assert ended % playback.ENDED_AT_ONCE == 0
+    assert ended % ENDED_AT_ONCE == 0
     assert count(own_database, "ended_at IS NULL AND end_reason IS NULL") == 20_000 - ended
 
 
@@ -136,7 +137,7 @@ def test_they_leave_live_sessions_alone(own_url: str, own_database: Database, tm
             insert(own_database, 1)  # ended by the next run, which so has seen the aged session
             wait_until(lambda: count(own_database, "account_id <> 'a' AND account_id <> 'b' AND ended_at IS NULL") == 0)
             with psycopg.connect(own_url) as connection, connection.cursor() as cursor:
-                assert playback.keep_alive(cursor, Principal("a", "tv"), kept)
+                assert keep_alive(cursor, Principal("a", "tv"), kept)
 
     assert count(own_database, "account_id = 'a' AND ended_at IS NULL") == 2
     assert count(own_database, "account_id = 'b' AND ended_at IS NULL") == 1000

@@ -5,9 +5,9 @@ from uuid import UUID
 
 import pytest
 
-from srm.clients.tokens import Principal
 from srm.db.database import Database
-from srm.playback import statements as playback
+from srm.playback.keep_alive import keep_alive
+from srm.playback.model import Principal
 from tests.support import rows
 
 SESSIONS = 300
@@ -38,7 +38,7 @@ def test_it_updates_nothing_but_the_heap(database: Database) -> None:
 
     for _ in range(KEEP_ALIVES_OF_EACH):
         for number, session in enumerate(sessions, start=1):
-            assert playback.keep_alive(database.hot, Principal(f"account {number}", "tv"), session)
+            assert keep_alive(database.hot, Principal(f"account {number}", "tv"), session)
     database.hot.execute("SELECT pg_stat_force_next_flush()", {})
     cursor = database.hot.execute("SELECT 1", {})  # the counters are sent after the statement
     cursor.connection.close()

@@ -17,11 +17,14 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
-from srm.clients.tokens import Principal
-from srm.db.database import Database, is_timeout
+from srm.db.breaker import is_timeout
+from srm.db.database import Database
 from srm.errors import DependencyUnavailable, SessionLimitReached
 from srm.playback import denials
-from srm.playback import statements as playback
+from srm.playback import ending, history
+from srm.playback.ending import ENDED_AT_ONCE, end_lapsed, find_lapsed
+from srm.playback.history import archive
+from srm.playback.model import ContentRef, Principal
 from srm.reaper import runner as reaper_module
 from srm.reaper.runner import ADVISORY_LOCK, PARTITIONED, Busy, Reaper, Stopping, _months_after
 from tests import support
@@ -248,7 +251,7 @@ class TestExpire:
     def test_it_ends_more_than_one_look_finds(
         self, reaper: Reaper, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(playback, "LAPSED_AT_ONCE", 1000)
+        monkeypatch.setattr(ending, "LAPSED_AT_ONCE", 1000)
         lapsed = 1001
         add(database, lapsed)
         add(database, 10, silent_for=0)
@@ -269,12 +272,12 @@ class TestExpire:
     def test_it_spares_a_session_that_was_heard_of_meanwhile(self, factory: Factory, database: Database) -> None:
         saved, lost = (factory.session(silent_for=31) for _ in range(2))
         with database.request() as db:
-            found = playback.find_lapsed(db)
+            found = find_lapsed(db)
         assert len(found) == 2
         factory.age(saved, -31, "last_keep_alive_at")
 
         with database.request() as db:
-            assert [ended.session_id for ended in playback.end_lapsed(db, found)] == [str(lost)]
+            assert [ended.session_id for ended in end_lapsed(db, found)] == [str(lost)]
 
         assert session_row(database, saved).ended_at is None
         assert session_row(database, lost).end_reason == "expired"
@@ -282,11 +285,11 @@ class TestExpire:
     def test_it_spares_a_session_that_was_torn_down_meanwhile(self, factory: Factory, database: Database) -> None:
         session = factory.session(silent_for=31)
         with database.request() as db:
-            found = playback.find_lapsed(db)
+            found = find_lapsed(db)
         end(database, session, seconds_ago=3)
 
         with database.request() as db:
-            assert playback.end_lapsed(db, found) == []
+            assert end_lapsed(db, found) == []
 
         assert session_row(database, session).end_reason == "teardown"
 
@@ -296,7 +299,7 @@ class TestExpire:
         """The keep-alive came in time, and is committed after the lapse; nobody waits for it."""
         held, free = factory.session(silent_for=29.5, timeout_seconds=30), factory.session(silent_for=31)
         with psycopg.connect(outside(url)) as keep_alive:
-            assert playback.keep_alive(keep_alive.cursor(), Principal("a", "tv"), held)
+            assert keep_alive(keep_alive.cursor(), Principal("a", "tv"), held)
             wait_until(lambda: self.seen_from_outside_is_lapsed(database, held))
             assert reaper.expire() == 1
             keep_alive.commit()
@@ -341,7 +344,7 @@ class TestExpire:
         self, reaper: Reaper, database: Database, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """One by one, over a slow network; what is ended by then stays ended."""
-        monkeypatch.setattr(playback, "ONE_BY_ONE_SECONDS", 0)
+        monkeypatch.setattr(ending, "ONE_BY_ONE_SECONDS", 0)
         add(database, 10)
         with psycopg.connect(url) as holder:
             holder.execute("SELECT FROM srm.sessions LIMIT 1 FOR UPDATE")
@@ -354,7 +357,7 @@ class TestExpire:
     @staticmethod
     def seen_from_outside_is_lapsed(database: Database, session: UUID) -> bool:
         with database.request() as db:
-            return str(session) in [session_id for _, session_id in playback.find_lapsed(db)]
+            return str(session) in [session_id for _, session_id in find_lapsed(db)]
 
 
 class TestArchive:
@@ -404,7 +407,7 @@ class TestArchive:
         assert count(database, "sessions") == 0
 
     def test_it_moves_more_than_one_transaction_takes(self, reaper: Reaper, database: Database) -> None:
-        ended = 2 * playback.ENDED_AT_ONCE + 1
+        ended = 2 * ENDED_AT_ONCE + 1
         add(database, ended, silent_for=2000, ended_ago=1000)
         reaper.make_partitions()
 
@@ -423,17 +426,17 @@ class TestArchive:
 
         with own.transaction() as db:
             db.exec_driver_sql("SET LOCAL statement_timeout = '1s'")
-            assert playback.archive(db, RETENTION_SECONDS) == playback.ENDED_AT_ONCE
+            assert archive(db, RETENTION_SECONDS) == ENDED_AT_ONCE
 
     def test_it_leaves_the_rest_to_the_next_run(
         self, reaper: Reaper, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What lapses meanwhile does not wait until all that has ended is moved."""
         monkeypatch.setattr(reaper_module, "ARCHIVE_SECONDS", 0)
-        add(database, playback.ENDED_AT_ONCE + 100, silent_for=2000, ended_ago=1000)
+        add(database, ENDED_AT_ONCE + 100, silent_for=2000, ended_ago=1000)
         reaper.make_partitions()
 
-        assert reaper.archive() == playback.ENDED_AT_ONCE
+        assert reaper.archive() == ENDED_AT_ONCE
         assert reaper.archive() == 100
 
     def test_it_moves_all_or_nothing(self, own: Database, owner: Database) -> None:
@@ -707,7 +710,7 @@ class TestDefaultPartition:
 
         reaper.run()
         refusal = SessionLimitReached("max_sessions", 1, ())
-        denials.record(own.hot, Principal("a", "tv"), playback.ContentRef("COD", "film"), None, refusal)
+        denials.record(own.hot, Principal("a", "tv"), ContentRef("COD", "film"), None, refusal)
 
         assert partition_of_each(own) == {ended: "session_history_default"}
         assert count(own, "denials_default") == 1
@@ -939,13 +942,13 @@ class TestState:
     ) -> None:
         before = self.state(own)
         reaper = reaper_of(own)
-        add(own, playback.ENDED_AT_ONCE + 100)
+        add(own, ENDED_AT_ONCE + 100)
         stop_after(reaper, "end_lapsed", monkeypatch)
 
         reaper.run()
 
         after = self.state(own)
-        assert after.expired == before.expired + playback.ENDED_AT_ONCE
+        assert after.expired == before.expired + ENDED_AT_ONCE
         assert after.ran_at == before.ran_at
 
     def test_it_keeps_what_failed_until_all_goes_well(self, own: Database, owner: Database) -> None:
@@ -1044,23 +1047,23 @@ class TestStop:
     def test_it_ends_the_work_between_two_transactions(
         self, reaper: Reaper, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        add(database, playback.ENDED_AT_ONCE + 100)
+        add(database, ENDED_AT_ONCE + 100)
         stop_after(reaper, "end_lapsed", monkeypatch)
 
-        assert reaper.expire() == playback.ENDED_AT_ONCE
+        assert reaper.expire() == ENDED_AT_ONCE
 
         assert count(database, "sessions WHERE ended_at IS NULL") == 100
 
     def test_it_ends_the_move_between_two_transactions(
         self, reaper: Reaper, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        add(database, playback.ENDED_AT_ONCE + 100, silent_for=2000, ended_ago=1000)
+        add(database, ENDED_AT_ONCE + 100, silent_for=2000, ended_ago=1000)
         reaper.make_partitions()
         stop_after(reaper, "archive", monkeypatch)
 
-        assert reaper.archive() == playback.ENDED_AT_ONCE
+        assert reaper.archive() == ENDED_AT_ONCE
 
-        assert (count(database, "sessions"), count(database, "session_history")) == (100, playback.ENDED_AT_ONCE)
+        assert (count(database, "sessions"), count(database, "session_history")) == (100, ENDED_AT_ONCE)
 
     def test_it_begins_nothing_more(self, own: Database, owner: Database) -> None:
         factory = Factory(own)
@@ -1077,13 +1080,14 @@ class TestStop:
 
 def stop_after(reaper: Reaper, piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop the reaper while it is at that piece of work."""
-    work = getattr(playback, piece)
+    module = history if piece == "archive" else ending
+    work = getattr(module, piece)
 
     def work_and_stop(*arguments: Any) -> Any:
         reaper.stop()
         return work(*arguments)
 
-    monkeypatch.setattr(playback, piece, work_and_stop)
+    monkeypatch.setattr(module, piece, work_and_stop)
 
 
 class TestProcess:

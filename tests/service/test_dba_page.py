@@ -7,9 +7,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from srm.clients.tokens import Principal
 from srm.db.database import Database
-from srm.playback import statements as playback
+from srm.playback.keep_alive import keep_alive
+from srm.playback.model import Principal
 from tests.support import ROOT, Factory, as_role
 
 PAGE = (ROOT / "docs" / "dba.md").read_text()
@@ -57,7 +57,7 @@ def populated(clone: Callable[[], str]) -> str:
             "failed_at = now() - interval '200 s', failure = 'archived: no space left'"
         )
     for _ in range(50):
-        assert playback.keep_alive(database.hot, Principal("demo-1", "tv"), in_the_way[0])
+        assert keep_alive(database.hot, Principal("demo-1", "tv"), in_the_way[0])
     database.hot.execute("SELECT pg_stat_force_next_flush()", {})
     database.hot.execute("SELECT 1", {})  # the counters are sent after the statement
     database.dispose()

@@ -15,11 +15,15 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.engine import make_url
 
-from srm.clients.tokens import Principal
 from srm.db import schema
-from srm.db.database import Database, is_timeout
+from srm.db.breaker import is_timeout
+from srm.db.database import Database
 from srm.errors import DependencyUnavailable
-from srm.playback import statements as playback
+from srm.playback import setup
+from srm.playback.keep_alive import keep_alive
+from srm.playback.listing import list_sessions
+from srm.playback.model import Principal
+from srm.playback.teardown import tear_down
 from srm.reaper.runner import Reaper
 from tests import support, tools
 from tests.cli.command import assert_refused, srm
@@ -136,12 +140,12 @@ def test_the_limit_is_exact(pooled: Pooled) -> None:
                 barrier.wait()
                 session = set_up(database, account, principal.device_id)
                 barrier.wait()
-                assert len(playback.list_sessions(database.hot, principal)) == LIMIT
+                assert len(list_sessions(database.hot, principal)) == LIMIT
                 barrier.wait()
                 if session is not None:
                     admitted += 1
-                    assert playback.keep_alive(database.hot, principal, session)
-                    assert playback.tear_down(database.durable, principal, session)
+                    assert keep_alive(database.hot, principal, session)
+                    assert tear_down(database.durable, principal, session)
         return admitted
 
     assert sum(at_once(THREADS, work)) == ROUNDS * LIMIT
@@ -161,9 +165,9 @@ def test_statements_are_bounded_in_time_by_the_server(
         somebody.execute("UPDATE srm.accounts SET enabled = enabled WHERE account_id = %s", [account])
 
         with pytest.raises(DependencyUnavailable) as alone:
-            playback.keep_alive(database.hot, principal, session)
+            keep_alive(database.hot, principal, session)
         with pytest.raises(DependencyUnavailable) as in_transaction, database.request() as db:
-            playback.set_up(db, principal, FILM, [])
+            setup.set_up(db, principal, FILM, [])
 
     assert is_timeout(alone.value)
     assert is_timeout(in_transaction.value)

@@ -8,15 +8,14 @@ from pathlib import Path
 from tests.support import ROOT, environment
 
 RULES = (
-    "care",
-    "resources",
-    "playback",
-    "policy",
-    "entitlements",
-    "models",
-    "database",
-    "embedded",
-    "tokens",
+    "operators.provisioning",
+    "operators.bulk.importer",
+    "clients.tokens",
+    "playback.setup",
+    "playback.keep_alive",
+    "playback.teardown",
+    "db.database",
+    "db.embedded",
     "config",
     "errors",
 )

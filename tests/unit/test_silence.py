@@ -7,8 +7,8 @@ import time
 import psycopg
 import pytest
 
-from srm.db import database
-from srm.db.database import Silence
+from srm.db import breaker
+from srm.db.breaker import Silence
 from srm.errors import DependencyUnavailable, SessionNotFound
 from tests.support import wait_until
 
@@ -16,7 +16,7 @@ from tests.support import wait_until
 @pytest.fixture
 def silence(monkeypatch: pytest.MonkeyPatch) -> Silence:
     """One that has just begun, and is a short one."""
-    monkeypatch.setattr(database, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(breaker, "SILENCE_SECONDS", 0.1)
     silence = Silence()
     meet_silence(silence)
     return silence
@@ -90,7 +90,7 @@ def test_it_goes_on_when_the_one_meets_it_again(silence: Silence) -> None:
 
 def test_many_threads_meet_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever they see, it is an answer or DependencyUnavailable."""
-    monkeypatch.setattr(database, "SILENCE_SECONDS", 0)
+    monkeypatch.setattr(breaker, "SILENCE_SECONDS", 0)
     silence = Silence()
     surprises: list[BaseException] = []
 

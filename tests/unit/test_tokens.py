@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from srm.clients import tokens
-from srm.clients.tokens import KeySet, Principal, SharedSecret, TokenVerifier
+from srm.clients.tokens import KeySet, SharedSecret, TokenVerifier
 from srm.config import Settings
 from srm.errors import DependencyUnavailable, StartupError, TokenNotValid
+from srm.playback.model import Principal
 from tests.support import SECRET, free_port, issue_token, sign, wait_until
 
 CLAIMS: dict[str, Any] = {"accountId": "a", "deviceId": "tv", "exp": int(time.time()) + 3600}

@@ -25,12 +25,12 @@ from sqlalchemy.exc import DBAPIError
 from srm.db.database import Database
 from srm.db.models import EndReason
 from srm.errors import StartupError
-from srm.operators import keys as operators
-from srm.operators import provisioning
+from srm.operators import change_log, provisioning
 from srm.operators.bulk.files import RejectFile, Rows
 from srm.operators.bulk.staging import PARTS, Staging
-from srm.operators.resources import ACCOUNTS, CONTENTS, DEVICES, ENTITLEMENTS, PRODUCTS, STORED, Kind, Resource, member
-from srm.playback import statements as playback
+from srm.operators.resources import ACCOUNTS, CONTENTS, DEVICES, ENTITLEMENTS, PRODUCTS, Kind, Resource, member
+from srm.playback import ending
+from srm.values import STORED
 
 Key: TypeAlias = tuple[str, ...]
 
@@ -124,7 +124,7 @@ def import_(
 def _record(db: Connection, by: str, kind: Kind, **what: object) -> None:
     with db.begin():
         after = {member(name): value for name, value in what.items()}
-        operators.record(db, [operators.change(by, "import", kind.plural, after=after)])
+        change_log.record(db, [change_log.change(by, "import", kind.plural, after=after)])
 
 
 class Import:
@@ -324,7 +324,7 @@ class Import:
     def _end_sessions(self) -> int:
         """End the sessions of what the batch disables, as one is disabled; how many."""
         reason: EndReason = "account_disabled" if self._kind is ACCOUNTS else "device_disabled"
-        ended = playback.end_sessions(self._db, reason, self._staging.is_of_disabled())
+        ended = ending.end_sessions(self._db, reason, self._staging.is_of_disabled())
         return provisioning.record_ended(self._db, self._by, ended)
 
 

@@ -38,9 +38,9 @@ from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from srm.db import models
-from srm.db.models import Base
+from srm.db.models import Base, sessions
 from srm.operators.resources import ACCOUNTS, CONTENTS, DEVICES, ENTITLEMENTS, PRODUCTS, Kind, member
-from srm.playback.statements import is_lapsed, sessions
+from srm.playback.expiry import is_lapsed
 
 WORDS = ARRAY(Text)
 OF_DEPTH = bindparam("of_depth", type_=Integer)

@@ -17,13 +17,18 @@ from srm.api import telemetry as watch
 from srm.api.client_address import client_address
 from srm.api.parsing import parse_uuid, read_body
 from srm.api.v1.client import schemas
-from srm.clients.tokens import Principal, TokenVerifier
+from srm.clients.tokens import TokenVerifier
 from srm.db.database import Database
 from srm.errors import MalformedRequest, SessionLimitReached, SrmError
 from srm.playback import denials
-from srm.playback import statements as playback
 from srm.playback.entitlements import Access
-from srm.playback.statements import ContentRef, Ended, ListedSession
+from srm.playback.keep_alive import keep_alive as do_keep_alive
+from srm.playback.keep_alive import keep_alive_or_explain as do_keep_alive_or_explain
+from srm.playback.listing import list_sessions as list_active
+from srm.playback.model import ContentRef, Ended, ListedSession, Principal
+from srm.playback.setup import set_up as admit
+from srm.playback.teardown import tear_down as do_tear_down
+from srm.playback.teardown import tear_down_or_explain as do_tear_down_or_explain
 
 MAX_BODY_BYTES = 16 * 1024
 
@@ -73,7 +78,7 @@ def create_blueprint(
         ended: list[Ended] = []
         try:
             with database.request(access.asked_for_seconds, lambda: watch.ended(ended, principal.device_id)) as db:
-                admission = playback.set_up(
+                admission = admit(
                     db,
                     principal,
                     content,
@@ -88,7 +93,7 @@ def create_blueprint(
                 watch.refused(refusal)
                 denials.record(database.hot, principal, content, address, refusal)
             if isinstance(refusal, SessionLimitReached) and setup.options.listConflicts:
-                refusal.extension = _conflicts(refusal, playback.list_sessions(database.hot, principal))
+                refusal.extension = _conflicts(refusal, list_active(database.hot, principal))
             raise
         watch.SETUPS.inc()
         request.environ[watch.SESSION] = admission.session_id
@@ -102,7 +107,7 @@ def create_blueprint(
     @blueprint.get("/sessions")
     def list_sessions() -> Response:
         principal = _authenticate(tokens)
-        listed = [_listed(session) for session in playback.list_sessions(database.hot, principal)]
+        listed = [_listed(session) for session in list_active(database.hot, principal)]
         answer = schemas.SessionListResponse(successResponse=schemas.SessionList(sessions=listed))
         return Response(answer.model_dump_json(), mimetype="application/json")
 
@@ -110,21 +115,21 @@ def create_blueprint(
     def keep_alive(session_id: str) -> Response:
         session = _parse_session_id(session_id)
         principal = _authenticate(tokens)
-        if not playback.keep_alive(database.hot, principal, session):
+        if not do_keep_alive(database.hot, principal, session):
             ended: list[Ended] = []
             with database.request(after_commit=lambda: watch.ended(ended)) as db:
-                playback.keep_alive_or_explain(db, principal, session, ended)
+                do_keep_alive_or_explain(db, principal, session, ended)
         return DONE
 
     @blueprint.delete("/sessions/<session_id>")
     def tear_down(session_id: str) -> Response:
         session = _parse_session_id(session_id)
         principal = _authenticate(tokens)
-        is_torn_down = playback.tear_down(database.durable, principal, session)
+        is_torn_down = do_tear_down(database.durable, principal, session)
         if not is_torn_down:
             ended: list[Ended] = []
             with database.request(after_commit=lambda: watch.ended(ended)) as db:
-                is_torn_down = playback.tear_down_or_explain(db, principal, session, ended)
+                is_torn_down = do_tear_down_or_explain(db, principal, session, ended)
         if is_torn_down:
             watch.session_ended(principal.account_id, principal.device_id, session, "teardown")
         return DONE

@@ -14,7 +14,8 @@ from flask import Response, json, request
 
 from srm.api.parsing import parse_uuid
 from srm.errors import MalformedRequest
-from srm.operators.resources import Shown, is_text, parse_instant
+from srm.operators.resources import Shown
+from srm.values import is_text, parse_instant
 
 LISTED, MOST_LISTED = 100, 1000
 """In one answer, where the request does not say, and at the most."""

@@ -8,11 +8,16 @@ from srm.api.v1.openapi_parts import COMMON_HEADERS, CORRELATION_ID, SESSION_ID,
 from srm.api.v1.operator.lists import LISTED, MOST_LISTED
 from srm.db.models import CONTENT_TYPES
 from srm.errors import SrmError
-from srm.operators import keys as operators
+from srm.operators import change_log
 from srm.operators import sessions as care
 from srm.operators.resources import ENTITLEMENTS, KINDS, Kind, Shown, member
 
-MODELS: tuple[type[Shown], ...] = (*(kind.resource for kind in KINDS), care.SeenSession, care.Refusal, operators.Change)
+MODELS: tuple[type[Shown], ...] = (
+    *(kind.resource for kind in KINDS),
+    care.SeenSession,
+    care.Refusal,
+    change_log.Change,
+)
 EVERYWHERE: tuple[type[SrmError], ...] = (
     errors.MalformedRequest,
     errors.OperatorKeyNotValid,
@@ -141,7 +146,7 @@ def paths() -> dict[str, Any]:
         "get": _list_of(
             "listChanges",
             "What operators changed, the newest first",
-            operators.Change,
+            change_log.Change,
             "changes",
             [],
             _query("accountId", _text()),

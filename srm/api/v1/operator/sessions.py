@@ -9,13 +9,12 @@ from srm.api import envelope
 from srm.api import telemetry as watch
 from srm.api.v1.operator import lists
 from srm.db.database import Database
-from srm.db.models import CONTENT_TYPES
+from srm.db.models import CONTENT_TYPES, sessions
 from srm.errors import SessionNotFound
-from srm.operators import keys as operators
-from srm.operators import provisioning
+from srm.operators import change_log, provisioning
 from srm.operators import sessions as care
 from srm.operators.resources import DEVICES
-from srm.playback.statements import Ended, sessions
+from srm.playback.model import Ended
 
 FOR_CARE = {"end_sessions_of_account", "end_sessions_of_device", "end_session"}
 """The calls that end sessions, and change nothing else."""
@@ -91,7 +90,7 @@ def add_routes(blueprint: Blueprint, database: Database) -> None:
         limit, after = lists.limit(), lists.after_position()
         of = {"account_id": lists.text_of("accountId"), "operator": lists.text_of("operator")}
         with database.transaction() as db:
-            found = operators.changes(db, limit=limit + 1, after=after, **of)
+            found = change_log.changes(db, limit=limit + 1, after=after, **of)
         return lists.page("changes", found, limit, lambda last: lists.position(last.change_id, last.changed_at))
 
 
