@@ -1,7 +1,7 @@
 """For a WSGI server: `gunicorn --config python:srm.gunicorn_conf wsgi:app`."""
 
 from srm.app import create_app
-from srm.serve import heartbeat as ticker
+from srm.serve import heartbeat
 
 app = create_app()
-ticker.start(app.extensions["srm.database"])
+heartbeat.start(app.extensions["srm.database"])

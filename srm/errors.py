@@ -142,7 +142,7 @@ class SessionNotFound(SrmError):
     message = "Session not found"
 
 
-class SessionEnded(SrmError):
+class SessionHasEnded(SrmError):
     """The session was there and has ended.
 
     `end_reason`: the word stored with it, which goes out as the header SRM-End-Reason. `ended_by`: what the viewer

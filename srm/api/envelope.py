@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
 from srm import errors
-from srm.api import telemetry as watch
+from srm.api import telemetry
 from srm.errors import SrmError
 from srm.logs import CORRELATION_ID
 from srm.operators.keys import Operator
@@ -27,7 +27,7 @@ SANE_CORRELATION_ID = re.compile(r"[!-~]{1,128}")
 
 def operator_name() -> str:
     """Of the operator who asks, once that is proved."""
-    return cast("Operator", request.environ[watch.OPERATOR]).name
+    return cast("Operator", request.environ[telemetry.OPERATOR]).name
 
 
 def render(error: SrmError) -> dict[str, dict[str, Any]]:
@@ -66,12 +66,12 @@ def answer(cause: Exception) -> Response | RequestRedirect:
     if isinstance(cause, RequestRedirect):
         return cause
     error = translate(cause)
-    request.environ[watch.ERROR_CODE] = error.error_code
+    request.environ[telemetry.ERROR_CODE] = error.error_code
     _log(error, cause)
     response = Response(json.dumps(render(error)), error.http_status, mimetype="application/json")
     if error.retry_after_seconds is not None:
         response.headers["Retry-After"] = str(error.retry_after_seconds)
-    if isinstance(error, errors.SessionEnded):
+    if isinstance(error, errors.SessionHasEnded):
         response.headers["SRM-End-Reason"] = error.end_reason
     if isinstance(cause, HTTPException) and (allowed := getattr(cause, "valid_methods", None)):
         response.headers["Allow"] = ", ".join(sorted(allowed))
@@ -79,7 +79,7 @@ def answer(cause: Exception) -> Response | RequestRedirect:
 
 
 def _log(error: SrmError, cause: Exception) -> None:
-    facts = watch.facts(request.environ, error.http_status)
+    facts = telemetry.facts(request.environ, error.http_status)
     facts.update(error_code=error.error_code, message=error.text)
     if isinstance(error, errors.SessionLimitReached):
         facts.update(rule=error.rule, limit=error.limit)
@@ -100,14 +100,14 @@ def with_common_headers(application: WSGIApplication, log_sample: float) -> WSGI
     """
 
     def wrapped(environ: WSGIEnvironment, start_response: StartResponse) -> object:
-        environ[watch.BEGAN_AT] = perf_counter()
+        environ[telemetry.BEGAN_AT] = perf_counter()
         correlation_id = environ.get("HTTP_X_CORRELATION_ID", "")
         if not SANE_CORRELATION_ID.fullmatch(correlation_id):
             correlation_id = str(UUID(int=getrandbits(128), version=4))  # uuid4() asks the system for a secret one
         CORRELATION_ID.set(correlation_id)
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: object) -> object:
-            watch.answered(environ, status, log_sample)
+            telemetry.answered(environ, status, log_sample)
             headers = [header for header in headers if header[0] != "Cache-Control"]
             headers += (("Cache-Control", "no-store"), ("X-Correlation-Id", correlation_id))
             return start_response(status, headers, *exc_info)  # type: ignore[arg-type]

@@ -9,13 +9,13 @@ from srm import metrics
 from srm.db import schema
 from srm.db.database import Database
 from srm.errors import DependencyUnavailable, StartupError
-from srm.playback.gauges import DatabaseCollector
+from srm.playback.gauges import DatabaseGauges
 
 
 def create_blueprint(database: Database, draining: Event) -> Blueprint:
     """The routes that say how the process is. `draining`: set once it is to be asked no more, since it will stop."""
     blueprint = Blueprint("health", __name__)
-    of_database = DatabaseCollector(database)
+    of_database = DatabaseGauges(database)
 
     @blueprint.get("/healthz")
     def alive() -> Response:

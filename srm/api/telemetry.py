@@ -17,7 +17,7 @@ from prometheus_client import Counter, Histogram
 from srm import logs
 from srm.errors import SessionLimitReached, SrmError
 from srm.metrics import REGISTRY
-from srm.playback.model import Ended
+from srm.playback.model import EndedSession
 
 log = structlog.get_logger("srm.api")
 
@@ -127,7 +127,7 @@ def refused(refusal: SrmError, *, observed: bool = False) -> None:
     REFUSALS.labels(refusal.error_code, rule, "true" if observed else "false").inc()
 
 
-def ended(sessions: Iterable[Ended], ended_for: str | None = None) -> None:
+def ended(sessions: Iterable[EndedSession], ended_for: str | None = None) -> None:
     """Count and log sessions that have been ended, once that is committed; `ended_for`: the device that needed room."""
     for session in sessions:
         for_another = {"ended_for": ended_for} if session.end_reason in ("evicted", "replaced") else {}

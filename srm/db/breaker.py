@@ -31,7 +31,7 @@ NOT_ASKED = Counter(
 )
 
 
-class Silence:
+class CircuitBreaker:
     """A context manager around all that is asked of the server: DependencyUnavailable when it is away, or time is over.
 
     Once the server has gone silent, nobody asks it for SILENCE_SECONDS, and then one thread at a time: requests must

@@ -16,13 +16,13 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.types.datetime import TimestamptzLoader
 from sqlalchemy.engine import URL, make_url
 
-from srm.db.breaker import Silence
+from srm.db.breaker import CircuitBreaker
 from srm.deadline import ANSWER_BY, SILENCE_SECONDS
 from srm.metrics import REGISTRY
 
 Result = TypeVar("Result")
 Cursor: TypeAlias = psycopg.Cursor[Any]
-Executor: TypeAlias = "Cursor | ThreadConnections"
+Executor: TypeAlias = "Cursor | ConnectionPool"
 """Has `execute(statement, parameters)`."""
 
 CONNECT_TIMEOUT_SECONDS = 2
@@ -103,10 +103,12 @@ class Kept(threading.local):
     cursor: Cursor | None = None
 
 
-class ThreadConnections:
+class ConnectionPool:
     """A connection for each thread, kept open."""
 
-    def __init__(self, connect: Callable[[], BoundedConnection], silence: Silence, patience_seconds: float) -> None:
+    def __init__(
+        self, connect: Callable[[], BoundedConnection], silence: CircuitBreaker, patience_seconds: float
+    ) -> None:
         self._connect = connect
         self._silence = silence
         self._patience_seconds = patience_seconds

@@ -20,15 +20,15 @@ from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import Session
 
-from srm.db.breaker import Silence
+from srm.db.breaker import CircuitBreaker
 from srm.db.connection import (
     CONNECT_FAILURES,
     CONNECT_SECONDS,
     CONNECT_TIMEOUT_SECONDS,
     BoundedConnection,
+    ConnectionPool,
     Cursor,
     InstantLoader,
-    ThreadConnections,
     connection_of,
     conninfo,
     is_hung_up,
@@ -60,11 +60,11 @@ class Database:
         self._settings = {**limits, "default_transaction_isolation": r"read\ committed", "timezone": "UTC"}
         self._limits = "; ".join(f"SET LOCAL {name} = {value}" for name, value in limits.items()).encode()
         self._statement_timeout_seconds = statement_timeout_seconds
-        self._silence = Silence()
+        self._silence = CircuitBreaker()
         patience = statement_timeout_seconds + SILENCE_SECONDS
-        self.hot = ThreadConnections(lambda: self._connect(synchronous_commit="off"), self._silence, patience)
+        self.hot = ConnectionPool(lambda: self._connect(synchronous_commit="off"), self._silence, patience)
         """For what may be lost in a crash of the database, as it comes again: nothing waits for the disk."""
-        self.durable = ThreadConnections(self._connect, self._silence, patience)
+        self.durable = ConnectionPool(self._connect, self._silence, patience)
         """For what is on disk when it has been executed."""
         self._engine = create_engine(
             self.url,

@@ -430,7 +430,7 @@ class Availability(OneRow, Base):
     outage_at: Mapped[datetime | None] = mapped_column(comment="When the last outage began; null = none is known of")
 
 
-class EndedSession(SessionColumns, Base):
+class SessionHistory(SessionColumns, Base):
     """A session that has ended and was moved out of the hot table."""
 
     __tablename__ = "session_history"

@@ -22,7 +22,7 @@ from srm.errors import Conflict, ResourceNotFound
 from srm.operators import change_log
 from srm.operators.resources import ACCOUNTS, DEVICES, ENTITLEMENTS, PRODUCTS, Kind, Product, Resource
 from srm.playback import ending, entitlements
-from srm.playback.model import Ended
+from srm.playback.model import EndedSession
 
 Key = tuple[str, ...]
 
@@ -40,7 +40,7 @@ class Changed:
 
     before: Resource | None
     after: Resource
-    ended: Sequence[Ended]
+    ended: Sequence[EndedSession]
 
 
 def get(db: Session, kind: Kind, key: Key) -> Resource:
@@ -100,7 +100,7 @@ def _change(db: Session, by: str, kind: Kind, key: Key, make: Callable[[Resource
     after = _read(db, kind, row)
     if after != before:
         _record(db, by, "create" if before is None else "update", kind, key, before, after)
-    ended: Sequence[Ended] = ()
+    ended: Sequence[EndedSession] = ()
     if getattr(after, "enabled", True) is False:
         ended = _end(db, by, _reason(kind), _sessions_of(kind, key))
     return Changed(before, after, ended)
@@ -114,7 +114,7 @@ def delete(
     check: Callable[[Resource], None],
     *,
     end_sessions: bool = False,
-) -> Sequence[Ended]:
+) -> Sequence[EndedSession]:
     """Remove the resource, and what belongs to it; the sessions that end with it, as those of an account or device do.
 
     `check` may raise on what it says now. With `end_sessions`, sessions on what a removed entitlement was needed for
@@ -142,7 +142,7 @@ def delete(
     return ()
 
 
-def end_sessions(db: Session, by: str, account_id: str, which: ColumnElement[bool] | None = None) -> list[Ended]:
+def end_sessions(db: Session, by: str, account_id: str, which: ColumnElement[bool] | None = None) -> list[EndedSession]:
     """Stop the active sessions of the account, or those of them, and end those that turn out to have lapsed.
 
     ResourceNotFound without the account.
@@ -153,7 +153,7 @@ def end_sessions(db: Session, by: str, account_id: str, which: ColumnElement[boo
     return _end(db, by, "operator", of_account if which is None else and_(of_account, which))
 
 
-def record_ended(db: Connection, by: str, ended: Sequence[Ended]) -> int:
+def record_ended(db: Connection, by: str, ended: Sequence[EndedSession]) -> int:
     """Record the sessions that a change has ended, which those that turned out to have lapsed are not; how many."""
     stopped = [session for session in ended if session.end_reason != "expired"]
     change_log.record(
@@ -272,7 +272,7 @@ def _record_what_goes_with(db: Session, by: str, account_id: str) -> None:
             _record(db, by, "delete", kind, (account_id, getattr(gone, kind.key[1])), gone, None)
 
 
-def _end(db: Session, by: str, reason: EndReason, which: ColumnElement[bool]) -> list[Ended]:
+def _end(db: Session, by: str, reason: EndReason, which: ColumnElement[bool]) -> list[EndedSession]:
     ended = ending.end_sessions(db.connection(), reason, which)
     record_ended(db.connection(), by, ended)
     return ended

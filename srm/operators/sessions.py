@@ -21,7 +21,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from srm.db.models import Denial, EndedSession, PlaybackSession, SessionColumns, sessions
+from srm.db.models import Denial, PlaybackSession, SessionColumns, SessionHistory, sessions
 from srm.db.sql import constant
 from srm.operators.resources import Shown
 from srm.playback.expiry import is_lapsed, lapsed_at
@@ -69,7 +69,7 @@ class Refusal(Shown):
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class SessionFilter:
     """Which sessions to look for, across accounts: those that are all of this; None = any."""
 
     content_id: str | None = None
@@ -103,8 +103,10 @@ def sessions_of(
     else:
         if state == "ended":
             hot = hot.where(or_(sessions.ended_at.is_not(None), is_lapsed()))
-        past = select(*_seen(EndedSession), EndedSession.ended_at, EndedSession.end_reason, EndedSession.ended_by)
-        both = union_all(hot, past.where(EndedSession.account_id == account_id)).subquery("both")
+        past = select(
+            *_seen(SessionHistory), SessionHistory.ended_at, SessionHistory.end_reason, SessionHistory.ended_by
+        )
+        both = union_all(hot, past.where(SessionHistory.account_id == account_id)).subquery("both")
         query = select(both)
         started_at, session_id = both.c.started_at, both.c.session_id
     if after is not None:
@@ -119,14 +121,14 @@ def is_known(db: Connection, account_id: str, session_id: UUID) -> bool:
     known = union_all(
         *(
             select(table.session_id).where(table.account_id == account_id, table.session_id == session_id)
-            for table in (PlaybackSession, EndedSession)
+            for table in (PlaybackSession, SessionHistory)
         )
     )
     return db.execute(known).first() is not None
 
 
 def sessions_everywhere(
-    db: Connection, watched: Watched, *, limit: int, after: tuple[str, UUID] | None
+    db: Connection, watched: SessionFilter, *, limit: int, after: tuple[str, UUID] | None
 ) -> list[SeenSession]:
     """Active sessions of all accounts, by account; `after`: behind the session of that account with that id."""
     query = _hot().where(watched.condition())
@@ -136,7 +138,7 @@ def sessions_everywhere(
     return [SeenSession.of_row(row) for row in found]
 
 
-def count_everywhere(db: Connection, watched: Watched) -> int:
+def count_everywhere(db: Connection, watched: SessionFilter) -> int:
     """How many active sessions all accounts have."""
     return db.execute(select(func.count()).select_from(PlaybackSession).where(watched.condition())).scalar_one()
 

@@ -4,7 +4,7 @@ import psycopg
 import structlog
 from sqlalchemy import bindparam, insert
 
-from srm.db.connection import ThreadConnections
+from srm.db.connection import ConnectionPool
 from srm.db.models import Denial
 from srm.db.sql import compiled
 from srm.errors import ContentAccessDenied, DependencyUnavailable, SessionLimitReached, SrmError, first_line
@@ -32,7 +32,7 @@ RECORD = compiled(insert(Denial).values({name: bindparam(name, type_=Denial.__ta
 
 
 def record(
-    db: ThreadConnections,
+    db: ConnectionPool,
     principal: Principal,
     content: ContentRef,
     address: str | None,

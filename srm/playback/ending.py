@@ -10,11 +10,11 @@ from srm.db.connection import Cursor, connection_of
 from srm.db.models import EndReason, PlaybackSession, sessions
 from srm.db.sql import constant
 from srm.playback.expiry import is_lapsed, lapsed_at
-from srm.playback.model import Ended, Expired, Key
+from srm.playback.model import EndedSession, ExpiredSession, Key
 from srm.playback.statements import END_ALL_LAPSED, END_FREE_LAPSED, FIND_LAPSED, WAS_ENDED
 
 
-def end_sessions(db: Connection, reason: EndReason, which: ColumnElement[bool]) -> list[Ended]:
+def end_sessions(db: Connection, reason: EndReason, which: ColumnElement[bool]) -> list[EndedSession]:
     """End the sessions for that reason, or as expired if they turn out to have lapsed; those that were ended.
 
     The caller holds the locks of their accounts, taken in a statement before: no setup is under way that this one does
@@ -35,7 +35,7 @@ def end_sessions(db: Connection, reason: EndReason, which: ColumnElement[bool]) 
         )
         .returning(*WAS_ENDED)
     )
-    return sorted((Ended(*row) for row in ended), key=lambda row: (row.account_id, row.started_at))
+    return sorted((EndedSession(*row) for row in ended), key=lambda row: (row.account_id, row.started_at))
 
 
 LAPSED_AT_ONCE = 100_000
@@ -61,7 +61,7 @@ def find_lapsed(db: Cursor) -> list[Key]:
     return db.execute(FIND_LAPSED, {"at_most": LAPSED_AT_ONCE}).fetchall()
 
 
-def end_lapsed(db: Cursor, lapsed: Sequence[Key]) -> list[Expired]:
+def end_lapsed(db: Cursor, lapsed: Sequence[Key]) -> list[ExpiredSession]:
     """End those of the sessions that are still lapsed, and return them.
 
     May be repeated and may meet any other change: a session saved or ended meanwhile is left as it is. One that
@@ -74,14 +74,14 @@ def end_lapsed(db: Cursor, lapsed: Sequence[Key]) -> list[Expired]:
     names = {"of_accounts": [account for account, _ in lapsed], "of_sessions": [id_ for _, id_ in lapsed]}
     connection_of(db).command(WAIT_FOR_FEW)
     try:
-        return [Expired(*row) for row in db.execute(END_ALL_LAPSED, names).fetchall()]
+        return [ExpiredSession(*row) for row in db.execute(END_ALL_LAPSED, names).fetchall()]
     except LockNotAvailable:
         db.execute("ROLLBACK TO before")  # said so that psycopg sees it, and has the server forget what was prepared
-    ended: list[Expired] = []
+    ended: list[ExpiredSession] = []
     give_up_at = time.monotonic() + ONE_BY_ONE_SECONDS
     for account_id, session_id in lapsed:
         if time.monotonic() > give_up_at:
             break
         rows = db.execute(END_FREE_LAPSED, {"of_account": account_id, "of_session": session_id}).fetchall()
-        ended += [Expired(*row) for row in rows]
+        ended += [ExpiredSession(*row) for row in rows]
     return ended

@@ -78,7 +78,7 @@ GROUP BY parent.relname
 """)
 
 
-class DatabaseCollector(Collector):
+class DatabaseGauges(Collector):
     """Looks at the database when Prometheus asks; safe to share between threads."""
 
     def __init__(self, database: Database) -> None:

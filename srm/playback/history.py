@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Connection, CursorResult, delete, func, insert, literal, select, tuple_
 
-from srm.db.models import EndedSession, PlaybackSession, sessions
+from srm.db.models import PlaybackSession, SessionHistory, sessions
 from srm.playback.ending import ENDED_AT_ONCE
 from srm.playback.expiry import seconds
 
@@ -29,14 +29,14 @@ def archive(db: Connection, retention_seconds: int) -> int:
         .order_by(sessions.ended_at)
         .limit(ENDED_AT_ONCE)
     )
-    names = [column.name for column in EndedSession.__table__.columns]
+    names = [column.name for column in SessionHistory.__table__.columns]
     moved = (
         delete(PlaybackSession)
         .where(tuple_(sessions.account_id, sessions.session_id).in_(ended))
         .returning(*(sessions[name] for name in names))
         .cte("moved")
     )
-    statement = insert(EndedSession).from_select(names, select(*(moved.c[name] for name in names)))
+    statement = insert(SessionHistory).from_select(names, select(*(moved.c[name] for name in names)))
     result = db.execute(statement, execution_options={"preserve_rowcount": True})
     return cast("CursorResult[Any]", result).rowcount
 

@@ -22,7 +22,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from srm.db.models import EndedSession, PlaybackSession, SessionColumns, sessions
+from srm.db.models import PlaybackSession, SessionColumns, SessionHistory, sessions
 from srm.playback import limits as policy
 from srm.playback.expiry import lapsed_at
 
@@ -70,7 +70,7 @@ def excesses(db: Connection) -> list[Excess]:
 
 def counted(db: Connection) -> int:
     """How many sessions there are to check."""
-    tables = (PlaybackSession, EndedSession)
+    tables = (PlaybackSession, SessionHistory)
     return sum(db.execute(select(func.count()).select_from(table)).scalar_one() for table in tables)
 
 
@@ -79,7 +79,7 @@ def _spans() -> CTE:
     # The end of an active session, in the future or null, comes after every start.
     ended_at = func.coalesce(sessions.ended_at, lapsed_at()).label("ended_at")
     return union_all(
-        select(*_looked_at(PlaybackSession), ended_at), select(*_looked_at(EndedSession), EndedSession.ended_at)
+        select(*_looked_at(PlaybackSession), ended_at), select(*_looked_at(SessionHistory), SessionHistory.ended_at)
     ).cte("spans")
 
 

@@ -71,7 +71,7 @@ class ActiveSession(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Decision:
     """What becomes of the others, so that one more keeps the limits."""
 
     replaced: Sequence[ActiveSession]
@@ -109,7 +109,7 @@ class Rule(NamedTuple):
         return freed >= self.surplus
 
 
-def make_room(limits: Limits, active: Sequence[ActiveSession], setup: Setup, take_over: Collection[UUID] = ()) -> Room:
+def decide(limits: Limits, active: Sequence[ActiveSession], setup: Setup, take_over: Collection[UUID] = ()) -> Decision:
     """What to end for one more session beside the active ones, which come oldest first.
 
     `take_over`: ids of sessions that it takes the place of, those that are not active left aside.
@@ -122,17 +122,17 @@ def make_room(limits: Limits, active: Sequence[ActiveSession], setup: Setup, tak
         (replaced if is_same_device or session.session_id in take_over else others).append(session)
     broken = [rule for rule in _rules(limits, others, setup) if rule.surplus > 0]
     if not broken:
-        return Room(replaced)
+        return Decision(replaced)
     hopeless = [rule for rule in broken if not rule.can_be_kept]
     rule = (hopeless or broken)[0]
     in_the_way = [] if hopeless else sorted(_in_the_way(broken))
     refusal = SessionLimitReached(rule.name, rule.limit, [others[at].session_id for at in in_the_way])
     if limits.mode == "observe":
-        return Room(replaced, observed=refusal)
+        return Decision(replaced, observed=refusal)
     if hopeless or limits.on_limit == "deny":
         raise refusal
     evicted = _fewest(broken, newest_first=limits.on_limit == "evict_newest")
-    return Room(replaced, [others[at] for at in sorted(evicted)])
+    return Decision(replaced, [others[at] for at in sorted(evicted)])
 
 
 def _rules(limits: Limits, others: Sequence[ActiveSession], setup: Setup) -> Iterator[Rule]:

@@ -62,7 +62,7 @@ class ListedSession:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedSession:
     """A session that was just ended, for a reason other than its client's."""
 
     account_id: str
@@ -79,7 +79,7 @@ Key: TypeAlias = tuple[str, str]
 """Account and id of a session; the id as text, since of 100,000 it would cost as much as all else to make UUIDs."""
 
 
-class Expired(NamedTuple):
+class ExpiredSession(NamedTuple):
     """A lapsed session that was ended; no more of it than is said of 100,000 at once."""
 
     account_id: str

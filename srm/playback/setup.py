@@ -10,7 +10,7 @@ from srm.playback import limits as policy
 from srm.playback.entitlements import Access
 from srm.playback.keep_alive import keep_alive
 from srm.playback.limits import ActiveSession, Limits, Setup
-from srm.playback.model import Admission, ContentRef, Ended, Principal, Terms
+from srm.playback.model import Admission, ContentRef, EndedSession, Principal, Terms
 from srm.playback.statements import (
     COPIED,
     END_FOR_ANOTHER,
@@ -27,7 +27,7 @@ def set_up(
     db: Cursor,
     principal: Principal,
     content: ContentRef,
-    ended: list[Ended],
+    ended: list[EndedSession],
     *,
     access: Access = entitlements.LOCAL,
     address: str | None = None,
@@ -70,7 +70,7 @@ def set_up(
     setup = Setup(
         principal.device_id, terms.device_group, content.content_id, terms.content_groups, address, terms.counts
     )
-    room = policy.make_room(limits, active, setup, take_over)
+    room = policy.decide(limits, active, setup, take_over)
     admission = Admission(uuid4(), terms.timeout_seconds, room.observed)
     if room.replaced or room.evicted:
         going = {
@@ -87,7 +87,7 @@ def set_up(
 
 
 def _terms_and_active(
-    db: Cursor, names: dict[str, object], ended: list[Ended]
+    db: Cursor, names: dict[str, object], ended: list[EndedSession]
 ) -> tuple[Terms, Limits, list[ActiveSession]]:
     """What holds for a setup, and the active sessions of its account, the oldest first. The account is locked."""
     rows = db.execute(GET_TERMS_AND_LIST, names).fetchall()
@@ -108,7 +108,7 @@ def _repeat(
     db: Cursor,
     principal: Principal,
     content: ContentRef,
-    ended: list[Ended],
+    ended: list[EndedSession],
     session: ActiveSession,
     access: Access,
     address: str | None,

@@ -56,9 +56,9 @@ from srm.db.models import (
 from srm.db.sql import compiled, constant
 from srm.playback import entitlements
 from srm.playback import limits as policy
-from srm.playback.expiry import lapse, is_lapsed, lapsed_at
+from srm.playback.expiry import is_lapsed, lapse, lapsed_at
 from srm.playback.limits import ActiveSession
-from srm.playback.model import Ended, Principal
+from srm.playback.model import EndedSession, Principal
 
 COPIED = (
     "device_group",
@@ -159,7 +159,7 @@ GET_TERMS_AND_LIST = compiled(
     .where(AccountProfile.profile_id == bindparam("of_profile", type_=Text))
     .order_by(*OLDEST_FIRST)
 )
-WAS_ENDED = tuple(sessions[name] for name in Ended.__slots__)
+WAS_ENDED = tuple(sessions[name] for name in EndedSession.__slots__)
 LAPSED_IN_ORDER = (
     select(sessions.session_id)
     .where(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None), is_lapsed())
@@ -277,6 +277,6 @@ def params_of(principal: Principal, session_id: UUID) -> dict[str, object]:
     return {"of_account": principal.account_id, "of_session": session_id, "of_device": principal.device_id}
 
 
-def ended_sessions(cursor: Cursor) -> list[Ended]:
+def ended_sessions(cursor: Cursor) -> list[EndedSession]:
     """The rows of a statement that returns WAS_ENDED."""
-    return [Ended(*row) for row in cursor.fetchall()]
+    return [EndedSession(*row) for row in cursor.fetchall()]

@@ -101,9 +101,9 @@ def post_worker_init(worker: Any) -> None:
     `--threads` may have changed that. And take what is loaded, once and for all, out of what the garbage collector
     walks through again and again.
     """
-    from srm.api import telemetry as watch  # not in the master, as above
+    from srm.api import telemetry  # not in the master, as above
 
-    worker.observe_wait = watch.WAITED.observe
+    worker.observe_wait = telemetry.WAITED.observe
     worker.drain_seconds = DRAIN_SECONDS if load().trusted_proxies else 0
     service = getattr(worker.wsgi, "extensions", {}).get("srm.entitlement_service")
     if service is not None:

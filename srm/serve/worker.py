@@ -182,14 +182,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle_error(self, req: object, client: Any, addr: Any, exc: BaseException) -> None:
         """Called by gunicorn with a request that never reached the application."""
-        from srm.api import envelope  # not in the master, which must not load srm.metrics
-        from srm.api import telemetry as watch
+        from srm.api import (
+            envelope,  # not in the master, which must not load srm.metrics
+            telemetry,
+        )
 
         correlation_id = str(uuid4())
         CORRELATION_ID.set(correlation_id)
         expected = isinstance(exc, ParseException | LimitRequestLine | LimitRequestHeaders)
         error: SrmError = MalformedRequest() if expected else InternalError()
-        watch.UNREADABLE.inc()
+        telemetry.UNREADABLE.inc()
         if expected:
             self.log.info("unreadable request: %s", exc)
         else:

@@ -19,7 +19,7 @@ from uuid import UUID
 import psycopg
 
 from srm.db.database import Database
-from srm.errors import SessionEnded
+from srm.errors import SessionHasEnded
 from srm.playback.keep_alive import keep_alive
 from srm.playback.model import Principal
 from srm.playback.teardown import tear_down_or_explain
@@ -84,7 +84,7 @@ class Direct:
         try:
             with self._database.request() as db:
                 tear_down_or_explain(db, self._principal, UUID(session_id), [])
-        except SessionEnded:
+        except SessionHasEnded:
             return False
         return True
 

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from srm.db.database import Database
+from srm.playback import keep_alive as rules
 from srm.playback.model import Principal
 from tests import support
 from tests.concurrency.edge import TIMEOUT_SECONDS, Place, Tally, play_on_the_edge, rows_held_up
@@ -41,7 +42,7 @@ def test_it_counts_a_session_saved_at_the_last_moment(
     def keep_alive() -> bool:
         patient = "-c statement_timeout=30s -c lock_timeout=30s"
         with psycopg.connect(own_url, options=patient) as connection, connection.cursor() as cursor:
-            return keep_alive(cursor, Principal("a", "tv"), session_id)
+            return rules.keep_alive(cursor, Principal("a", "tv"), session_id)
 
     def set_up_too() -> UUID | None:
         with connections(own_url) as database:

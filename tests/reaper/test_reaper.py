@@ -20,10 +20,10 @@ from structlog.testing import capture_logs
 from srm.db.breaker import is_timeout
 from srm.db.database import Database
 from srm.errors import DependencyUnavailable, SessionLimitReached
-from srm.playback import denials
-from srm.playback import ending, history
+from srm.playback import denials, ending, history
 from srm.playback.ending import ENDED_AT_ONCE, end_lapsed, find_lapsed
 from srm.playback.history import archive
+from srm.playback.keep_alive import keep_alive
 from srm.playback.model import ContentRef, Principal
 from srm.reaper import runner as reaper_module
 from srm.reaper.runner import ADVISORY_LOCK, PARTITIONED, Busy, Reaper, Stopping, _months_after
@@ -298,11 +298,11 @@ class TestExpire:
     ) -> None:
         """The keep-alive came in time, and is committed after the lapse; nobody waits for it."""
         held, free = factory.session(silent_for=29.5, timeout_seconds=30), factory.session(silent_for=31)
-        with psycopg.connect(outside(url)) as keep_alive:
-            assert keep_alive(keep_alive.cursor(), Principal("a", "tv"), held)
+        with psycopg.connect(outside(url)) as saving:
+            assert keep_alive(saving.cursor(), Principal("a", "tv"), held)
             wait_until(lambda: self.seen_from_outside_is_lapsed(database, held))
             assert reaper.expire() == 1
-            keep_alive.commit()
+            saving.commit()
         assert reaper.expire() == 0
 
         assert session_row(database, held).ended_at is None

@@ -8,7 +8,7 @@ import pytest
 from srm import errors
 from srm.api.envelope import render
 from srm.db import models
-from srm.errors import SessionEnded, SessionLimitReached, SrmError
+from srm.errors import SessionHasEnded, SessionLimitReached, SrmError
 
 CATALOGUE = {
     errors.InternalError: ("SRM-0001", 500, "ERROR"),
@@ -21,7 +21,7 @@ CATALOGUE = {
     errors.SessionLimitReached: ("SRM-0006", 200, "DENIED"),
     errors.ContentAccessDenied: ("SRM-0007", 200, "DENIED"),
     errors.SessionNotFound: ("SRM-0008", 404, "ERROR"),
-    errors.SessionEnded: ("SRM-0009", 410, "ERROR"),
+    errors.SessionHasEnded: ("SRM-0009", 410, "ERROR"),
     errors.DependencyUnavailable: ("SRM-0010", 503, "ERROR"),
     errors.ResourceNotFound: ("SRM-0011", 404, "ERROR"),
     errors.MethodNotAllowed: ("SRM-0012", 405, "ERROR"),
@@ -44,7 +44,7 @@ def descendants(kind: type[SrmError]) -> list[type[SrmError]]:
 
 def make(kind: type[SrmError]) -> SrmError:
     arguments: dict[type[SrmError], tuple[Any, ...]] = {
-        SessionEnded: ("operator",),
+        SessionHasEnded: ("operator",),
         SessionLimitReached: ("max_sessions", 3),
     }
     return kind(*arguments.get(kind, ()))
@@ -94,7 +94,7 @@ def test_those_that_pass_say_when_to_come_again() -> None:
 
 
 def test_every_end_of_a_session_has_a_text_of_its_own() -> None:
-    texts = [SessionEnded(reason).text for reason in models.END_REASONS]
+    texts = [SessionHasEnded(reason).text for reason in models.END_REASONS]
 
     assert set(errors.END_REASON_TEXTS) == set(models.END_REASONS)
     assert len(set(texts)) == len(texts)

@@ -19,7 +19,7 @@ RULES = (
     "config",
     "errors",
 )
-FOREIGN = {"flask", "werkzeug", "apscheduler", "gunicorn", "structlog", "flask_swagger_ui"}
+FOREIGN = {"flask", "werkzeug", "apscheduler", "gunicorn", "flask_swagger_ui"}
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:

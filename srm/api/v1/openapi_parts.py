@@ -40,7 +40,7 @@ def answers_of(kinds: tuple[type[SrmError], ...]) -> dict[str, dict[str, Any]]:
                 "required": True,
                 "schema": {"type": "string", "pattern": "^[0-9]+$"},
             }
-        if kind is errors.SessionEnded:
+        if kind is errors.SessionHasEnded:
             headers["SRM-End-Reason"] = {
                 "description": "Why it has ended, in a word; the message says it for people",
                 "required": True,

@@ -97,7 +97,7 @@ def _list_sessions() -> dict[str, Any]:
 
 
 def _on_session(operation: str, summary: str, description: str) -> dict[str, Any]:
-    answers = answers_of((*EVERYWHERE, errors.SessionNotFound, errors.SessionEnded))
+    answers = answers_of((*EVERYWHERE, errors.SessionNotFound, errors.SessionHasEnded))
     answers["200"] = {"description": "Done", "headers": COMMON_HEADERS}
     return {
         "operationId": operation,

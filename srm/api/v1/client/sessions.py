@@ -13,7 +13,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from flask import Blueprint, Response, request
 from pydantic import ValidationError
 
-from srm.api import telemetry as watch
+from srm.api import telemetry
 from srm.api.client_address import client_address
 from srm.api.parsing import parse_uuid, read_body
 from srm.api.v1.client import schemas
@@ -25,7 +25,7 @@ from srm.playback.entitlements import Access
 from srm.playback.keep_alive import keep_alive as do_keep_alive
 from srm.playback.keep_alive import keep_alive_or_explain as do_keep_alive_or_explain
 from srm.playback.listing import list_sessions as list_active
-from srm.playback.model import ContentRef, Ended, ListedSession, Principal
+from srm.playback.model import ContentRef, EndedSession, ListedSession, Principal
 from srm.playback.setup import set_up as admit
 from srm.playback.teardown import tear_down as do_tear_down
 from srm.playback.teardown import tear_down_or_explain as do_tear_down_or_explain
@@ -75,9 +75,9 @@ def create_blueprint(
         content = ContentRef(setup.content.contentType, setup.content.contentID)
         address = client_address(request.environ, trusted_proxies)
         access = access_to(principal, content)  # before anything is locked: it may have to ask somebody far away
-        ended: list[Ended] = []
+        ended: list[EndedSession] = []
         try:
-            with database.request(access.asked_for_seconds, lambda: watch.ended(ended, principal.device_id)) as db:
+            with database.request(access.asked_for_seconds, lambda: telemetry.ended(ended, principal.device_id)) as db:
                 admission = admit(
                     db,
                     principal,
@@ -90,15 +90,15 @@ def create_blueprint(
                 )
         except SrmError as refusal:
             if refusal.status == "DENIED":
-                watch.refused(refusal)
+                telemetry.refused(refusal)
                 denials.record(database.hot, principal, content, address, refusal)
             if isinstance(refusal, SessionLimitReached) and setup.options.listConflicts:
                 refusal.extension = _conflicts(refusal, list_active(database.hot, principal))
             raise
-        watch.SETUPS.inc()
-        request.environ[watch.SESSION] = admission.session_id
+        telemetry.SETUPS.inc()
+        request.environ[telemetry.SESSION] = admission.session_id
         if admission.observed is not None:
-            watch.refused(admission.observed, observed=True)
+            telemetry.refused(admission.observed, observed=True)
             denials.record(database.hot, principal, content, address, admission.observed, observed=True)
         success = schemas.Setup(sessionId=admission.session_id, timeout=admission.timeout_seconds)
         body = schemas.SuccessResponse(successResponse=success).model_dump_json(exclude_none=True)
@@ -116,8 +116,8 @@ def create_blueprint(
         session = _parse_session_id(session_id)
         principal = _authenticate(tokens)
         if not do_keep_alive(database.hot, principal, session):
-            ended: list[Ended] = []
-            with database.request(after_commit=lambda: watch.ended(ended)) as db:
+            ended: list[EndedSession] = []
+            with database.request(after_commit=lambda: telemetry.ended(ended)) as db:
                 do_keep_alive_or_explain(db, principal, session, ended)
         return DONE
 
@@ -127,11 +127,11 @@ def create_blueprint(
         principal = _authenticate(tokens)
         is_torn_down = do_tear_down(database.durable, principal, session)
         if not is_torn_down:
-            ended: list[Ended] = []
-            with database.request(after_commit=lambda: watch.ended(ended)) as db:
+            ended: list[EndedSession] = []
+            with database.request(after_commit=lambda: telemetry.ended(ended)) as db:
                 is_torn_down = do_tear_down_or_explain(db, principal, session, ended)
         if is_torn_down:
-            watch.session_ended(principal.account_id, principal.device_id, session, "teardown")
+            telemetry.session_ended(principal.account_id, principal.device_id, session, "teardown")
         return DONE
 
     return blueprint
@@ -182,5 +182,5 @@ def _authenticate(tokens: TokenVerifier) -> Principal:
     token = environ.get("HTTP_CLIENT_TOKEN")
     if not token:
         raise MalformedRequest
-    principal = environ[watch.PRINCIPAL] = tokens.verify(token)
+    principal = environ[telemetry.PRINCIPAL] = tokens.verify(token)
     return principal

@@ -5,7 +5,7 @@ A change, its record, and the end of the sessions that end with it are one trans
 
 from flask import Blueprint, request
 
-from srm.api import telemetry as watch
+from srm.api import telemetry
 from srm.api.v1.operator import provisioning
 from srm.api.v1.operator import sessions as care
 from srm.api.v1.operator.lists import is_readable, malformed
@@ -25,7 +25,7 @@ def create_blueprint(database: Database) -> Blueprint:
         key = request.environ.get("HTTP_OPERATOR_KEY")
         if not key:
             raise OperatorKeyNotValid
-        operator = request.environ[watch.OPERATOR] = operators.authenticate(database.hot, key)
+        operator = request.environ[telemetry.OPERATOR] = operators.authenticate(database.hot, key)
         needed = _needed_role()
         if not operator.may(needed):
             raise NotAllowed(f"{NotAllowed.message}: needs the role {needed}")

@@ -8,8 +8,7 @@ from flask import Blueprint, Response, json, request
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from srm.api import envelope
-from srm.api import telemetry as watch
+from srm.api import envelope, telemetry
 from srm.api.parsing import read_body
 from srm.api.v1.operator import lists
 from srm.api.v1.operator.lists import malformed
@@ -70,7 +69,7 @@ def add_routes(blueprint: Blueprint, database: Database) -> None:
     def change_once(kind: Kind, key: Key, make: Callable[[Resource | None], Resource]) -> provisioning.Changed:
         with database.orm() as db:
             changed = provisioning.change(db, envelope.operator_name(), kind, key, make)
-        watch.ended(changed.ended)
+        telemetry.ended(changed.ended)
         return changed
 
     def delete(kind: Kind, **key: str) -> Response:
@@ -78,7 +77,7 @@ def add_routes(blueprint: Blueprint, database: Database) -> None:
         by = envelope.operator_name()
         with database.orm() as db:
             ended = provisioning.delete(db, by, kind, _key(key), _check_preconditions, end_sessions=end_sessions)
-        watch.ended(ended)
+        telemetry.ended(ended)
         return Response(status=204)
 
     for kind in KINDS:

@@ -5,8 +5,7 @@ from typing import cast, get_args
 
 from flask import Blueprint, Response
 
-from srm.api import envelope
-from srm.api import telemetry as watch
+from srm.api import envelope, telemetry
 from srm.api.v1.operator import lists
 from srm.db.database import Database
 from srm.db.models import CONTENT_TYPES, sessions
@@ -14,7 +13,7 @@ from srm.errors import SessionNotFound
 from srm.operators import change_log, provisioning
 from srm.operators import sessions as care
 from srm.operators.resources import DEVICES
-from srm.playback.model import Ended
+from srm.playback.model import EndedSession
 
 FOR_CARE = {"end_sessions_of_account", "end_sessions_of_device", "end_session"}
 """The calls that end sessions, and change nothing else."""
@@ -23,9 +22,9 @@ FOR_CARE = {"end_sessions_of_account", "end_sessions_of_device", "end_session"}
 def add_routes(blueprint: Blueprint, database: Database) -> None:
     """The routes of care."""
 
-    def answer(ended: Sequence[Ended]) -> Response:
+    def answer(ended: Sequence[EndedSession]) -> Response:
         """How many were stopped; those that turned out to have lapsed do not count."""
-        watch.ended(ended)
+        telemetry.ended(ended)
         return lists.as_json({"ended": sum(session.end_reason == "operator" for session in ended)})
 
     @blueprint.get("/accounts/<account_id>/sessions")
@@ -94,8 +93,8 @@ def add_routes(blueprint: Blueprint, database: Database) -> None:
         return lists.page("changes", found, limit, lambda last: lists.position(last.change_id, last.changed_at))
 
 
-def _watched() -> care.Watched:
-    return care.Watched(
+def _watched() -> care.SessionFilter:
+    return care.SessionFilter(
         content_id=lists.text_of("contentID"),
         content_type=lists.one_of("contentType", CONTENT_TYPES),
         device_group=lists.text_of("deviceGroup"),

@@ -8,26 +8,26 @@ import psycopg
 import pytest
 
 from srm.db import breaker
-from srm.db.breaker import Silence
+from srm.db.breaker import CircuitBreaker
 from srm.errors import DependencyUnavailable, SessionNotFound
 from tests.support import wait_until
 
 
 @pytest.fixture
-def silence(monkeypatch: pytest.MonkeyPatch) -> Silence:
+def silence(monkeypatch: pytest.MonkeyPatch) -> CircuitBreaker:
     """One that has just begun, and is a short one."""
     monkeypatch.setattr(breaker, "SILENCE_SECONDS", 0.1)
-    silence = Silence()
+    silence = CircuitBreaker()
     meet_silence(silence)
     return silence
 
 
-def meet_silence(silence: Silence) -> None:
+def meet_silence(silence: CircuitBreaker) -> None:
     with pytest.raises(DependencyUnavailable), silence:
         raise psycopg.errors._WaitTimeout
 
 
-def is_left_alone(silence: Silence) -> bool:
+def is_left_alone(silence: CircuitBreaker) -> bool:
     """Whether the server is not asked."""
     try:
         with silence:
@@ -36,12 +36,12 @@ def is_left_alone(silence: Silence) -> bool:
         return True
 
 
-def test_nobody_asks_a_silent_server(silence: Silence) -> None:
+def test_nobody_asks_a_silent_server(silence: CircuitBreaker) -> None:
     assert is_left_alone(silence)
     assert is_left_alone(silence)
 
 
-def test_after_a_while_one_asks_and_the_others_do_not_wait_for_it(silence: Silence) -> None:
+def test_after_a_while_one_asks_and_the_others_do_not_wait_for_it(silence: CircuitBreaker) -> None:
     time.sleep(0.11)
 
     others: list[bool] = []
@@ -56,7 +56,7 @@ def test_after_a_while_one_asks_and_the_others_do_not_wait_for_it(silence: Silen
     assert not is_left_alone(silence)
 
 
-def test_a_fault_of_ours_lets_the_next_one_ask(silence: Silence) -> None:
+def test_a_fault_of_ours_lets_the_next_one_ask(silence: CircuitBreaker) -> None:
     time.sleep(0.11)
 
     with pytest.raises(KeyError), silence:
@@ -66,7 +66,7 @@ def test_a_fault_of_ours_lets_the_next_one_ask(silence: Silence) -> None:
 
 
 @pytest.mark.parametrize("answer", [None, SessionNotFound(), psycopg.errors.UniqueViolation()])
-def test_any_answer_ends_the_silence(silence: Silence, answer: Exception | None) -> None:
+def test_any_answer_ends_the_silence(silence: CircuitBreaker, answer: Exception | None) -> None:
     time.sleep(0.11)
 
     try:
@@ -80,7 +80,7 @@ def test_any_answer_ends_the_silence(silence: Silence, answer: Exception | None)
         assert not is_left_alone(silence)
 
 
-def test_it_goes_on_when_the_one_meets_it_again(silence: Silence) -> None:
+def test_it_goes_on_when_the_one_meets_it_again(silence: CircuitBreaker) -> None:
     time.sleep(0.11)
     meet_silence(silence)
 
@@ -91,7 +91,7 @@ def test_it_goes_on_when_the_one_meets_it_again(silence: Silence) -> None:
 def test_many_threads_meet_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever they see, it is an answer or DependencyUnavailable."""
     monkeypatch.setattr(breaker, "SILENCE_SECONDS", 0)
-    silence = Silence()
+    silence = CircuitBreaker()
     surprises: list[BaseException] = []
 
     def ask_again_and_again(number: int) -> None:

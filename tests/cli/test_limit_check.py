@@ -11,7 +11,7 @@ from sqlalchemy import insert
 
 from srm.db import schema
 from srm.db.database import Database
-from srm.db.models import EndedSession, PlaybackSession
+from srm.db.models import PlaybackSession, SessionHistory
 from srm.playback import limit_check as audit
 from srm.playback.limit_check import Excess
 from tests.cli.command import Result, assert_refused, srm
@@ -52,7 +52,7 @@ def kept(database: Database) -> Callable[..., datetime]:
 @pytest.fixture
 def moved(database: Database) -> Callable[..., datetime]:
     """Writes a session into `session_history`."""
-    return lambda *when, **columns: write(database, EndedSession, *when, **columns)
+    return lambda *when, **columns: write(database, SessionHistory, *when, **columns)
 
 
 def write(

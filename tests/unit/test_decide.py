@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from srm.db.models import OnLimit, SameDevice
 from srm.errors import SessionLimitReached
-from srm.playback.limits import ActiveSession, Limits, Room, Setup, make_room
+from srm.playback.limits import ActiveSession, Decision, Limits, Setup, decide
 from tests import rules
 
 TV = Setup("new", "tv", "film")
@@ -51,7 +51,7 @@ def numbers(ended: Sequence[ActiveSession]) -> list[int]:
 
 def ended(limits: Limits, *devices: str, on: str = "new") -> tuple[list[int], list[int]]:
     """Positions of the sessions that are replaced, and of those that are evicted."""
-    room = make_room(limits, active_on(*devices), Setup(on, "tv", "film"))
+    room = decide(limits, active_on(*devices), Setup(on, "tv", "film"))
     return numbers(room.replaced), numbers(room.evicted)
 
 
@@ -60,7 +60,7 @@ def refusal(
 ) -> tuple[str, int, list[int]]:
     """Rule, limit and the positions of the sessions in the way, of a setup that must be refused."""
     with pytest.raises(SessionLimitReached) as refused:
-        make_room(limits, active, setup, **more)
+        decide(limits, active, setup, **more)
     return refused.value.rule, refused.value.limit, [session_id.int for session_id in refused.value.in_the_way]
 
 
@@ -82,24 +82,24 @@ class TestMaxSessions:
     def test_it_leaves_aside_what_does_not_count(self) -> None:
         active = sessions({"counts": False}, {}, {"counts": False})
 
-        assert make_room(Limits(2), active, TV) == Room([])
+        assert decide(Limits(2), active, TV) == Decision([])
         assert refusal(Limits(1), active) == ("max_sessions", 1, [1])
 
     def test_it_lets_in_whatever_does_not_count(self) -> None:
-        assert make_room(Limits(1), active_on("a", "b"), TV._replace(counts=False)) == Room([])
+        assert decide(Limits(1), active_on("a", "b"), TV._replace(counts=False)) == Decision([])
 
 
 class TestMaxSessionsPerContent:
     def test_it_counts_the_sessions_on_the_content(self) -> None:
         active = sessions({"content_id": "film"}, {}, {"content_id": "film", "content_type": "CU"})
 
-        assert make_room(Limits(max_sessions_per_content=3), active, TV) == Room([])
+        assert decide(Limits(max_sessions_per_content=3), active, TV) == Decision([])
         assert refusal(Limits(max_sessions_per_content=2), active) == ("max_sessions_per_content", 2, [0, 2])
 
     def test_it_does_not_see_other_contents(self) -> None:
         active = sessions({}, {}, {})
 
-        assert make_room(Limits(max_sessions_per_content=1), active, TV) == Room([])
+        assert decide(Limits(max_sessions_per_content=1), active, TV) == Decision([])
 
 
 class TestAddresses:
@@ -108,7 +108,7 @@ class TestAddresses:
     def test_it_counts_addresses_and_not_sessions(self) -> None:
         active = sessions({"address": self.HOME}, {"address": self.HOME}, {"address": self.CAFE})
 
-        assert make_room(Limits(max_ip_addresses=2), active, TV._replace(address=self.HOME)) == Room([])
+        assert decide(Limits(max_ip_addresses=2), active, TV._replace(address=self.HOME)) == Decision([])
         assert refusal(Limits(max_ip_addresses=2), active, TV._replace(address=self.HOTEL)) == (
             "max_ip_addresses",
             2,
@@ -128,27 +128,27 @@ class TestAddresses:
         active = sessions({"address": self.HOME}, {"address": self.HOME}, {"address": self.CAFE})
         limits = Limits(max_ip_addresses=2, on_limit="evict_oldest")
 
-        assert numbers(make_room(limits, active, TV._replace(address=self.HOTEL)).evicted) == [2]
+        assert numbers(decide(limits, active, TV._replace(address=self.HOTEL)).evicted) == [2]
 
     @pytest.mark.parametrize(("on_limit", "evicted"), [("evict_oldest", [0, 2]), ("evict_newest", [1, 3])])
     def test_it_evicts_all_of_an_address(self, on_limit: OnLimit, evicted: list[int]) -> None:
         active = sessions(*({"address": address} for address in (self.HOME, self.CAFE) * 2))
         limits = Limits(max_ip_addresses=2, on_limit=on_limit)
 
-        assert numbers(make_room(limits, active, TV._replace(address=self.HOTEL)).evicted) == evicted
+        assert numbers(decide(limits, active, TV._replace(address=self.HOTEL)).evicted) == evicted
 
     def test_it_counts_the_sessions_from_the_address(self) -> None:
         active = sessions({"address": self.HOME}, {"address": self.CAFE}, {"address": self.HOME})
         limits = Limits(max_sessions_per_ip=2)
 
-        assert make_room(limits, active, TV._replace(address=self.CAFE)) == Room([])
+        assert decide(limits, active, TV._replace(address=self.CAFE)) == Decision([])
         assert refusal(limits, active, TV._replace(address=self.HOME)) == ("max_sessions_per_ip", 2, [0, 2])
 
     def test_it_does_not_see_what_comes_from_nowhere(self) -> None:
         limits = Limits(max_ip_addresses=1, max_sessions_per_ip=1)
 
-        assert make_room(limits, sessions({"address": self.HOME}), TV) == Room([])
-        assert make_room(limits, sessions({}, {}), TV._replace(address=self.HOME)) == Room([])
+        assert decide(limits, sessions({"address": self.HOME}), TV) == Decision([])
+        assert decide(limits, sessions({}, {}), TV._replace(address=self.HOME)) == Decision([])
 
 
 class TestGroups:
@@ -156,16 +156,16 @@ class TestGroups:
         active = sessions({"device_group": "tv"}, {"device_group": "mobile"}, {"device_group": None})
         limits = Limits(max_sessions_of_device_group=1)
 
-        assert make_room(limits, active[1:], TV) == Room([])
+        assert decide(limits, active[1:], TV) == Decision([])
         assert refusal(limits, active) == ("device_group:tv", 1, [0])
 
     def test_it_counts_the_sessions_on_contents_of_the_group(self) -> None:
         active = sessions({"content_groups": ["news", "sports"]}, {"content_groups": ["news"]}, {})
         setup = TV._replace(content_groups=["children", "sports"])
 
-        assert make_room(Limits(max_sessions_of_content_groups=[1, 2]), active, setup) == Room([])
+        assert decide(Limits(max_sessions_of_content_groups=[1, 2]), active, setup) == Decision([])
         assert refusal(Limits(max_sessions_of_content_groups=[1, 1]), active, setup) == ("content_group:sports", 1, [0])
-        assert make_room(Limits(max_sessions_of_content_groups=[1, None]), active, setup) == Room([])
+        assert decide(Limits(max_sessions_of_content_groups=[1, None]), active, setup) == Decision([])
 
 
 class TestSameDeviceAndTakeOver:
@@ -189,7 +189,7 @@ class TestSameDeviceAndTakeOver:
     def test_it_takes_over_what_is_named_and_still_there(self) -> None:
         active = active_on("a", "b")
 
-        room = make_room(Limits(2), active, TV, [active[1].session_id, UUID(int=99)])
+        room = decide(Limits(2), active, TV, [active[1].session_id, UUID(int=99)])
 
         assert (numbers(room.replaced), room.evicted) == ([1], ())
 
@@ -201,7 +201,7 @@ class TestSameDeviceAndTakeOver:
     def test_it_evicts_what_is_missing_after_a_takeover(self) -> None:
         active = active_on("a", "b", "c")
 
-        room = make_room(Limits(2, on_limit="evict_oldest"), active, TV, [active[1].session_id])
+        room = decide(Limits(2, on_limit="evict_oldest"), active, TV, [active[1].session_id])
 
         assert (numbers(room.replaced), numbers(room.evicted)) == ([1], [0])
 
@@ -222,13 +222,13 @@ class TestEviction:
         active = sessions({"device_group": "tv"}, {"content_id": "film"}, {"device_group": "tv", "content_id": "film"})
         limits = Limits(max_sessions_per_content=2, max_sessions_of_device_group=2, on_limit="evict_oldest")
 
-        assert numbers(make_room(limits, active, TV).evicted) == [2]
+        assert numbers(decide(limits, active, TV).evicted) == [2]
 
     def test_it_ends_only_what_makes_room(self) -> None:
         """The oldest session is not on a device of the group."""
         active = sessions({}, {"device_group": "tv"})
 
-        room = make_room(Limits(max_sessions_of_device_group=1, on_limit="evict_oldest"), active, TV)
+        room = decide(Limits(max_sessions_of_device_group=1, on_limit="evict_oldest"), active, TV)
 
         assert numbers(room.evicted) == [1]
 
@@ -259,7 +259,7 @@ class TestEviction:
         limits = Limits(100, 40, max_sessions_of_device_group=70, on_limit=on_limit)
         began_at = time.monotonic()
 
-        room = make_room(limits, active, TV)
+        room = decide(limits, active, TV)
 
         assert time.monotonic() - began_at < 1
         stay = [session for session in active if session not in set(room.evicted)]
@@ -270,22 +270,22 @@ class TestEviction:
 
 class TestObserve:
     def test_it_lets_in_and_says_what_would_have_been(self) -> None:
-        room = make_room(Limits(1, mode="observe"), active_on("a"), TV)
+        room = decide(Limits(1, mode="observe"), active_on("a"), TV)
 
         assert (room.replaced, room.evicted) == ([], ())
         assert room.observed is not None
         assert (room.observed.rule, room.observed.limit, len(room.observed.in_the_way)) == ("max_sessions", 1, 1)
 
     def test_it_evicts_nobody(self) -> None:
-        room = make_room(Limits(1, on_limit="evict_oldest", mode="observe"), active_on("a"), TV)
+        room = decide(Limits(1, on_limit="evict_oldest", mode="observe"), active_on("a"), TV)
 
         assert (room.evicted, room.observed is not None) == ((), True)
 
     def test_it_says_nothing_below_the_limit(self) -> None:
-        assert make_room(Limits(2, mode="observe"), active_on("a"), TV) == Room([])
+        assert decide(Limits(2, mode="observe"), active_on("a"), TV) == Decision([])
 
     def test_it_replaces_all_the_same(self) -> None:
-        room = make_room(Limits(1, same_device="replace", mode="observe"), active_on("new"), TV)
+        room = decide(Limits(1, same_device="replace", mode="observe"), active_on("new"), TV)
 
         assert (numbers(room.replaced), room.observed) == ([0], None)
 
@@ -329,9 +329,9 @@ def a_situation(draw: st.DrawFn) -> tuple[Limits, list[ActiveSession], Setup]:
     return limits, sessions(*draw(st.lists(asked(), max_size=7))), setup
 
 
-def outcome(*arguments: Any) -> Room | SessionLimitReached:
+def outcome(*arguments: Any) -> Decision | SessionLimitReached:
     try:
-        return make_room(*arguments)
+        return decide(*arguments)
     except SessionLimitReached as refusal:
         return refusal
 
@@ -369,6 +369,6 @@ def test_the_end_of_what_is_in_the_way_makes_room(situation: tuple[Limits, list[
     again = outcome(limits, active, setup, refusal.in_the_way)
 
     if refusal.in_the_way:
-        assert isinstance(again, Room)
+        assert isinstance(again, Decision)
     else:
         assert refusal.limit == 0
