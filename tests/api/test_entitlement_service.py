@@ -1,4 +1,7 @@
-"""SRM_ENTITLEMENTS=http: content access as a service of the operator says, and what is done without its answer."""
+"""SRM_ENTITLEMENTS=http: content access as a service of the operator says, and what is done without its answer.
+
+docs/design.md, Invariant 7: it is asked while no lock is held.
+"""
 
 import base64
 import socket

@@ -1,4 +1,7 @@
-"""PUT /srm/v1/sessions/{sessionId}."""
+"""PUT /srm/v1/sessions/{sessionId}.
+
+docs/design.md, "Wire contract", and docs/design.md, Invariant 2: a lapsed session never comes back.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,7 @@
-"""POST /srm/v1/sessions."""
+"""POST /srm/v1/sessions.
+
+docs/design.md, "Wire contract", and docs/design.md, Invariant 5: times are those of the database.
+"""
 
 import json
 from datetime import timedelta

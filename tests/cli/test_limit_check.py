@@ -1,4 +1,4 @@
-"""`srm audit`: invariant 1, exact limits, checked afterwards from the tables alone."""
+"""`srm audit` (docs/design.md, Invariant 1): exact limits, checked afterwards from the tables alone."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta

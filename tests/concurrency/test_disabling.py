@@ -1,6 +1,6 @@
 """A device or account is disabled while it sets up sessions: once that is acknowledged, none of its sessions is active.
 
-Setups that come before are ended by it, setups that come after find it disabled.
+docs/design.md, Invariant 8. Setups that come before are ended by it, setups that come after find it disabled.
 """
 
 import random

@@ -1,8 +1,7 @@
 """Keep-alives at the instant of expiry, while others set up: the limit holds and no lapsed session comes back.
 
-Invariants 1, 2 and 3, with and without reapers, over HTTP and past it. Red when the account is locked and
-its unexpired sessions are merely counted: a keep-alive that began before the expiry and is committed after
-the count saves a session whose slot is given away by then.
+docs/design.md, Invariants 1, 2 and 3, with and without reapers, over HTTP and on direct connections. Red when a setup
+only counts the unexpired sessions under the account's lock (docs/design.md, "Why counting fails").
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Many devices of an account ask for its last slots at the same instant: as many get one as there are slots.
 
-Invariant 1, exact limit: over HTTP against several processes, and against `playback` itself on many
-connections. Red when the account is not locked.
+docs/design.md, Invariant 1: over HTTP against several processes, and against `playback` itself on many connections. Red
+when the account is not locked.
 """
 
 import threading

@@ -1,4 +1,7 @@
-"""Thirty-two devices of an account, from several addresses and on several contents, at once: no limit is exceeded."""
+"""Thirty-two devices of an account, from several addresses and on several contents, at once: no limit is exceeded.
+
+docs/design.md, Invariant 1, for every rule of a profile.
+"""
 
 import json
 import random

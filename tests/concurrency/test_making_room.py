@@ -1,6 +1,7 @@
 """Setups that end other sessions meet each other, keep-alives and teardowns.
 
-No limit is exceeded, nobody is evicted without need, and nobody waits in a circle.
+docs/design.md, Invariant 1: no limit is exceeded. Nobody is evicted without need, and nobody waits in a circle
+(docs/design.md, "Locks in one order").
 """
 
 import json

@@ -1,7 +1,7 @@
 """Reapers beside each other, killed, stopped at work, and in the way of setups.
 
-Every lapsed session is ended once, as of its lapse; a live one never is (invariant 3); nothing is done by
-halves (invariant 6); and a setup that meets a reaper gets the slot.
+docs/design.md, Invariants 3 and 6: every lapsed session is ended once, as of its lapse; a live one never is; nothing is
+done by halves. A setup that meets a reaper gets the slot.
 """
 
 import signal

@@ -16,8 +16,8 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
-from srm.database import conninfo
-from srm.embedded import EmbeddedServer
+from srm.db.connection import conninfo
+from srm.db.embedded import EmbeddedServer
 from tests import tools
 from tests.deploy.service import make_certificate
 from tests.support import ROOT, python_m, wait_until

@@ -1,4 +1,7 @@
-"""Reloads and restarts under load, behind nginx: no viewer notices."""
+"""Reloads and restarts under load, behind nginx: no viewer notices.
+
+docs/design.md, Invariant 6: any process may die at any time.
+"""
 
 import json
 import re

@@ -1,4 +1,7 @@
-"""Migrations: up, down and up again, written or run, alone or together; and what the schema promises a DBA."""
+"""Migrations: up, down and up again, written or run, alone or together; and what the schema promises a DBA.
+
+docs/design.md, Invariant 5 (one clock) and docs/design.md, "Data rules".
+"""
 
 import ast
 import re

@@ -1,4 +1,7 @@
-"""The reaper: ends what has lapsed, moves what has ended, looks after the partitions; alone, repeatable, patient."""
+"""The reaper: ends what has lapsed, moves what has ended, looks after the partitions; alone, repeatable, patient.
+
+docs/design.md, Invariant 3: a live session is never reaped.
+"""
 
 import signal
 import threading

@@ -1,7 +1,7 @@
 """kill -9 of everything, under load: what was answered holds, and the service goes on by itself.
 
-Invariant 4: every setup that was answered with a session, and every teardown that was answered, is in the
-tables afterwards. Invariant 6: any process may die at any time.
+docs/design.md, Invariants 4 and 6: every setup that was answered with a session, and every teardown that was answered,
+is in the tables afterwards; any process may die at any time.
 """
 
 import random

@@ -1,4 +1,7 @@
-"""The entitlement service hangs: setups are answered in time, and keep-alives notice nothing of it."""
+"""The entitlement service hangs: setups are answered in time, and keep-alives notice nothing of it.
+
+docs/design.md, Invariant 7: it is asked while no lock is held.
+"""
 
 import sys
 import threading

@@ -120,7 +120,7 @@ def service() -> Iterator[Service]:
 
 
 def assert_unavailable(answers: dict[str, Answer]) -> None:
-    """Every route says 503 as the wire contract has it, in time."""
+    """Every route answers 503 SRM-0010 in the time of docs/design.md, "Deadlines"."""
     for route, answer in answers.items():
         assert (answer.status, answer.error_code) == (503, "SRM-0010"), route
         assert int(answer.headers["Retry-After"]) >= 1, route

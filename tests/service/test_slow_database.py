@@ -152,7 +152,7 @@ def seconds_of(answer: Answer) -> float:
 
 
 def assert_in_time(answers: list[Answer]) -> None:
-    """Each is one of the usual ones, or 503 as the wire contract has it; none took longer than is promised."""
+    """Each answer is one of the usual ones or 503 SRM-0010; none took longer than docs/design.md, "Deadlines"."""
     for answer in answers:
         if answer.status not in AS_USUAL.values():
             assert (answer.status, answer.error_code) == (503, "SRM-0010"), answer

@@ -1,4 +1,4 @@
-"""The error catalogue: what the published API and the design fix."""
+"""The error catalogue (docs/design.md, "Wire contract")."""
 
 import re
 from typing import Any

@@ -177,7 +177,10 @@ def _parse_session_id(text: str) -> UUID:
 
 
 def _authenticate(tokens: TokenVerifier) -> Principal:
-    """Who asks. MalformedRequest without a Client-Token (wire contract); TokenNotValid when it is wrong."""
+    """Account and device that the Client-Token proves.
+
+    MalformedRequest without a token (docs/design.md, "Wire contract"); TokenNotValid when the token is not valid.
+    """
     environ = request.environ
     token = environ.get("HTTP_CLIENT_TOKEN")
     if not token:
