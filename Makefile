@@ -2,7 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+PYTHONS := python3.11 python3.12 python3.13 python3.14
+
+# Packages are compiled when they are first imported: most modules of the tools never are.
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+PIP_INSTALL_LOCKED := $(PIP_INSTALL) --require-hashes
+PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help
 help: ## Show this help
@@ -13,21 +18,46 @@ run: $(VENV)/run ## Run the service on http://127.0.0.1:8080 with its own databa
 	@exec $(BIN)/srm serve --demo
 
 .PHONY: test
-test: $(VENV)/dev ## Run all tests, two files at a time where that does no harm
-	$(BIN)/python -m pytest -m "not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -m alone
+test: $(VENV)/dev ## Run all tests, or some: T=tests/api/test_set_up.py (files), K=keyword (names)
+ifneq ($(strip $(T)$(K)),)
+	$(PYTEST) $(T) $(if $(K),-k "$(K)")
+else
+	$(PYTEST) -m "not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m alone
+endif
+
+.PHONY: test-python
+test-python: ## Run the quick part of the tests on each installed Python, from 3.11 on
+	@tested=; for python in $(PYTHONS); do \
+		$$python -c '' 2>/dev/null || { echo "$$python: not installed"; continue; }; \
+		echo "$$python:"; tested=$$python; \
+		$(MAKE) --no-print-directory test VENV=.venv-$$python PYTHON=$$python T='tests/unit tests/api' || exit; \
+	done; [ "$$tested" ] || { echo 'None of $(PYTHONS) is on the PATH.'; exit 1; }
+
+.PHONY: test-latest
+test-latest: ## Run all tests on the newest releases that setup.cfg allows
+	$(MAKE) --no-print-directory .venv-latest/pip VENV=.venv-latest
+	.venv-latest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[embedded,dev]'
+	touch .venv-latest/run .venv-latest/dev
+	$(MAKE) --no-print-directory test VENV=.venv-latest
 
 .PHONY: lint
 lint: $(VENV)/dev ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --config setup.cfg
+	$(BIN)/lint-imports
 
 .PHONY: format
 format: $(VENV)/dev ## Put the code into the style that lint checks
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+.PHONY: lock
+lock: ## Renew requirements/*.txt: the newest releases that setup.cfg allows, with hashes
+	$(MAKE) --no-print-directory .venv-lock/pip VENV=.venv-lock
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/uv.txt
+	requirements/lock.sh .venv-lock/bin/uv
 
 .PHONY: bench
 bench: $(VENV)/dev ## Measure keep-alive, setup and teardown; needs wrk
@@ -42,20 +72,33 @@ bench-reaper: $(VENV)/dev ## Measure the ending of 100,000 sessions at once, and
 	$(BIN)/python -m bench.reaper
 
 .PHONY: clean
-clean: ## Remove the virtual environment and caches; the database in var/ stays
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+clean: ## Remove the virtual environments and caches; the database in var/ stays
+	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(VENV)/run: requirements/run.txt
+$(VENV)/dev: requirements/dev.txt
+$(VENV)/run $(VENV)/dev: $(VENV)/pip requirements/fast.txt setup.cfg pyproject.toml | python-of-venv
+	$(PIP_INSTALL_LOCKED) --only-binary :all: --requirement requirements/$(@F).txt
+	@$(PIP_INSTALL_LOCKED) --no-deps --no-build-isolation --requirement requirements/fast.txt 2>$(VENV)/fast.log || { \
+		echo "gunicorn's parser in C is not installed; SRM runs without it, a little slower. pip said:"; \
+		grep -iE 'error: ' $(VENV)/fast.log || cat $(VENV)/fast.log; \
+		echo 'It needs a C compiler and the headers of Python (Debian: apt-get install gcc python3-dev).'; \
+		echo 'To try again: touch requirements/fast.txt'; }
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
 
 $(VENV)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "SRM needs Python 3.11 or newer; this is %s: make PYTHON=python3.12 …" % sys.version.split()[0])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo '$(PYTHON) cannot make virtual environments (Debian, Ubuntu: apt-get install python3-venv).'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	touch $@
+	@touch $@
 
-$(VENV)/run: $(VENV)/pip setup.cfg pyproject.toml
-	@$(PIP_INSTALL) --editable '.[embedded,fast]' 2>/dev/null || { \
-		echo 'The parser of requests in C cannot be built here (no C compiler?); the one in Python does it too.'; \
-		$(PIP_INSTALL) --editable '.[embedded]'; }
-	touch $@
-
-$(VENV)/dev: $(VENV)/run
-	$(PIP_INSTALL) --editable '.[embedded,dev]'
-	touch $@
+# A PYTHON that was asked for is not silently another one.
+.PHONY: python-of-venv
+python-of-venv: $(VENV)/pip
+ifneq ($(origin PYTHON),file)
+	@wanted=$$($(PYTHON) -V) && found=$$($(BIN)/python -V) && [ "$$wanted" = "$$found" ] || { \
+		echo "$(VENV) has $$found, PYTHON=$(PYTHON) is $$wanted: run \`make clean\` first, or name another folder, as in VENV=.venv-other."; \
+		exit 1; }
+endif
