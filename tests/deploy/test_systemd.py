@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from srm.cli.main import NICENESS
+from srm.cli.common import NICENESS
 from srm.db.database import Database
 from srm.serve.gunicorn_conf import graceful_timeout
 from tests import tools
