@@ -10,7 +10,7 @@ import click
 
 from srm import config
 from srm.cli import progress
-from srm.cli.common import COMMAND_TIMEOUT_SECONDS, open_database, stand_back, user
+from srm.cli.common import open_database, stand_back, user
 from srm.errors import StartupError
 from srm.operators.bulk import files as formats
 from srm.operators.bulk import importer as bulk
@@ -39,7 +39,7 @@ def import_(kind: str, file: str, dry_run: bool, rejects: str | None) -> None:
     with (
         _files(),
         formats.reading(of_kind, file) as rows,
-        open_database(config.load(), COMMAND_TIMEOUT_SECONDS) as database,
+        open_database(config.load()) as database,
     ):
         stand_back()
         with formats.RejectFile(put_aside) as bad, progress.shown() as watch:
@@ -66,7 +66,7 @@ def export(kind: str, file: str, format_: Format | None) -> None:
     format_ = format_ or formats.format_of(file)
     with (
         _files(),
-        open_database(config.load(), COMMAND_TIMEOUT_SECONDS) as database,
+        open_database(config.load()) as database,
         formats.writing(of_kind, file, format_) as write,
     ):
         for resource in bulk.export(database, of_kind):

@@ -17,10 +17,10 @@ NICENESS = 10
 
 
 @contextmanager
-def open_database(settings: Settings, timeout_seconds: float, name: str = "srm-cli") -> Iterator[Database]:
-    """The database in use, with a schema that is not older than this version."""
+def open_database(settings: Settings) -> Iterator[Database]:
+    """Connect to the database in use; StartupError when its schema is older than this version."""
     with embedded.database_url(settings) as url:
-        database = Database(url, application_name=name, statement_timeout_seconds=timeout_seconds)
+        database = Database(url, application_name="srm-cli", statement_timeout_seconds=COMMAND_TIMEOUT_SECONDS)
         try:
             with database.transaction() as db:
                 schema.check_not_behind(db)

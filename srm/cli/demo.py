@@ -3,7 +3,7 @@
 import click
 
 from srm import config
-from srm.cli.common import COMMAND_TIMEOUT_SECONDS, open_database
+from srm.cli.common import open_database
 from srm.operators import demo
 
 
@@ -15,6 +15,6 @@ def demo_group() -> None:
 @demo_group.command("load")
 def load_demo() -> None:
     """Load the demo data; safe to repeat."""
-    with open_database(config.load(), COMMAND_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+    with open_database(config.load()) as database, database.transaction() as connection:
         demo.load(connection)
     click.echo("demo data loaded")

@@ -5,14 +5,14 @@ import sys
 import click
 
 from srm import config
-from srm.cli.common import COMMAND_TIMEOUT_SECONDS, open_database
+from srm.cli.common import open_database
 from srm.playback import limit_check as audits
 
 
 @click.command()
 def audit() -> None:
     """Check from the tables that no account ever went over its limits; exit code 1 if one did."""
-    with open_database(config.load(), COMMAND_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+    with open_database(config.load()) as database, database.transaction() as connection:
         found = audits.excesses(connection)
         checked = audits.counted(connection)
     if not found:

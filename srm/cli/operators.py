@@ -5,7 +5,7 @@ from typing import get_args
 import click
 
 from srm import config
-from srm.cli.common import COMMAND_TIMEOUT_SECONDS, open_database, user
+from srm.cli.common import open_database, user
 from srm.db.models import Role
 from srm.operators import keys as operators
 
@@ -20,7 +20,7 @@ def operator_group() -> None:
 @click.option("--role", required=True, type=click.Choice(get_args(Role)), help="viewer reads, care ends sessions too")
 def add_operator(name: str, role: Role) -> None:
     """Make an Operator-Key and print it; it cannot be shown again."""
-    with open_database(config.load(), COMMAND_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+    with open_database(config.load()) as database, database.transaction() as connection:
         key = operators.add(connection, user(), name, role)
     click.echo(f"{name} is {role}; header Operator-Key:")
     click.echo(key)
@@ -29,7 +29,7 @@ def add_operator(name: str, role: Role) -> None:
 @operator_group.command("list")
 def list_operators() -> None:
     """List all operators: name, role, when the key was made, when it was revoked."""
-    with open_database(config.load(), COMMAND_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+    with open_database(config.load()) as database, database.transaction() as connection:
         everybody = operators.everybody(connection)
     for name, role, created_at, revoked_at in everybody:
         state = "active" if revoked_at is None else f"revoked {revoked_at:%Y-%m-%d %H:%M:%SZ}"
@@ -40,6 +40,6 @@ def list_operators() -> None:
 @click.argument("name")
 def revoke_operator(name: str) -> None:
     """Make the key of an operator stop working, at once and everywhere."""
-    with open_database(config.load(), COMMAND_TIMEOUT_SECONDS) as database, database.transaction() as connection:
+    with open_database(config.load()) as database, database.transaction() as connection:
         operators.revoke(connection, user(), name)
     click.echo(f"the key of {name} is revoked")
