@@ -22,7 +22,11 @@ END_REASON_TEXTS = {
 
 
 class StartupError(Exception):
-    """The service or a command cannot run as configured; the message is one line for an operator."""
+    """The service cannot start as configured. The message is one line for an operator."""
+
+
+class CommandError(Exception):
+    """A command cannot do what was asked. The message is one line for an operator, the command's whole output."""
 
 
 class SrmError(Exception):

@@ -24,13 +24,11 @@ from sqlalchemy import (
 from srm.db.models import Denial, PlaybackSession, SessionColumns, SessionHistory, sessions
 from srm.db.sql import constant
 from srm.operators.resources import Shown
-from srm.playback.expiry import is_lapsed, lapsed_at
+from srm.playback.expiry import is_active, is_lapsed, lapsed_at
 
 State = Literal["active", "ended", "all"]
 Position = tuple[datetime, UUID]
 """Of the last one seen, in a list that begins with the newest: its instant and its id."""
-
-IS_ACTIVE = and_(sessions.ended_at.is_(None), is_lapsed().is_not(True))
 
 
 class SeenSession(Shown):
@@ -79,7 +77,7 @@ class SessionFilter:
 
     def condition(self) -> ColumnElement[bool]:
         """Of an active session like that."""
-        wanted = [IS_ACTIVE]
+        wanted = [is_active()]
         if self.content_id is not None:
             wanted.append(sessions.content_id == self.content_id)
         if self.content_type is not None:
@@ -98,7 +96,7 @@ def sessions_of(
     hot = _hot().where(sessions.account_id == account_id)
     query: Select[Any]
     if state == "active":
-        query = hot.where(IS_ACTIVE)
+        query = hot.where(is_active())
         started_at, session_id = sessions.started_at, sessions.session_id
     else:
         if state == "ended":

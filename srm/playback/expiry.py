@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Update, func, literal_column, or_, update
+from sqlalchemy import ColumnElement, Update, and_, func, literal_column, or_, update
 
 from srm.db.models import PlaybackSession, sessions
 from srm.db.sql import constant
@@ -30,6 +30,14 @@ def is_lapsed() -> ColumnElement[bool]:
         now - HEARD_OF_AT >= seconds(sessions.timeout_seconds),
         now - sessions.started_at >= seconds(sessions.max_session_seconds),
     )
+
+
+def is_active() -> ColumnElement[bool]:
+    """Condition that a session holds a slot: it has not ended and has not lapsed. Never null.
+
+    The only definition in Python; the view `srm.active_sessions` repeats it for people with psql.
+    """
+    return and_(sessions.ended_at.is_(None), is_lapsed().is_not(True))
 
 
 def lapsed_at() -> ColumnElement[datetime]:

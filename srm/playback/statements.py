@@ -56,7 +56,7 @@ from srm.db.models import (
 from srm.db.sql import compiled, constant
 from srm.playback import entitlements
 from srm.playback import limits as policy
-from srm.playback.expiry import is_lapsed, lapse, lapsed_at
+from srm.playback.expiry import is_active, is_lapsed, lapse, lapsed_at
 from srm.playback.limits import ActiveSession
 from srm.playback.model import EndedSession, Principal
 
@@ -220,7 +220,7 @@ def _admit(columns: tuple[str, ...]) -> str:
 OWN_SESSION = and_(
     sessions.account_id == OF_ACCOUNT, sessions.session_id == OF_SESSION, sessions.device_id == OF_DEVICE
 )
-OWN_ACTIVE_SESSION = and_(OWN_SESSION, sessions.ended_at.is_(None), is_lapsed().is_not(True))
+OWN_ACTIVE_SESSION = and_(OWN_SESSION, is_active())
 # Of two keep-alives the younger one counts, in whichever order they get hold of the row.
 KEEP_ALIVE = compiled(
     update(PlaybackSession)
@@ -247,7 +247,7 @@ LIST_SESSIONS = compiled(
     .outerjoin(Device, and_(Device.account_id == OF_ACCOUNT, Device.device_id == OF_DEVICE))
     .outerjoin(
         PlaybackSession,
-        and_(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None), is_lapsed().is_not(True)),
+        and_(sessions.account_id == OF_ACCOUNT, is_active()),
     )
     .outerjoin(OTHER_DEVICE, and_(OTHER_DEVICE.account_id == OF_ACCOUNT, OTHER_DEVICE.device_id == sessions.device_id))
     .where(Account.account_id == OF_ACCOUNT)

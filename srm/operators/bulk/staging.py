@@ -40,7 +40,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from srm.db import models
 from srm.db.models import Base, sessions
 from srm.operators.resources import ACCOUNTS, CONTENTS, DEVICES, ENTITLEMENTS, PRODUCTS, Kind, member
-from srm.playback.expiry import is_lapsed
+from srm.playback.expiry import is_active
 
 WORDS = ARRAY(Text)
 OF_DEPTH = bindparam("of_depth", type_=Integer)
@@ -316,8 +316,7 @@ class Staging:
 
     def count_sessions(self) -> Executable:
         """How many active sessions what the batch disables has."""
-        is_active = and_(sessions.ended_at.is_(None), is_lapsed().is_not(True))
-        return select(func.count()).select_from(models.PlaybackSession).where(self.is_of_disabled(), is_active)
+        return select(func.count()).select_from(models.PlaybackSession).where(self.is_of_disabled(), is_active())
 
     def drop_repeated(self) -> Delete:
         """Of contents: leave the last row of each alone in `staged`."""
