@@ -7,7 +7,8 @@ from flask import Flask
 from flask_swagger_ui import get_swaggerui_blueprint
 
 from srm import config, logs
-from srm.api import cors, envelope, health
+from srm.api import cors, envelope, health, parts
+from srm.api.parts import Parts
 from srm.api.v1 import openapi
 from srm.api.v1.client import sessions
 from srm.api.v1.operator import blueprint as operator
@@ -38,7 +39,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["srm.database"] = database
     draining = app.extensions["srm.draining"] = Event()
 
-    client_api = sessions.create_blueprint(database, verifier, settings.trusted_proxies, _access(settings, app))
+    access_to = _access(settings, app)
+    parts.install(app, Parts(database, verifier, access_to, settings.trusted_proxies, draining))
+
+    client_api = sessions.create_blueprint(database, verifier, settings.trusted_proxies, access_to)
     client_api.add_url_rule("/openapi.json", view_func=openapi.show)
     operator_api = operator.create_blueprint(database)
     for name, prefix in PREFIXES.items():
