@@ -85,7 +85,7 @@ def installed(server: EmbeddedServer) -> Iterator[Installed]:
         folder.chmod(0o755)
         checkout = folder / "checkout"
         checkout.mkdir()
-        for path in ("deploy", "migrations", "srm", "setup.cfg", "pyproject.toml"):
+        for path in ("deploy", "requirements", "migrations", "srm", "setup.cfg", "pyproject.toml"):
             (checkout / path).symlink_to(ROOT / path)
         make_certificate(checkout)
         look = f"cp -r /etc/srm /etc/nginx/srm {folder}; cp -r /run/stub {folder}/logs\n"
@@ -141,6 +141,13 @@ def test_secrets_are_readable_by_root_alone_and_survive_the_upgrade(installed: I
 def test_the_terminal_never_shows_a_password(installed: Installed) -> None:
     for password in TYPED.values():
         assert password not in "".join(installed.shown)
+
+
+def test_packages_are_installed_from_the_lock_alone(installed: Installed) -> None:
+    asked = [line for line in installed.asked if line.startswith("pip ")]
+
+    assert len(asked) == 3 * 3
+    assert all("--require-hashes" in line or "--no-deps" in line for line in asked)
 
 
 def test_the_reaper_works_as_the_application(installed: Installed, server: EmbeddedServer) -> None:
