@@ -6,7 +6,7 @@ from threading import Event
 from flask import Flask
 from flask_swagger_ui import get_swaggerui_blueprint
 
-from srm import config, logs
+from srm import config, logs, version
 from srm.api import cors, envelope, health, parts
 from srm.api.parts import Parts
 from srm.api.v1 import openapi
@@ -30,6 +30,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     settings = settings or config.load()
     logs.configure(settings.log_format)
+    version.build()  # Read it now: a checkout may be at another commit by the first request that asks.
     database = Database(settings.require_database_url(), application_name="srm-api")
     verifier = tokens.TokenVerifier(tokens.key_from(settings), settings)
 

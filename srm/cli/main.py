@@ -7,13 +7,27 @@ from alembic.util import CommandError
 from psycopg.errors import DataError, InsufficientPrivilege
 from sqlalchemy.exc import DBAPIError
 
+from srm import version
 from srm.cli import bulk, db, demo, limit_check, operators, processes, tokens
 from srm.db.breaker import is_unavailable
 from srm.errors import Conflict, DependencyUnavailable, StartupError, first_line
 
 
+def _print_version(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    if is_asked and not context.resilient_parsing:
+        click.echo(f"srm, version {version.build()}")
+        context.exit()
+
+
 @click.group()
-@click.version_option(package_name="srm")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
 def cli() -> None:
     """Session Resource Manager. Configured by environment variables SRM_…; see the README."""
 

@@ -7,7 +7,6 @@ what was found up to KEPT_SECONDS ago: a look counts all sessions, which takes i
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import structlog
@@ -15,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 from sqlalchemy import ColumnElement, Connection, SQLColumnExpression, case, func, literal_column, select, table, text
 
+from srm import version
 from srm.db import schema
 from srm.db.breaker import is_timeout
 from srm.db.database import Database
@@ -141,7 +141,7 @@ class DatabaseGauges(Collector):
 
 def _build() -> Metric:
     info = InfoMetricFamily("srm_build", "Version of SRM, and the revision of the schema that it is written for")
-    info.add_metric([], {"version": version("srm"), "schema": schema.head_revision()})
+    info.add_metric([], {"version": version.build(), "schema": schema.head_revision()})
     return info
 
 

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
+from srm import version
 from srm.db import schema
 from srm.db.database import Database
 from srm.playback import gauges as collector
@@ -95,7 +96,7 @@ def test_it_tells_versions(client: FlaskClient) -> None:
 
     head = schema.head_revision()
     assert [name for name in seen if name.startswith("srm_build_info")] == [
-        f"srm_build_info schema={head} version=0.1.0"
+        f"srm_build_info schema={head} version={version.build()}"
     ]
     assert seen[f"srm_database_schema_info revision={head}"] == 1
     assert (seen["srm_schema_behind"], seen["srm_schema_ahead"]) == (0, 0)

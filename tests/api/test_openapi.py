@@ -1,6 +1,7 @@
 """The OpenAPI document, and the page that shows it."""
 
 import re
+import subprocess
 from html.parser import HTMLParser
 from typing import Any
 
@@ -9,10 +10,23 @@ import pytest
 from flask.testing import FlaskClient
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 
+from srm import version
+from srm.api.v1 import openapi
 from srm.operators.resources import member
 from tests.support import SETUP, Factory, issue_token
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def test_requests_tell_the_version_and_start_no_process(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    openapi.rendered.cache_clear()
+
+    told = client.get("/srm/v1/openapi.json").get_json()["info"]["version"]
+    metrics = client.get("/metrics").get_data(as_text=True)
+
+    assert told == version.build()
+    assert f'version="{told}"' in metrics
 
 
 @pytest.fixture

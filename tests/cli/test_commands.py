@@ -58,9 +58,6 @@ class TestHelp:
         assert said[0].startswith("Usage: ")
         assert said[1].strip(), "it does not say what it is for"
 
-    def test_it_tells_its_version(self) -> None:
-        assert "0." in CliRunner().invoke(cli, ["--version"]).output
-
     @pytest.mark.parametrize("arguments", [["nonsense"], ["token", "issue"], ["db", "upgrade", "--nonsense"]])
     def test_it_refuses_what_is_no_command(self, arguments: list[str]) -> None:
         result = CliRunner().invoke(cli, arguments)

@@ -1,5 +1,6 @@
 """What is installed works without the checkout around it."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,20 +9,47 @@ from zipfile import ZipFile
 
 import pytest
 
-from tests.cli.command import Result, assert_refused
-from tests.support import ROOT
+from srm import version
+from tests.cli.command import Result, assert_refused, run
+from tests.support import ROOT, environment, python_m
+
+SOURCES = ("LICENSE", "README.md", "pyproject.toml", "setup.cfg", "setup.py", "wsgi.py", "migrations", "srm")
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+BUILD = ["--no-deps", "--no-build-isolation"]
 
 
-def test_the_wheel_has_the_migrations_and_the_entry_for_gunicorn(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the sources alone, without git, as in a container."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder)
+    command = [*PIP, "wheel", *BUILD, "--wheel-dir", str(folder), str(folder)]
+    subprocess.run(command, check=True, capture_output=True, env=environment(SRM_BUILD_COMMIT="1a2b3c4d5e"))
+    (wheel,) = folder.glob("srm-*.whl")
+    return wheel
 
-    (wheel,) = tmp_path.glob("srm-*.whl")
-    names = set(ZipFile(wheel).namelist())
-    migrations = {f"srm/migrations/versions/{path.name}" for path in (ROOT / "migrations/versions").glob("*.py")}
-    assert len(migrations) > 1
-    assert migrations <= names
-    assert {"wsgi.py", "srm/py.typed", "srm/migrations/env.py", "srm/migrations/script.py.mako"} <= names
+
+def test_the_wheel_has_every_module_and_migration(wheel: Path) -> None:
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "srm").rglob("*.py")}
+    migrations = {f"srm/{path.relative_to(ROOT)}" for path in (ROOT / "migrations").rglob("*.py")}
+    data = {"srm/py.typed", "srm/migrations/script.py.mako", "wsgi.py"}
+
+    packed = {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
+
+    assert len(migrations) > 10
+    assert packed == modules | migrations | data
+
+
+def test_an_installed_srm_tells_the_commit_that_it_was_built_from(wheel: Path, tmp_path: Path) -> None:
+    subprocess.run([*PIP, "install", *BUILD, "--target", str(tmp_path), str(wheel)], check=True, capture_output=True)
+
+    result = run(python_m("srm.cli", "--version"), tmp_path, PYTHONPATH=str(tmp_path))
+
+    assert (result.returncode, result.stdout) == (0, f"srm, version {version.RELEASE}+g1a2b3c4d5e\n")
 
 
 @pytest.mark.parametrize("command", [["serve"], ["audit"], ["db", "url"]])

@@ -1,12 +1,12 @@
 """The OpenAPI 3.1 document of the API, v1, made of the models that validate it."""
 
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 
 from flask import Response, json
 from pydantic.json_schema import models_json_schema
 
+from srm import version
 from srm.api.v1.client import openapi as openapi_client
 from srm.api.v1.operator import openapi as openapi_operator
 
@@ -34,7 +34,7 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "SRM API",
-            "version": version("srm"),
+            "version": version.build(),
             "description": "For clients: before a player starts a stream it sets a session up; while it plays it keeps "
             "the session alive; when it stops it tears the session down. A client looks for `successResponse`, "
             "never at the HTTP status alone: refusals by a business rule are 200 with an `errorResponse` whose "
