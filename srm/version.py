@@ -37,14 +37,14 @@ def build() -> str:
 def stamp() -> str:
     """The version that setuptools writes into a package that it builds (setup.cfg names this function).
 
-    Where there is no checkout, as in a container build, the environment variable SRM_BUILD_COMMIT tells the commit.
+    Where there is no checkout, as in a container build, the environment variable BUILD_COMMIT tells the commit.
     ValueError when its value is not a commit.
     """
     if _is_checkout():
         return _joined(_commit_of_checkout())
-    commit = os.environ.get("SRM_BUILD_COMMIT", "")
+    commit = os.environ.get("BUILD_COMMIT", "")
     if commit and not COMMIT.fullmatch(commit):
-        raise ValueError(f"SRM_BUILD_COMMIT={commit!r}: not a commit as `git describe --always --dirty` prints it")
+        raise ValueError(f"BUILD_COMMIT={commit!r}: not a commit as `git describe --always --dirty` prints it")
     return _joined(commit)
 
 

@@ -28,7 +28,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(ROOT / name, folder)
     command = [*PIP, "wheel", *BUILD, "--wheel-dir", str(folder), str(folder)]
-    subprocess.run(command, check=True, capture_output=True, env=environment(SRM_BUILD_COMMIT="1a2b3c4d5e"))
+    subprocess.run(command, check=True, capture_output=True, env=environment(BUILD_COMMIT="1a2b3c4d5e"))
     (wheel,) = folder.glob("srm-*.whl")
     return wheel
 

@@ -116,15 +116,15 @@ def test_a_repository_around_the_files_is_another_one(folder: Path) -> None:
     [("", ""), ("1a2b3c4d5e", "+g1a2b3c4d5e"), ("1a2b3c4d5e-dirty", "+g1a2b3c4d5e.dirty"), ("0" * 40, "+g" + "0" * 40)],
 )
 def test_a_build_without_git_is_told_its_commit(folder: Path, value: str, expected: str) -> None:
-    assert said(folder, STAMP, SRM_BUILD_COMMIT=value) == version.RELEASE + expected
+    assert said(folder, STAMP, BUILD_COMMIT=value) == version.RELEASE + expected
 
 
 @pytest.mark.parametrize("value", ["main", "1a2b3c", "1a2b3c4d5e\nx", "$(git rev-parse HEAD)"])
 def test_a_build_refuses_what_is_no_commit(folder: Path, value: str) -> None:
     with pytest.raises(subprocess.CalledProcessError) as failure:
-        said(folder, STAMP, SRM_BUILD_COMMIT=value)
+        said(folder, STAMP, BUILD_COMMIT=value)
 
-    assert "SRM_BUILD_COMMIT=" in failure.value.stderr
+    assert "BUILD_COMMIT=" in failure.value.stderr
 
 
 def test_the_command_tells_it() -> None:
