@@ -1,19 +1,26 @@
-"""How long a request may wait: published to clients as three seconds, all that happens in between included."""
+"""Time limits of one request.
+
+The client API promises an answer within three seconds. Each request gets a deadline when it starts to wait for a
+thread; whatever it does then (queue, connect, execute) ends by that deadline.
+"""
 
 from contextvars import ContextVar
 
 STATEMENT_TIMEOUT_SECONDS = 1.5
-"""Of a request, lock waits included, by the clock of the server."""
+"""Limit of one statement of a request, lock waits included. PostgreSQL enforces it."""
 
-SILENCE_SECONDS = 1
-"""How long a server is waited for after the time in which it should have given up by itself, and then left alone."""
+GRACE_SECONDS = 1
+"""Extra wait for a server that should have ended a statement by itself. After that the server counts as silent."""
 
-QUEUE_SECONDS = 1
-"""Longest that a request may have waited for a thread, and still be brought to the database, which can then give up by
-itself: connections that are given up instead would pile up there."""
+MAX_QUEUE_SECONDS = 1
+"""A request that waited longer than this for a thread is not sent to the database.
 
-PATIENCE_SECONDS = max(QUEUE_SECONDS, SILENCE_SECONDS) + STATEMENT_TIMEOUT_SECONDS
-"""Of a request, from when it waits for a thread to the answer of the database."""
+Whoever waited less leaves the server time to end a slow statement itself. Statements that the client abandons keep
+running and pile up in the server.
+"""
 
-ANSWER_BY: ContextVar[float | None] = ContextVar("answer_by", default=None)
-"""When, by `time.monotonic()`, the patience of the request that is being answered is over; None = there is none."""
+DEADLINE_SECONDS = max(MAX_QUEUE_SECONDS, GRACE_SECONDS) + STATEMENT_TIMEOUT_SECONDS
+"""Time between a request's wait for a thread and its deadline."""
+
+DEADLINE: ContextVar[float | None] = ContextVar("deadline", default=None)
+"""Deadline of the current request, by `time.monotonic()`; None outside a request."""

@@ -29,7 +29,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from srm.config import ENTITLEMENT_CALLS_AT_ONCE, OnFailure
-from srm.deadline import ANSWER_BY
+from srm.deadline import DEADLINE
 from srm.errors import ContentAccessDenied, DependencyUnavailable, SrmError
 from srm.logs import CORRELATION_ID
 from srm.metrics import REGISTRY
@@ -39,7 +39,7 @@ from srm.values import Text, Whole
 
 log = structlog.get_logger("srm.entitlement_service")
 
-MAX_ANSWER_BYTES = 64 * 1024
+MAX_DEADLINETES = 64 * 1024
 
 MAX_KEEP_SECONDS = 3600
 """An answer is kept no longer, whatever it says itself."""
@@ -277,7 +277,7 @@ class EntitlementService:
         if answer is not None:
             return Access(refusal=_refusal(answer, "cache"))
         began_at = time.monotonic()
-        if began_at >= (ANSWER_BY.get() or math.inf):  # it has waited for a thread too long already
+        if began_at >= (DEADLINE.get() or math.inf):  # it has waited for a thread too long already
             return Access(refusal=DependencyUnavailable())
         try:
             answer = self._ask(principal, content)
@@ -366,8 +366,8 @@ class EntitlementService:
             received = bytearray()
             for chunk in answer.iter_stream():
                 received += chunk
-                if len(received) > MAX_ANSWER_BYTES:
-                    raise Failure("answer", f"more than {MAX_ANSWER_BYTES} bytes")
+                if len(received) > MAX_DEADLINETES:
+                    raise Failure("answer", f"more than {MAX_DEADLINETES} bytes")
             return bytes(received)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The circuit breaker in front of a silent server, and which errors mean that the database is away."""
+"""The circuit breaker in front of the database, and the errors that mean it is away."""
 
 import threading
 import time
@@ -7,22 +7,24 @@ import psycopg
 from prometheus_client import Counter
 from sqlalchemy.exc import DBAPIError
 
-from srm.deadline import ANSWER_BY, SILENCE_SECONDS
+from srm.deadline import DEADLINE
 from srm.errors import DependencyUnavailable, SrmError
 from srm.metrics import REGISTRY
 
 UNAVAILABLE_SQLSTATES = (
     "08",  # connection exceptions
-    "25P03",  # idle in transaction for too long: we were frozen
-    "25006",  # read-only: a standby that was the primary a moment ago
-    "40",  # rolled back by the server: deadlock, serialisation
-    "53",  # out of connections, memory or disk
-    "55P03",  # a lock could not be had in time
-    "57",  # statement timeout, shutdown, crash, starting up
+    "25P03",  # idle in transaction for too long: this process was frozen
+    "25006",  # read-only: the primary has become a standby
+    "40",  # rolled back by the server: deadlock, serialization failure
+    "53",  # out of connections, memory or disk space
+    "55P03",  # lock timeout
+    "57",  # statement timeout, shutdown, crash, startup
     "58",  # system error
 )
-"""Beginnings of the SQLSTATEs after which the same request may well succeed (PostgreSQL manual, appendix A)."""
+"""SQLSTATE prefixes of errors after which a retry may succeed (PostgreSQL manual, appendix A)."""
 
+OPEN_SECONDS = 1
+"""How long the breaker stays open after the server went silent. Then one thread at a time may try again."""
 
 NOT_ASKED = Counter(
     "srm_database_not_asked",
@@ -31,55 +33,60 @@ NOT_ASKED = Counter(
 )
 
 
-class CircuitBreaker:
-    """A context manager around all that is asked of the server: DependencyUnavailable when it is away, or time is over.
+class ServerSilent(psycopg.OperationalError):
+    """The server did not answer within its own statement timeout and the grace after it."""
 
-    Once the server has gone silent, nobody asks it for SILENCE_SECONDS, and then one thread at a time: requests must
-    not queue up to find it out one by one.
+
+class CircuitBreaker:
+    """Context manager around everything that is asked of the server; safe to share between threads.
+
+    Raises DependencyUnavailable when the server is away, when the breaker is open, and when the request is past its
+    deadline. A silent server opens the breaker: without it, each request would wait for its own timeout. After
+    OPEN_SECONDS the breaker is half open and lets one thread at a time through. Any answer closes it.
     """
 
     def __init__(self) -> None:
-        self._until: float | None = None
-        self._one_asks = threading.Lock()
-        self._asker: int | None = None
+        self._open_until: float | None = None
+        self._probe = threading.Lock()
+        self._prober: int | None = None
 
     def __enter__(self) -> None:
-        answer_by = ANSWER_BY.get()
-        if answer_by is not None and time.monotonic() >= answer_by:
-            raise DependencyUnavailable from TimeoutError("the request has waited long enough")
-        until = self._until  # read once: another thread may clear it meanwhile
-        if until is None:
+        deadline = DEADLINE.get()
+        if deadline is not None and time.monotonic() >= deadline:
+            raise DependencyUnavailable from TimeoutError("the request is past its deadline")
+        open_until = self._open_until  # read once: another thread may clear it meanwhile
+        if open_until is None:
             return
-        if time.monotonic() < until or not self._one_asks.acquire(blocking=False):
+        if time.monotonic() < open_until or not self._probe.acquire(blocking=False):
             NOT_ASKED.inc()
             raise DependencyUnavailable
-        self._asker = threading.get_ident()
+        self._prober = threading.get_ident()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None or isinstance(error, SrmError):
-            self._until = None
+            self._open_until = None
         elif isinstance(error, DBAPIError | psycopg.Error):
             cause = error.orig if isinstance(error, DBAPIError) else error
-            is_silent = isinstance(cause, psycopg.errors._WaitTimeout | psycopg.errors.ConnectionTimeout)
-            self._until = time.monotonic() + SILENCE_SECONDS if is_silent else None
-        if self._asker == threading.get_ident():
-            self._asker = None
-            self._one_asks.release()
+            is_silent = isinstance(cause, ServerSilent | psycopg.errors.ConnectionTimeout)
+            self._open_until = time.monotonic() + OPEN_SECONDS if is_silent else None
+        if self._prober == threading.get_ident():
+            self._prober = None
+            self._probe.release()
         if isinstance(error, DBAPIError | psycopg.Error) and is_unavailable(error):
             raise DependencyUnavailable from error
 
 
 def is_unavailable(error: Exception) -> bool:
-    """Whether the error tells that the database cannot be used now, rather than that we misused it."""
+    """True when the error says that the database cannot be used now; False when the statement is wrong."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     if not isinstance(cause, psycopg.Error):
         return False
-    if cause.sqlstate is None:  # said by the driver, not by the server
+    if cause.sqlstate is None:  # raised by the driver, not by the server
         return isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
     return cause.sqlstate.startswith(UNAVAILABLE_SQLSTATES)
 
 
 def is_timeout(error: DependencyUnavailable) -> bool:
-    """Whether the database is there, and only the statement or a lock took too long."""
+    """True when the database answers, and only this statement or its lock took too long."""
     cause = getattr(error.__cause__, "orig", error.__cause__)
     return isinstance(cause, psycopg.errors.QueryCanceled | psycopg.errors.LockNotAvailable)

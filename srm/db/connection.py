@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL that is bounded in time, and a pool of them: one for each thread."""
+"""Connections to PostgreSQL that are bounded in time, and a pool that keeps one for each thread."""
 
 import select
 import threading
@@ -16,17 +16,17 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.types.datetime import TimestamptzLoader
 from sqlalchemy.engine import URL, make_url
 
-from srm.db.breaker import CircuitBreaker
-from srm.deadline import ANSWER_BY, SILENCE_SECONDS
+from srm.db.breaker import CircuitBreaker, ServerSilent
+from srm.deadline import DEADLINE, GRACE_SECONDS
 from srm.metrics import REGISTRY
 
 Result = TypeVar("Result")
 Cursor: TypeAlias = psycopg.Cursor[Any]
 Executor: TypeAlias = "Cursor | ConnectionPool"
-"""Has `execute(statement, parameters)`."""
+"""Anything with `execute(statement, parameters)`."""
 
 CONNECT_TIMEOUT_SECONDS = 2
-"""To one server; the least that libpq takes."""
+"""Limit for one server of the URL. libpq accepts nothing less."""
 
 CONNECT_SECONDS = Histogram(
     "srm_database_connect_seconds",
@@ -40,47 +40,53 @@ CONNECT_FAILURES = Counter(
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A connection that is given up when the server, not only a statement, has gone silent.
+    """A connection that is closed when the server goes silent or the request is past its deadline.
 
-    The server ends a slow statement itself (`statement_timeout`). A server that is frozen, or behind a
-    network that swallows packets, ends nothing; without a bound of our own the request would hang.
+    The server ends a slow statement itself (`statement_timeout`). A server that is frozen, or behind a network that
+    drops packets, ends nothing. Without a limit on this side the request would hang.
     """
 
     statement_timeout_seconds: float
     begin = b"BEGIN"
     is_pooled = False
-    """A pooler stands between, which gives each transaction the server's connection that is free: no two have the same
-    settings or prepared statements."""
-    answer_by: float | None = None
-    """The end, by `time.monotonic()`, of the patience of the request that uses the connection."""
+    """True behind a transaction pooler. Each transaction may run on another server connection, so settings and prepared
+    statements do not last from one to the next."""
+    deadline: float | None = None
+    """Deadline of the request that uses the connection, by `time.monotonic()`."""
 
     def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
-        """Wait for the server. OperationalError, and the connection is closed, when the time is over.
+        """Wait for the server; psycopg calls this for everything it asks. Closes the connection on a timeout.
 
-        It is a _WaitTimeout when the server is silent: when it should have given up by itself.
+        Raises ServerSilent when the server has missed its own statement timeout and the grace. Raises a plain
+        OperationalError when only the request is past its deadline.
         """
         if timeout is None:
-            timeout = self.statement_timeout_seconds + SILENCE_SECONDS
-            if self.answer_by is not None:
-                timeout = max(0.0, min(timeout, self.answer_by - time.monotonic()))
+            timeout = self.statement_timeout_seconds + GRACE_SECONDS
+            if self.deadline is not None:
+                timeout = max(0.0, min(timeout, self.deadline - time.monotonic()))
         try:
             return super().wait(gen, interval, timeout)
-        except psycopg.errors._WaitTimeout as error:
+        except psycopg.OperationalError as error:
+            is_answered = error.sqlstate is not None
+            if is_answered or self.closed or self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+                raise
+            # psycopg's own class for a timeout is private. An open connection still busy tells it as well.
             self.close()
             if timeout < self.statement_timeout_seconds:
-                raise psycopg.OperationalError("the request has waited long enough") from error
-            raise
+                raise psycopg.OperationalError("the request is past its deadline") from error
+            raise ServerSilent(str(error)) from error
 
     def command(self, commands: bytes) -> None:
-        """Execute what has neither parameters nor rows: BEGIN, COMMIT. For half of what a cursor costs."""
+        """Execute commands without parameters and rows, such as BEGIN and COMMIT, at half the cost of a cursor."""
         self.pgconn.send_query(commands)
+        # psycopg.generators is not documented (read in psycopg 3.3.9). tests/unit/test_connection.py fails if it goes.
         for result in self.wait(generators.execute(self.pgconn)):
             if result.status != ExecStatus.COMMAND_OK:
                 raise psycopg.errors.error_from_result(result)
 
 
 class InstantLoader(TimestamptzLoader):
-    """Loads what people write for "always" and "never", too, as the last and the first instant that Python knows."""
+    """Load `infinity` and `-infinity` as the last and the first instant of Python, instead of raising an error."""
 
     INFINITE: ClassVar[dict[bytes, datetime]] = {
         b"infinity": datetime.max.replace(tzinfo=UTC),
@@ -88,96 +94,96 @@ class InstantLoader(TimestamptzLoader):
     }
 
     def load(self, data: Buffer) -> datetime:
-        """The instant."""
+        """Convert the text of a `timestamptz`."""
         return self.INFINITE.get(bytes(data)) or super().load(data)
 
 
 def connection_of(cursor: Cursor) -> BoundedConnection:
-    """The connection, with what is ours of it."""
+    """Return the connection of a cursor, typed as the class that this package opens."""
     return cast("BoundedConnection", cursor.connection)
 
 
-class Kept(threading.local):
-    """What a thread keeps from one request to the next."""
+class ThreadCursor(threading.local):
+    """The cursor that a thread keeps from one request to the next."""
 
     cursor: Cursor | None = None
 
 
 class ConnectionPool:
-    """A connection for each thread, kept open."""
+    """One open connection for each thread that asks; threads never wait for each other."""
 
     def __init__(
-        self, connect: Callable[[], BoundedConnection], silence: CircuitBreaker, patience_seconds: float
+        self, connect: Callable[[], BoundedConnection], breaker: CircuitBreaker, timeout_seconds: float
     ) -> None:
         self._connect = connect
-        self._silence = silence
-        self._patience_seconds = patience_seconds
-        self._kept = Kept()
+        self._breaker = breaker
+        self._timeout_seconds = timeout_seconds
+        self._local = ThreadCursor()
         self._all: WeakSet[BoundedConnection] = WeakSet()
 
-    def execute(self, statement: str, parameters: dict[str, object], patience_seconds: float | None = None) -> Cursor:
-        """Execute a `compiled` statement, which may be repeated, as a transaction of its own.
+    def execute(self, statement: str, parameters: dict[str, object], timeout_seconds: float | None = None) -> Cursor:
+        """Execute one `compiled` statement as a transaction of its own.
 
-        DependencyUnavailable when the database is away, or takes longer than `patience_seconds`, if that is less than
-        a request may take.
+        The statement must be safe to repeat: it is sent again when the connection turns out to be broken. Raises
+        DependencyUnavailable when the database is away, after `timeout_seconds`, and at the deadline of the request.
         """
-        with self._silence:
-            return self._first(lambda cursor: cursor.execute(statement, parameters), patience_seconds)
+        with self._breaker:
+            return self._first(lambda cursor: cursor.execute(statement, parameters), timeout_seconds)
 
     def begin(self, spent_seconds: float = 0) -> Cursor:
-        """Begin a transaction of a request that has waited so long already."""
+        """Begin a transaction for a request that has spent `spent_seconds` of its time already."""
 
         def begin(cursor: Cursor) -> Cursor:
             connection_of(cursor).command(connection_of(cursor).begin)
             return cursor
 
-        return self._first(begin, self._patience_seconds - spent_seconds)
+        return self._first(begin, self._timeout_seconds - spent_seconds)
 
-    def _first(self, ask: Callable[[Cursor], Cursor], patience_seconds: float | None = None) -> Cursor:
-        """Ask the first thing of a request; once more when the connection turns out to be broken.
+    def _first(self, ask: Callable[[Cursor], Cursor], timeout_seconds: float | None = None) -> Cursor:
+        """Send the first command of a transaction; repeat it once when the connection turns out to be broken.
 
-        To look at the connection before would cost a system call and a hand-over of the interpreter lock each time.
-        The patience begins here, unless it has begun before (ANSWER_BY), and is for all statements of the transaction.
+        Testing the connection first would cost a system call and a switch of threads for each request. The deadline set
+        here holds for every statement of the transaction.
         """
-        patience = self._patience_seconds if patience_seconds is None else patience_seconds
-        answer_by = time.monotonic() + patience
-        answer_by = min(answer_by, ANSWER_BY.get() or answer_by)
-        cursor = self._cursor(answer_by)
+        timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
+        deadline = time.monotonic() + timeout
+        deadline = min(deadline, DEADLINE.get() or deadline)
+        cursor = self._cursor(deadline)
         try:
             return ask(cursor)
         except psycopg.OperationalError:
             if not cursor.connection.broken:
                 raise
-            return ask(self._cursor(answer_by))
+            return ask(self._cursor(deadline))
 
-    def _cursor(self, answer_by: float) -> Cursor:
-        """The cursor of this thread, with a new connection when there is none or a request has left it unfinished."""
-        cursor = self._kept.cursor
+    def _cursor(self, deadline: float) -> Cursor:
+        """Return this thread's cursor; open a new one when a request left its transaction unfinished."""
+        cursor = self._local.cursor
         if cursor is None or cursor.connection.pgconn.transaction_status != TransactionStatus.IDLE:
             cursor = self._new_cursor()
-        connection_of(cursor).answer_by = answer_by
+        connection_of(cursor).deadline = deadline
         return cursor
 
     def _new_cursor(self) -> Cursor:
-        if self._kept.cursor is not None:
-            self._kept.cursor.connection.close()
+        if self._local.cursor is not None:
+            self._local.cursor.connection.close()
         connection = self._connect()
         connection.autocommit = True
         self._all.add(connection)
-        self._kept.cursor = connection.cursor()
-        return self._kept.cursor
+        self._local.cursor = connection.cursor()
+        return self._local.cursor
 
     def close(self) -> None:
-        """Close all connections. No thread may use one any more."""
+        """Close all connections. No thread may use the pool any more."""
         for connection in list(self._all):
             connection.close()
 
 
 def is_hung_up(connection: psycopg.Connection[Any]) -> bool:
-    """Whether the connection is closed, be it by us or, while it was idle, by the server.
+    """True when either side has closed an idle connection.
 
-    A server that goes down closes its sockets, so a closed one is readable. To look costs a
-    microsecond; to ask the server (`pool_pre_ping`) would cost a round trip.
+    A server that stops closes its sockets, and a closed socket is readable. Polling the socket takes a microsecond.
+    Asking the server (SQLAlchemy's `pool_pre_ping`) would take a round trip.
     """
     if connection.closed:
         return True
@@ -187,10 +193,10 @@ def is_hung_up(connection: psycopg.Connection[Any]) -> bool:
 
 
 def sqlalchemy_url(url: str) -> URL:
-    """The URL, as people write it, with the driver that we use."""
+    """Parse a PostgreSQL URL and select the psycopg driver."""
     return make_url(url).set(drivername="postgresql+psycopg")
 
 
 def conninfo(url: URL) -> str:
-    """The URL as libpq and psql take it, password included."""
+    """Format the URL for libpq and psql, password included."""
     return url.set(drivername="postgresql").render_as_string(hide_password=False)

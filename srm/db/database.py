@@ -1,13 +1,13 @@
-"""Connections to PostgreSQL: bounded in time, READ COMMITTED, and one kind of error when it is away.
+"""The ways into the database. All are bounded in time and READ COMMITTED, and raise one error when it is away.
 
-The statements of a request are written with SQLAlchemy, `compiled` once, and sent by psycopg on connections that
-the thread keeps: SQLAlchemy's own way to execute costs several times what the statement does. The ways in:
+Frequent statements are written with SQLAlchemy, `compiled` once, and sent by psycopg on a connection that the thread
+keeps. SQLAlchemy's own execution costs several times as much as the statement. Choose a way in:
 
-- `hot`: single statements that may be lost in a crash of the database, as they come again: the keep-alive;
-- `durable`: single statements that last;
-- `request()`: several statements of a request as one transaction that lasts;
-- `transaction()`, `orm()`: all that is not done by the thousand a second; SQLAlchemy as everybody knows it;
-- `connection()`: several of these, one after the other.
+- `hot`: one statement that may be lost in a crash of the database because the client repeats it, such as a keep-alive;
+- `durable`: one statement that must survive a crash;
+- `request()`: several statements of a client's request in one durable transaction;
+- `transaction()`, `orm()`: everything that is not done thousands of times a second, with plain SQLAlchemy;
+- `connection()`: several transactions on one connection, with settings and temporary tables that last.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,12 +34,12 @@ from srm.db.connection import (
     is_hung_up,
     sqlalchemy_url,
 )
-from srm.deadline import ANSWER_BY, SILENCE_SECONDS, STATEMENT_TIMEOUT_SECONDS
-from srm.errors import SrmError, StartupError
+from srm.deadline import DEADLINE, GRACE_SECONDS, STATEMENT_TIMEOUT_SECONDS
+from srm.errors import CommandError, SrmError
 
 
 class Database:
-    """The connections of one process: as many as threads use at once, kept open."""
+    """The connections of one process. Each thread keeps its own, and they stay open."""
 
     def __init__(
         self,
@@ -54,23 +54,23 @@ class Database:
         limits = {
             "statement_timeout": milliseconds,
             "lock_timeout": milliseconds,
-            # A host that dies in the middle of a transaction must not keep its locks.
+            # When a host dies in the middle of a transaction, the server must release its locks.
             "idle_in_transaction_session_timeout": milliseconds,
         }
         self._settings = {**limits, "default_transaction_isolation": r"read\ committed", "timezone": "UTC"}
         self._limits = "; ".join(f"SET LOCAL {name} = {value}" for name, value in limits.items()).encode()
         self._statement_timeout_seconds = statement_timeout_seconds
-        self._silence = CircuitBreaker()
-        patience = statement_timeout_seconds + SILENCE_SECONDS
-        self.hot = ConnectionPool(lambda: self._connect(synchronous_commit="off"), self._silence, patience)
-        """For what may be lost in a crash of the database, as it comes again: nothing waits for the disk."""
-        self.durable = ConnectionPool(self._connect, self._silence, patience)
-        """For what is on disk when it has been executed."""
+        self._breaker = CircuitBreaker()
+        timeout_seconds = statement_timeout_seconds + GRACE_SECONDS
+        self.hot = ConnectionPool(lambda: self._connect(synchronous_commit="off"), self._breaker, timeout_seconds)
+        """Commits do not wait for the disk. A crash of the database may lose the last fraction of a second."""
+        self.durable = ConnectionPool(self._connect, self._breaker, timeout_seconds)
+        """Commits wait for the disk."""
         self._engine = create_engine(
             self.url,
             creator=self._connect,
             isolation_level="READ COMMITTED",
-            pool_size=0,  # no limit; the number of threads is one
+            pool_size=0,  # no limit: the number of threads limits it
             use_native_hstore=False,
         )
         event.listen(self._engine, "checkout", _check_out)
@@ -88,10 +88,10 @@ class Database:
                 keepalives_count=3,
                 options=" ".join(f"-c {name}={value}" for name, value in settings.items()),
             )
-        connection.adapters.register_loader("inet", TextLoader)  # an address is compared, and shown; nothing else
+        connection.adapters.register_loader("inet", TextLoader)  # addresses are only compared and shown
         connection.adapters.register_loader("timestamptz", InstantLoader)
         connection.statement_timeout_seconds = self._statement_timeout_seconds
-        connection.answer_by = ANSWER_BY.get()
+        connection.deadline = DEADLINE.get()
         try:
             self._look_for_pooler(connection)
         except BaseException:
@@ -100,7 +100,7 @@ class Database:
         return connection
 
     def _look_for_pooler(self, connection: BoundedConnection) -> None:
-        """Who has a pooler in between is not answered by the process that it connected to, nor has the settings."""
+        """Detect a pooler: another process answers than the one the connection names, and the settings are lost."""
         connection.autocommit = True
         ((process,),) = connection.execute("SELECT pg_backend_pid()").fetchall()
         connection.autocommit = False
@@ -116,46 +116,48 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """A READ COMMITTED transaction that is on disk when the block has ended without an exception.
+        """Run the block in a READ COMMITTED transaction; commit it to disk, or roll back on an exception.
 
-        DependencyUnavailable when the database is away, before, during or after.
+        Raises DependencyUnavailable when the database is away at any point.
         """
-        with self._silence, self._engine.begin() as db:
+        with self._breaker, self._engine.begin() as db:
             yield db
 
     @contextmanager
     def orm(self) -> Iterator[Session]:
-        """The same, for SQLAlchemy's ORM."""
+        """Run the block in a `transaction()`, with an ORM session of SQLAlchemy."""
         with self.transaction() as connection, Session(connection) as db:
             yield db
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """A connection for several transactions, one after the other; otherwise as above.
+        """Open a connection for several transactions. Its settings and temporary tables last as long as the block.
 
-        Nobody else has it before or afterwards: its settings and temporary tables go with it. StartupError where there
-        is a pooler in between, which gives no such thing.
+        No one else uses the connection before or afterwards. Raises CommandError behind a pooler, which offers no such
+        connection, and DependencyUnavailable when the database is away.
         """
-        with self._silence, self._engine.connect() as db:
+        with self._breaker, self._engine.connect() as db:
             db.detach()
             if cast("BoundedConnection", db.connection.dbapi_connection).is_pooled:
-                raise StartupError(
-                    "this needs a connection of its own, and SRM_DATABASE_URL leads to a pooler: name PostgreSQL itself"
+                raise CommandError(
+                    "this command needs a direct connection, but SRM_DATABASE_URL names a pooler: "
+                    "set it to PostgreSQL itself"
                 )
             yield db
 
     @contextmanager
     def request(self, spent_seconds: float = 0, after_commit: Callable[[], object] = lambda: None) -> Iterator[Cursor]:
-        """A transaction on the thread's own connection, for `compiled` statements; otherwise as above.
+        """Run the block in a transaction of a client's request, on the connection that the thread keeps.
 
-        The database is waited for so much less as the request has waited for something else: `spent_seconds`.
+        The cursor takes `compiled` statements. `spent_seconds`: the part of the request's time that went to something
+        else, such as the entitlement service. `after_commit` is called after every commit.
 
-        A refusal (SrmError) is committed too: it is an answer, and what was found on the way to it, such as
-        lapsed sessions, stays found. It does not wait for the disk, since nothing was promised. (A rollback
-        would also make psycopg forget all prepared statements.) Any other exception rolls back. `after_commit` is
-        called once it is committed, in either case.
+        An SrmError commits as well: it is an answer, and lapsed sessions that were ended on the way must stay ended.
+        That commit does not wait for the disk, because the client was promised nothing. (A rollback would also make
+        psycopg forget its prepared statements.) Any other exception rolls back. Raises DependencyUnavailable when the
+        database is away.
         """
-        with self._silence:
+        with self._breaker:
             cursor = self.durable.begin(spent_seconds)
             connection = connection_of(cursor)
             try:
@@ -172,7 +174,7 @@ class Database:
             after_commit()
 
     def dispose(self) -> None:
-        """Close all connections. No thread may use one any more."""
+        """Close all connections. No thread may use the database any more."""
         self._engine.dispose()
         self.hot.close()
         self.durable.close()
@@ -180,5 +182,5 @@ class Database:
 
 def _check_out(connection: BoundedConnection, *_: object) -> None:
     if is_hung_up(connection):
-        raise DisconnectionError  # the pool opens another one
-    connection.answer_by = ANSWER_BY.get()
+        raise DisconnectionError  # SQLAlchemy opens another one
+    connection.deadline = DEADLINE.get()

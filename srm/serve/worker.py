@@ -18,7 +18,7 @@ from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseExc
 from gunicorn.workers.gthread import ThreadWorker
 
 from srm import config, logs
-from srm.deadline import ANSWER_BY, PATIENCE_SECONDS, QUEUE_SECONDS
+from srm.deadline import DEADLINE, DEADLINE_SECONDS, MAX_QUEUE_SECONDS
 from srm.errors import InternalError, MalformedRequest, SrmError, StartupError
 from srm.logs import CORRELATION_ID
 
@@ -96,12 +96,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def handle_request(self, req: Any, conn: Any) -> Any:
         """Called by gunicorn with a request that has been read; its patience began when it came to wait for a thread.
 
-        One that has waited for QUEUE_SECONDS has none left. The database is slow then, or there are too many requests.
-        All those behind it would wait for the database too, until their clients are gone, and be worked off one by one,
-        for nothing and for minutes, when it is well again.
+        One that has waited for MAX_QUEUE_SECONDS has none left. The database is slow then, or there are too many
+        requests. All those behind it would wait for the database too, until their clients are gone, and be worked off
+        one by one, for nothing and for minutes, when it is well again.
         """
-        left = PATIENCE_SECONDS - conn.waited_seconds if conn.waited_seconds < QUEUE_SECONDS else 0
-        ANSWER_BY.set(time.monotonic() + left)
+        left = DEADLINE_SECONDS - conn.waited_seconds if conn.waited_seconds < MAX_QUEUE_SECONDS else 0
+        DEADLINE.set(time.monotonic() + left)
         return super().handle_request(req, conn)
 
     alive: bool

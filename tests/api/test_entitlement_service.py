@@ -23,7 +23,7 @@ from srm.api import envelope
 from srm.clients import entitlement_service
 from srm.db.database import Database
 from srm.db.models import Account, Device
-from srm.deadline import ANSWER_BY
+from srm.deadline import DEADLINE
 from srm.errors import DependencyUnavailable
 from srm.playback.entitlements import Access
 from srm.playback.model import ContentRef, Principal
@@ -91,11 +91,11 @@ def post(client: FlaskClient, content: str = "film", device: str = "tv", account
 
 
 def test_a_setup_that_waited_too_long_for_a_thread_does_not_ask(client: FlaskClient, server: EntitlementServer) -> None:
-    waited = ANSWER_BY.set(time.monotonic())
+    waited = DEADLINE.set(time.monotonic())
     try:
         assert error_of(post(client)) == (503, "ERROR", "SRM-0010")
     finally:
-        ANSWER_BY.reset(waited)
+        DEADLINE.reset(waited)
 
     assert server.questions == []
 

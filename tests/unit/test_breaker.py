@@ -1,4 +1,4 @@
-"""A server that has gone silent is left alone for a while, and then asked by one thread at a time."""
+"""The circuit breaker leaves a silent database alone for a while, then lets one thread at a time ask it."""
 
 import sys
 import threading
@@ -7,99 +7,115 @@ import time
 import psycopg
 import pytest
 
-from srm.db import breaker
-from srm.db.breaker import CircuitBreaker
+from srm.db import breaker as breaker_module
+from srm.db.breaker import CircuitBreaker, ServerSilent
 from srm.errors import DependencyUnavailable, SessionNotFound
 from tests.support import wait_until
 
+OPEN_SECONDS = 0.1
+
 
 @pytest.fixture
-def silence(monkeypatch: pytest.MonkeyPatch) -> CircuitBreaker:
-    """One that has just begun, and is a short one."""
-    monkeypatch.setattr(breaker, "SILENCE_SECONDS", 0.1)
-    silence = CircuitBreaker()
-    meet_silence(silence)
-    return silence
+def breaker(monkeypatch: pytest.MonkeyPatch) -> CircuitBreaker:
+    """A breaker that has just opened, for OPEN_SECONDS."""
+    monkeypatch.setattr(breaker_module, "OPEN_SECONDS", OPEN_SECONDS)
+    breaker = CircuitBreaker()
+    fall_silent(breaker)
+    return breaker
 
 
-def meet_silence(silence: CircuitBreaker) -> None:
-    with pytest.raises(DependencyUnavailable), silence:
-        raise psycopg.errors._WaitTimeout
+def fall_silent(breaker: CircuitBreaker) -> None:
+    with pytest.raises(DependencyUnavailable), breaker:
+        raise ServerSilent
 
 
-def is_left_alone(silence: CircuitBreaker) -> bool:
-    """Whether the server is not asked."""
+def is_open(breaker: CircuitBreaker) -> bool:
+    """Whether the breaker refuses a call of this thread."""
     try:
-        with silence:
+        with breaker:
             return False
     except DependencyUnavailable:
         return True
 
 
-def test_nobody_asks_a_silent_server(silence: CircuitBreaker) -> None:
-    assert is_left_alone(silence)
-    assert is_left_alone(silence)
+def wait_until_half_open() -> None:
+    time.sleep(OPEN_SECONDS + 0.01)
 
 
-def test_after_a_while_one_asks_and_the_others_do_not_wait_for_it(silence: CircuitBreaker) -> None:
-    time.sleep(0.11)
+def test_an_open_breaker_refuses_every_call(breaker: CircuitBreaker) -> None:
+    assert is_open(breaker)
+    assert is_open(breaker)
+
+
+def test_a_half_open_breaker_lets_one_thread_through_and_refuses_the_others_at_once(breaker: CircuitBreaker) -> None:
+    wait_until_half_open()
 
     others: list[bool] = []
-    with silence:
-        threads = [threading.Thread(target=lambda: others.append(is_left_alone(silence))) for _ in range(8)]
+    with breaker:
+        threads = [threading.Thread(target=lambda: others.append(is_open(breaker))) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(5)
 
     assert others == [True] * 8
-    assert not is_left_alone(silence)
+    assert not is_open(breaker)
 
 
-def test_a_fault_of_ours_lets_the_next_one_ask(silence: CircuitBreaker) -> None:
-    time.sleep(0.11)
+def test_a_bug_in_the_trying_thread_lets_the_next_thread_try(breaker: CircuitBreaker) -> None:
+    wait_until_half_open()
 
-    with pytest.raises(KeyError), silence:
+    with pytest.raises(KeyError), breaker:
         raise KeyError
 
-    assert not is_left_alone(silence)
+    assert not is_open(breaker)
 
 
 @pytest.mark.parametrize("answer", [None, SessionNotFound(), psycopg.errors.UniqueViolation()])
-def test_any_answer_ends_the_silence(silence: CircuitBreaker, answer: Exception | None) -> None:
-    time.sleep(0.11)
+def test_any_answer_of_the_database_closes_the_breaker(breaker: CircuitBreaker, answer: Exception | None) -> None:
+    wait_until_half_open()
 
     try:
-        with silence:
+        with breaker:
             if answer is not None:
                 raise answer
     except (SessionNotFound, psycopg.errors.UniqueViolation):
         pass
 
-    with silence:
-        assert not is_left_alone(silence)
+    with breaker:
+        assert not is_open(breaker)
 
 
-def test_it_goes_on_when_the_one_meets_it_again(silence: CircuitBreaker) -> None:
-    time.sleep(0.11)
-    meet_silence(silence)
+def test_the_breaker_opens_again_when_the_trying_thread_meets_silence(breaker: CircuitBreaker) -> None:
+    wait_until_half_open()
+    fall_silent(breaker)
 
-    assert is_left_alone(silence)
-    wait_until(lambda: not is_left_alone(silence))
+    assert is_open(breaker)
+    wait_until(lambda: not is_open(breaker))
 
 
-def test_many_threads_meet_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever they see, it is an answer or DependencyUnavailable."""
-    monkeypatch.setattr(breaker, "SILENCE_SECONDS", 0)
-    silence = CircuitBreaker()
+def test_a_connection_timeout_opens_the_breaker() -> None:
+    breaker = CircuitBreaker()
+
+    with pytest.raises(DependencyUnavailable), breaker:
+        raise psycopg.errors.ConnectionTimeout
+
+    assert is_open(breaker)
+
+
+def test_threads_that_race_for_a_half_open_breaker_see_an_answer_or_dependency_unavailable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(breaker_module, "OPEN_SECONDS", 0)
+    breaker = CircuitBreaker()
     surprises: list[BaseException] = []
 
     def ask_again_and_again(number: int) -> None:
         for turn in range(2_000):
             try:
-                with silence:
+                with breaker:
                     if (turn + number) % 3 == 0:
-                        raise psycopg.errors._WaitTimeout
+                        raise ServerSilent
             except DependencyUnavailable:
                 pass
             except BaseException as error:
@@ -117,4 +133,4 @@ def test_many_threads_meet_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
         sys.setswitchinterval(interval)
 
     assert surprises == []
-    assert not is_left_alone(silence)
+    assert not is_open(breaker)
