@@ -125,6 +125,12 @@ def test_the_service_answers_the_world_and_operators(installed: Installed) -> No
     assert '"status":"ready"' in answers.replace(" ", "")
 
 
+def test_the_page_on_migrations_runs_them_with_the_command_of_this_page() -> None:
+    (block,) = BLOCK.findall((ROOT / "docs" / "migrations.md").read_text())
+
+    assert block in BLOCK.findall(PAGE.read_text())
+
+
 def test_the_first_operator_gets_a_key(installed: Installed) -> None:
     assert re.search(r"^root\.[\w-]{43}$", shown_by(installed, "srm operator add root"), re.MULTILINE)
 

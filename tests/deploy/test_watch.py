@@ -291,10 +291,23 @@ def test_the_page_asks_where_nginx_listens() -> None:
 
 
 @pytest.fixture
-def as_pasted(clone: Callable[[], str], outside: Callable[[str], str], tmp_path: Path) -> Callable[[str], Result]:
-    """Runs a command of the page in a shell where the way in has been set up."""
+def server() -> Iterator[EntitlementServer]:
+    with entitlement_server() as server:
+        yield server
+
+
+@pytest.fixture
+def watched_url(clone: Callable[[], str]) -> str:
+    """A database in which a reaper has failed and an outage has ended."""
     url = clone()
     make_what_tells(url)
+    return url
+
+
+@pytest.fixture
+def as_pasted(watched_url: str, outside: Callable[[str], str], tmp_path: Path) -> Callable[[str], Result]:
+    """Runs a command of the page in a shell where "The way in" has been pasted, on `watched_url`."""
+    url = watched_url
     place, superuser = conninfo_to_dict(url), conninfo_to_dict(outside(url))["user"]
 
     def run(code: str) -> Result:
@@ -324,7 +337,7 @@ def as_pasted(clone: Callable[[], str], outside: Callable[[str], str], tmp_path:
             timeout=60,
         )
 
-    way_in = re.findall(r"## The way in\n.*?```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    way_in = re.findall(r"## The way in\n.*?```sh[^\n]*\n(.*?)```", PAGE.read_text(), re.DOTALL)
     result = run(way_in[0])
     assert result.returncode == 0, result.stderr
     assert "srm_readonly" in result.stdout
@@ -332,18 +345,28 @@ def as_pasted(clone: Callable[[], str], outside: Callable[[str], str], tmp_path:
     return run
 
 
-def statements(page: str) -> list[str]:
-    """The commands of the page that look into the database."""
-    return re.findall(r"""^psql service=srm -c (?:"[^"]*"|'[^']*')""", page, re.MULTILINE)
+def checks() -> list[str]:
+    """The shell blocks of the page that change nothing: all but the way in, and ending and vacuuming."""
+    blocks = re.findall(
+        r"^```sh test=tests/deploy/test_watch\.py\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    return [block for block in blocks if ".pgpass" not in block and "psql 'host=" not in block]
 
 
-def test_the_sql_of_the_page_works_for_who_may_only_look(as_pasted: Callable[[str], Result]) -> None:
-    text = PAGE.read_text()
-    assert len(statements(text)) >= 15
-    assert text.count("psql service=srm") + text.count("psql 'host=") == len(re.findall(r"^psql ", text, re.MULTILINE))
-    for statement in statements(text):
-        result = as_pasted(statement)
-        assert (result.returncode, result.stderr) == (0, ""), statement
+def test_every_check_of_the_page_runs_as_who_may_only_look(
+    as_pasted: Callable[[str], Result], watched_url: str, server: EntitlementServer, tmp_path: Path
+) -> None:
+    """On a real database, service, metrics and log; only `systemctl` and `journalctl` are stubs."""
+    assert len(checks()) >= 20
+    variables = {"SRM_ENTITLEMENTS": "http", "SRM_ENTITLEMENTS_URL": server.url, "SRM_LOG_FORMAT": "json"}
+    log = tmp_path / "api.log"
+    with api(watched_url, log, workers=1, variables=variables) as (base, _):
+        httpx.post(f"{base}/srm/v1/sessions")
+        here = f'journalctl() {{ cat "{log}"; }}; systemctl() {{ echo "active (running)"; }}\n'
+        for block in checks():
+            result = as_pasted(here + block.replace("http://127.0.0.1:8081", base))
+            assert result.stderr == "", block
+            assert result.stdout or "grep" in block, block
 
 
 def test_the_audit_of_the_page_works(as_pasted: Callable[[str], Result]) -> None:
@@ -354,7 +377,9 @@ def test_the_audit_of_the_page_works(as_pasted: Callable[[str], Result]) -> None
 
 def test_who_is_in_the_way_is_found_and_ended(as_pasted: Callable[[str], Result], url: str) -> None:
     """By who may only look, with what he does; then by a DBA."""
-    (look,) = statements(dict(SECTION.findall(PAGE.read_text()))["SrmErrors"])
+    (look,) = re.findall(
+        r'^psql service=srm -c "[^"]*"', dict(SECTION.findall(PAGE.read_text()))["SrmErrors"], re.MULTILINE
+    )
     end, vacuum = re.findall(r"^psql 'host=.*$", PAGE.read_text(), re.MULTILINE)
     database = as_pasted("psql service=srm -Atc 'SELECT current_database()'").stdout.strip()
     mine = make_url(url).set(database=database).render_as_string(hide_password=False)
@@ -408,12 +433,6 @@ def test_prometheus_understands_each_expression_of_the_dashboard(tmp_path: Path)
 
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"{len(panels)} rules found" in result.stdout
-
-
-@pytest.fixture
-def server() -> Iterator[EntitlementServer]:
-    with entitlement_server() as server:
-        yield server
 
 
 def named_metrics() -> set[str]:

@@ -1,0 +1,71 @@
+"""docs/migrations.md: its blocks run as pasted. Its upgrade under load is test_upgrade_under_load.py."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from srm.db import schema
+from srm.db.embedded import programs
+from tests.migrations.test_migrations import execute, query
+from tests.support import ROOT, environment
+
+PAGE = (ROOT / "docs" / "migrations.md").read_text()
+BLOCK = re.compile(r"^ *```sh test=tests/migrations/test_page\.py\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+
+def paste(block: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a block in the checkout. It has no terminal, so that psql asks for passwords on standard input."""
+    path = f"{Path(sys.executable).parent}:{programs()}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-uc", block],
+        env=environment(PATH=path, SRM_DATABASE_URL="postgresql://nobody@db.example/srm"),
+        cwd=ROOT,
+        input=typed,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        start_new_session=True,
+    )
+
+
+def test_the_page_has_the_head_of_this_release() -> None:
+    """Whoever pastes the way back begins at the head."""
+    assert f"alembic downgrade {schema.head_revision()}:0013 --sql" in PAGE
+
+
+def test_the_sql_of_the_way_back_goes_back(clone: Callable[[], str], outside: Callable[[str], str]) -> None:
+    (block,) = [block for block in BLOCK.findall(PAGE) if "downgrade" in block]
+    url = clone()
+
+    result = paste(block)
+    execute(outside(url), result.stdout)
+
+    assert result.returncode == 0, result.stderr
+    assert query(url, "SELECT version_num FROM srm.alembic_version") == [("0013",)]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_first_release_comes_to_the_roles(
+    clone: Callable[[], str], outside: Callable[[str], str], times: int
+) -> None:
+    """The roles of the server are there already, so `CREATE ROLE` fails; the rest has to go on."""
+    (block,) = [block for block in BLOCK.findall(PAGE) if "CREATE ROLE" in block]
+    url = outside(clone())
+    superuser = make_url(url).username
+    for shown, here in {"postgresql://postgres@db.example/srm": f"'{url}'", "TO srm'": f"TO {superuser}'"}.items():
+        assert shown in block
+        block = block.replace(shown, here)
+
+    for _ in range(times):
+        result = paste(block, typed="password\n" * 4)
+
+    unexpected = [line for line in result.stderr.splitlines() if line.startswith("ERROR") and "already" not in line]
+    assert (result.returncode, unexpected) == (0, [])
+    assert query(url, "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'srm'") == [("srm_owner",)]
