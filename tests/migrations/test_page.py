@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,13 +20,13 @@ PAGE = (ROOT / "docs" / "migrations.md").read_text()
 BLOCK = re.compile(r"^ *```sh test=tests/migrations/test_page\.py\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 
-def paste(block: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a block in the checkout. It has no terminal, so that psql asks for passwords on standard input."""
+def paste(block: str, typed: str = "", cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a block in a checkout. It has no terminal, so that psql asks for passwords on standard input."""
     path = f"{Path(sys.executable).parent}:{programs()}:{os.environ['PATH']}"
     return subprocess.run(
         ["bash", "-uc", block],
         env=environment(PATH=path, SRM_DATABASE_URL="postgresql://nobody@db.example/srm"),
-        cwd=ROOT,
+        cwd=cwd,
         input=typed,
         capture_output=True,
         text=True,
@@ -49,6 +50,20 @@ def test_the_sql_of_the_way_back_goes_back(clone: Callable[[], str], outside: Ca
 
     assert result.returncode == 0, result.stderr
     assert query(url, "SELECT version_num FROM srm.alembic_version") == [("0013",)]
+
+
+def test_a_new_migration_gets_its_file(tmp_path: Path) -> None:
+    (block,) = [block for block in BLOCK.findall(PAGE) if "alembic revision" in block]
+    shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
+    shutil.copy(ROOT / "alembic.ini", tmp_path)
+    number = f"{int(schema.head_revision()) + 1:04}"
+
+    result = paste(block, cwd=tmp_path)
+
+    assert result.returncode == 0, result.stderr
+    assert f'down_revision = "{schema.head_revision()}"' in (
+        tmp_path / "migrations" / "versions" / f"{number}_verb_object.py"
+    ).read_text().replace("'", '"')
 
 
 @pytest.mark.parametrize("times", [1, 2])
