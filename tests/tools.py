@@ -1,13 +1,13 @@
-"""Programs of Debian packages that tests run: nginx, pgbouncer, promtool and the like.
+"""Programs of Debian packages that tests run: nginx, pgbouncer, promtool and others.
 
-A test that needs one is never skipped for the want of it: what is missing is installed, and where that cannot be done
-the test fails and says what to install.
+Tests install nothing. `python -m tests.tools` (`make test-tools`) installs what is missing: as root, or else with sudo.
+A test whose program is missing skips. On CI a skipped test fails: see tests/reporting.py.
 """
 
 import os
 import shutil
 import subprocess
-from functools import cache
+import sys
 
 import pytest
 
@@ -22,11 +22,7 @@ PACKAGES = {
     "systemd-analyze": "systemd",
     "wrk": "wrk",
 }
-"""Program → the package that has it."""
-
-INSTALL_SECONDS = 600
-PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-"""Daemons are in folders that are not on everybody's path."""
+"""Program → the Debian package that has it."""
 
 INSTALL = """
 set -e
@@ -39,36 +35,50 @@ if [ ! -e $policy ]; then
 fi
 export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
 apt='apt-get --quiet --yes --option DPkg::Lock::Timeout=300'
-$apt install --no-install-recommends "$1" || { $apt update; $apt install --no-install-recommends "$1"; }
+$apt install --no-install-recommends "$@" || { $apt update; $apt install --no-install-recommends "$@"; }
 """
-"""Install a package, one at a time, and start no daemon of it: `policy-rc.d` forbids it (invoke-rc.d(8)) meanwhile."""
+"""Installs packages and starts none of their daemons: `policy-rc.d` forbids every start meanwhile (invoke-rc.d(8))."""
 
 
-@cache
 def need(program: str) -> str:
-    """The path of a program in PACKAGES, which is installed when it is not there. The test fails when it cannot be."""
+    """Path of a program in PACKAGES. Skips the test when the program is not installed."""
     package = PACKAGES[program]
-    cause = "" if _find(program) else _install(package)
-    found = _find(program)
-    if found is None:
-        pytest.fail(f"this test needs {program}: apt-get install {package} ({cause})", pytrace=False)
-    return found
+    path = _find(program)
+    if path is None:
+        pytest.skip(f"{program} is not installed ({package}): run `make test-tools`")
+    return path
 
 
 def as_root() -> list[str]:
-    """What stands before a command that only root may run."""
+    """Words that stand before a command that only root may run; sudo asks for no password."""
     return [] if os.geteuid() == 0 else ["sudo", "-n"]
 
 
+def main() -> int:
+    """Install the missing packages; the exit code. Says on standard error which programs are still missing."""
+    missing = sorted({PACKAGES[program] for program in _missing()})
+    if missing:
+        sudo = [] if os.geteuid() == 0 else ["sudo"]
+        try:
+            subprocess.run([*sudo, "sh", "-c", INSTALL, "install", *missing], check=False)
+        except FileNotFoundError:
+            print("Only root can install packages, and there is no sudo.", file=sys.stderr)
+    if still := _missing():
+        packages = " ".join(sorted({PACKAGES[program] for program in still}))
+        print(f"Not installed: {', '.join(still)}. Debian's packages: {packages}", file=sys.stderr)
+        return 1
+    print(f"Installed: {', '.join(PACKAGES)}.")
+    return 0
+
+
+def _missing() -> list[str]:
+    return [program for program in PACKAGES if _find(program) is None]
+
+
 def _find(program: str) -> str | None:
-    return shutil.which(program, path=PATH)
+    """Path of the program. Looks also where daemons are, which is not on every user's PATH."""
+    return shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
 
 
-def _install(package: str) -> str:
-    """Install it as root; what went wrong, if anything."""
-    command = [*as_root(), "sh", "-c", INSTALL, "install", package]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error).split("\n")[0]
-    return (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+if __name__ == "__main__":
+    sys.exit(main())
