@@ -9,6 +9,9 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compi
 PIP_INSTALL_LOCKED := $(PIP_INSTALL) --require-hashes
 PYTEST := $(BIN)/python -m pytest
 
+# Where it is set, as in many containers, each process would compile all that it imports: seconds for each start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +28,14 @@ else
 	$(PYTEST) -m "not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	$(PYTEST) -m alone
 endif
+
+.PHONY: test-long
+test-long: $(VENV)/dev ## Run the tests that take minutes by nature; says at its start how long
+	$(PYTEST) -m long
+
+.PHONY: test-tools
+test-tools: $(VENV)/dev ## Install the programs that some tests run (nginx, chromium, …); as root, or with sudo
+	@$(BIN)/python -m tests.tools
 
 .PHONY: test-python
 test-python: ## Run the quick part of the tests on each installed Python, from 3.11 on
