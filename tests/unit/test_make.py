@@ -1,7 +1,10 @@
-"""What `make` installs, where there is a C compiler and where there is none."""
+"""make installs what is locked, and says what is missing on a host."""
 
+import os
 import stat
 import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,21 +13,125 @@ from tests.support import ROOT
 
 PIP = """#!/bin/sh
 echo "$*" >>{log}
-case "$*" in *fast*) exit {exit_code};; esac
+case "$*" in *{failing}*) echo "{error}" >&2; echo noise >&2; exit 1;; esac
 """
 
 
-@pytest.mark.parametrize(("exit_code", "extras"), [(0, [".[embedded,fast]"]), (1, [".[embedded,fast]", ".[embedded]"])])
-def test_it_compiles_the_parser_where_it_can(tmp_path: Path, exit_code: int, extras: list[str]) -> None:
-    venv, log = tmp_path / "venv", tmp_path / "log"
+@dataclass
+class Installed:
+    """What make did with a virtual environment, whose pip only writes down what it is asked for."""
+
+    result: subprocess.CompletedProcess[str]
+    pip: list[list[str]]
+    venv: Path
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # Neither the flags nor the variables of a make that runs the tests.
+    clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKEOVERRIDES", "PYTHON")}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=clean, capture_output=True, text=True)
+
+
+def install(folder: Path, target: str, failing: str = "nothing", error: str = "") -> Installed:
+    venv, log = folder / "venv", folder / "log"
     (venv / "bin").mkdir(parents=True)
     (venv / "pip").touch()
-    (venv / "bin" / "pip").write_text(PIP.format(log=log, exit_code=exit_code))
+    (venv / "bin" / "pip").write_text(PIP.format(log=log, failing=failing, error=error))
     (venv / "bin" / "pip").chmod(stat.S_IRWXU)
+    result = make(f"VENV={venv}", f"{venv}/{target}")
+    return Installed(result, [line.split() for line in log.read_text().splitlines()], venv)
 
-    result = subprocess.run(["make", f"VENV={venv}", f"{venv}/run"], cwd=ROOT, capture_output=True, text=True)
 
-    assert result.returncode == 0, result.stderr
-    assert [line.split()[-1] for line in log.read_text().splitlines()] == extras
-    assert (venv / "run").exists()
-    assert ("no C compiler?" in result.stdout) is (exit_code != 0)
+@pytest.mark.parametrize("target", ["run", "dev"])
+def test_everything_that_is_installed_is_locked(tmp_path: Path, target: str) -> None:
+    installed = install(tmp_path, target)
+
+    assert installed.result.returncode == 0, installed.result.stderr
+    everything, parser, srm = installed.pip
+    assert {"--require-hashes", "--only-binary", f"requirements/{target}.txt"} <= set(everything)
+    assert {"--require-hashes", "--no-deps", "--no-build-isolation", "requirements/fast.txt"} <= set(parser)
+    assert {"--no-deps", "--no-build-isolation", "--editable", "."} <= set(srm)
+    assert installed.result.stdout.count("parser") == 0
+    assert (installed.venv / target).exists()
+
+
+def test_srm_is_installed_without_the_parser_in_c_where_pip_cannot_compile_it(tmp_path: Path) -> None:
+    installed = install(tmp_path, "run", failing="fast.txt", error="error: [Errno 2] No such file: 'gcc'")
+
+    assert installed.result.returncode == 0, installed.result.stderr
+    assert installed.pip[-1][-1] == "."
+    assert (installed.venv / "run").exists()
+    said = installed.result.stdout + installed.result.stderr
+    assert "parser in C is not installed" in said
+    assert said.count("error: [Errno 2] No such file: 'gcc'") == 1
+    assert "noise" not in said
+    assert "apt-get install gcc python3-dev" in said
+
+
+@pytest.mark.parametrize("failing", ["run.txt", "--editable"])
+def test_any_other_failure_of_pip_is_shown_once_and_is_the_end(tmp_path: Path, failing: str) -> None:
+    installed = install(tmp_path, "run", failing=failing, error="ERROR: Connection refused")
+
+    assert installed.result.returncode != 0
+    assert (installed.result.stdout + installed.result.stderr).count("ERROR: Connection refused") == 1
+    assert failing in " ".join(installed.pip[-1])
+    assert not (installed.venv / "run").exists()
+
+
+def a_python(folder: Path, body: str) -> str:
+    """A program that is asked instead of Python."""
+    path = folder / "python"
+    path.write_text(f'#!/bin/sh\n{body}\nexec {sys.executable} "$@"\n')
+    path.chmod(stat.S_IRWXU)
+    return str(path)
+
+
+def test_an_old_python_is_refused(tmp_path: Path) -> None:
+    python = a_python(tmp_path, "exec " + sys.executable + ' -c "import sys; sys.version_info = (3, 10); $2"')
+
+    result = make(f"VENV={tmp_path}/venv", f"PYTHON={python}", f"{tmp_path}/venv/pip")
+
+    assert result.returncode != 0
+    assert "needs Python 3.11 or newer" in result.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_debian_without_python3_venv_is_told_what_to_install(tmp_path: Path) -> None:
+    """Debian's Python has no ensurepip then."""
+    python = a_python(tmp_path, 'case "$*" in *ensurepip*) exit 1;; esac')
+
+    result = make(f"VENV={tmp_path}/venv", f"PYTHON={python}", f"{tmp_path}/venv/pip")
+
+    assert result.returncode != 0
+    assert "apt-get install python3-venv" in result.stdout
+    assert not (tmp_path / "venv").exists()
+
+
+def test_another_python_than_that_of_the_virtual_environment_is_refused(tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "pip").touch()
+    (venv / "bin" / "python").symlink_to(sys.executable)
+    python = a_python(tmp_path, 'case "$*" in -V) echo "Python 3.99.0"; exit;; esac')
+
+    refused = make(f"VENV={venv}", f"PYTHON={python}", "python-of-venv")
+    taken = make(f"VENV={venv}", f"PYTHON={sys.executable}", "python-of-venv")
+
+    assert refused.returncode != 0
+    assert "PYTHON=" in refused.stdout
+    assert "Python 3.99.0" in refused.stdout
+    assert "make clean" in refused.stdout
+    assert taken.returncode == 0, taken.stdout
+
+
+def test_one_file_and_one_keyword_reach_pytest() -> None:
+    wanted = make("--dry-run", "test", "T=tests/api/test_set_up.py", "K=two at once").stdout
+
+    assert 'pytest tests/api/test_set_up.py -k "two at once"' in wanted
+    assert "alone" not in wanted
+
+
+def test_help_names_every_target_that_people_run() -> None:
+    targets = {line.split()[1] for line in make("help").stdout.splitlines()}
+
+    assert {"run", "test", "test-latest", "test-python", "lint", "format", "lock", "clean"} <= targets
