@@ -46,9 +46,9 @@ test-python: ## Run the quick part of the tests on each installed Python, from 3
 	done; [ "$$tested" ] || { echo 'None of $(PYTHONS) is on the PATH.'; exit 1; }
 
 .PHONY: test-latest
-test-latest: ## Run all tests on the newest releases that setup.cfg allows
+test-latest: ## Run all tests on the newest releases that setup.cfg allows; needs a C compiler
 	$(MAKE) --no-print-directory .venv-latest/pip VENV=.venv-latest
-	.venv-latest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[embedded,dev]'
+	.venv-latest/bin/pip install --quiet --upgrade --upgrade-strategy eager setuptools --editable '.[embedded,fast,dev]'
 	touch .venv-latest/run .venv-latest/dev
 	$(MAKE) --no-print-directory test VENV=.venv-latest
 
