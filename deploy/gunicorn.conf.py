@@ -1,20 +1,20 @@
-"""Gunicorn behind nginx: `gunicorn --config deploy/gunicorn.conf.py wsgi:app`.
+"""Settings of gunicorn behind nginx: `gunicorn --config deploy/gunicorn.conf.py wsgi:app`.
 
-Worker class, processes, threads and time-outs are those of `srm serve`; `srm.gunicorn_conf`, which ships with SRM, says
-why. Here stands what only a service needs that runs for months and has a proxy in front.
+`srm.serve.gunicorn_conf` has worker class, processes, threads and time-outs, and says why. This file adds what a service
+needs that runs for months behind a proxy.
 """
 
 from srm.config import load
 from srm.serve.gunicorn_conf import *  # noqa: F403
 
 bind = load().bind
-"""SRM_BIND: loopback unless it says otherwise, best a Unix socket. From systemd a socket comes that is open already."""
+"""SRM_BIND; loopback by default. systemd passes a socket that is open already, and this value is ignored."""
 
 max_requests = 1_000_000
 max_requests_jitter = 500_000
-"""A worker is replaced after so many requests, of 300 in a second after an hour, so that nothing grows for ever; not
-all at once. It drains as on SIGTERM, and another takes its place."""
+"""A worker is replaced after a million to 1.5 million requests, so that its memory cannot grow for ever. At 300 requests
+a second that takes an hour. The jitter keeps workers from being replaced together. The worker drains as on SIGTERM."""
 
 preload_app = False
-"""Each worker loads the application for itself. Loaded before the fork it would share connections' locks and the
-metrics of its parent, whose folder is not named yet, and a reload (HUP) would leave it as it is."""
+"""Each worker loads the application for itself. An application that was loaded before the fork would share locks of
+connections, would look for metrics before their folder has a name, and would survive a reload (HUP) unchanged."""

@@ -1,12 +1,11 @@
--- The roles of SRM's database: who may do what, and for how long.
+-- Roles of SRM's database: what each may do, and its time-outs.
 --
 --     psql "postgresql://postgres@db.example/srm" -f deploy/postgres/roles.sql
 --
--- As a superuser, in the database of SRM; before the first migration or at any time after it, and as often as you
--- like: all or nothing, and what is right already stays. Then give those that log in by password one, each with
--- \password srm_application.
+-- Run it as a superuser, in SRM's new or existing database. You may run it again: it does all or nothing, and leaves
+-- what is right. Then give each role that logs in by password one: \password srm_application.
 --
---     srm_owner        owns the schema, and runs the migrations: SRM_DATABASE_URL of `srm db upgrade`
+--     srm_owner        owns the schema and runs the migrations: SRM_DATABASE_URL of `srm db upgrade`
 --     srm_application  API, reaper and commands: SRM_DATABASE_URL of everything else
 --     srm_readonly     people who look (docs/dba.md)
 
@@ -14,7 +13,7 @@
 \set QUIET on
 BEGIN;
 SET LOCAL client_min_messages = warning;
-SET LOCAL lock_timeout = '300ms'; -- for each table; when it gives up, run it again a little later
+SET LOCAL lock_timeout = '300ms'; -- for each table; if it gives up, run the script again a little later
 
 DO $$
 DECLARE role text;
@@ -26,11 +25,11 @@ BEGIN
         EXECUTE format('ALTER ROLE %I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS', role);
         EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), role);
     END LOOP;
-    EXECUTE format('GRANT CREATE ON DATABASE %I TO srm_owner', current_database()); -- of the schema
+    EXECUTE format('GRANT CREATE ON DATABASE %I TO srm_owner', current_database()); -- to create the schema
     EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO srm_application', current_database()); -- for imports
 END $$;
 
--- The same that SRM asks for on each connection; here for what comes through pgbouncer, which drops that.
+-- SRM asks for these settings on each connection. pgbouncer drops that request, so the role has them too.
 ALTER ROLE srm_application SET statement_timeout = '1500ms';
 ALTER ROLE srm_application SET lock_timeout = '1500ms';
 ALTER ROLE srm_application SET idle_in_transaction_session_timeout = '1500ms';
@@ -41,7 +40,7 @@ ALTER ROLE srm_readonly SET default_transaction_read_only = on;
 ALTER ROLE srm_readonly SET statement_timeout = '30s';
 ALTER ROLE srm_readonly SET idle_in_transaction_session_timeout = '30s';
 ALTER ROLE srm_readonly SET lock_timeout = '1s';
-GRANT pg_read_all_stats TO srm_readonly; -- what others are doing and waiting for
+GRANT pg_read_all_stats TO srm_readonly; -- to see what others do and wait for
 
 CREATE SCHEMA IF NOT EXISTS srm AUTHORIZATION srm_owner;
 ALTER SCHEMA srm OWNER TO srm_owner;
@@ -52,7 +51,7 @@ BEGIN
         SELECT oid::regclass FROM pg_class
         WHERE relnamespace = 'srm'::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'S')
           AND relowner <> 'srm_owner'::regrole
-        ORDER BY relname <> 'accounts' -- that one first, as a setup does; crosswise, the two would wait for each other
+        ORDER BY relname <> 'accounts' -- first, as setups lock it first; in another order both would wait for each other
     LOOP
         EXECUTE format('ALTER TABLE %s OWNER TO srm_owner', object);
     END LOOP;
@@ -68,15 +67,15 @@ GRANT USAGE ON SCHEMA srm TO srm_application, srm_readonly;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA srm TO srm_application;
 GRANT SELECT ON ALL TABLES IN SCHEMA srm TO srm_readonly;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA srm TO srm_application;
--- And on what later migrations make.
+-- Rights on tables and functions of later migrations.
 ALTER DEFAULT PRIVILEGES FOR ROLE srm_owner IN SCHEMA srm
     GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO srm_application;
 ALTER DEFAULT PRIVILEGES FOR ROLE srm_owner IN SCHEMA srm GRANT SELECT ON TABLES TO srm_readonly;
 ALTER DEFAULT PRIVILEGES FOR ROLE srm_owner IN SCHEMA srm GRANT EXECUTE ON FUNCTIONS TO srm_application;
 ALTER DEFAULT PRIVILEGES FOR ROLE srm_owner REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 
--- But: what is on record is only added to, and a hash of a key is nothing to look at. Migration 0018 says the same
--- where the roles are there first.
+-- Records can only be added to, and srm_readonly does not see the hashes of keys. Migration 0018 sets these rights where
+-- the roles exist before the tables.
 DO $$
 DECLARE object text; rights text;
 BEGIN
@@ -88,7 +87,7 @@ BEGIN
                    ('denials', 'UPDATE, DELETE')
         ) AS never (name, r) WHERE to_regclass('srm.' || name) IS NOT NULL
         UNION ALL
-        SELECT oid::regclass, 'INSERT, UPDATE, DELETE' FROM pg_class -- partitions, also those that were detached
+        SELECT oid::regclass, 'INSERT, UPDATE, DELETE' FROM pg_class -- partitions, attached and detached
         WHERE relnamespace = 'srm'::regnamespace AND relkind = 'r' AND relname ~ '^(session_history|denials)_'
     LOOP
         EXECUTE format('REVOKE %s ON %s FROM srm_application', rights, object);
