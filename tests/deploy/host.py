@@ -19,6 +19,8 @@ import sys
 import threading
 from pathlib import Path
 
+from srm.db.embedded import programs
+
 STUB = """#!{python}
 import sys
 sys.path.insert(0, {root!r})
@@ -114,7 +116,7 @@ def main() -> int:
     environment = {
         "HOME": str(folder),
         "LANG": "C.UTF-8",
-        "PATH": f"{folder}/stubs:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"{folder}/stubs:/usr/sbin:/usr/bin:/sbin:/bin:{programs()}",
         "CURL_CA_BUNDLE": f"{folder}/checkout/certificate.pem",
         "STUB_LOG": str(folder / "stubs.log"),
     }
