@@ -91,7 +91,8 @@ def assignments(words: list[str]) -> dict[str, str]:
 
 def start(unit: str) -> None:
     service = settings(unit)
-    environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    # One worker is enough here: each start of a worker loads the whole application.
+    environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "GUNICORN_CMD_ARGS": "--workers 1"}
     for line in service["Environment"]:
         environment.update(assignments(shlex.split(line)))
     for name in service["EnvironmentFile"]:
