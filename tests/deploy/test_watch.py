@@ -1,4 +1,4 @@
-"""Alerts, dashboard and the page on operations: understood by Prometheus, and about what the service really tells."""
+"""Alerts, dashboard, docs/operations.md: Prometheus understands them, and they name metrics and events that exist."""
 
 import json
 import os
@@ -134,7 +134,7 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def expressions() -> list[str]:
-    """All of the dashboard, its variables filled in."""
+    """Expressions of the dashboard's panels, with its variables filled in."""
     targets = [target for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel.get("targets", [])]
     return [target["expr"].replace("$__rate_interval", "1m") for target in targets]
 
@@ -152,7 +152,7 @@ def test_prometheus_understands_the_alerts() -> None:
 
 
 def firing_rules(tmp_path: Path, series: Series, at: str, name: str) -> str:
-    """What promtool says when the alert is expected not to fire: "" when it does not."""
+    """Output of promtool for the expectation that the alert does not fire; "" when it does not."""
     test = {
         "rule_files": [str(ALERTS)],
         "evaluation_interval": "1m",
@@ -171,7 +171,7 @@ def firing_rules(tmp_path: Path, series: Series, at: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_fires_when_it_must_and_only_then(name: str, tmp_path: Path) -> None:
+def test_an_alert_fires_for_its_fault_and_stays_calm_without_it(name: str, tmp_path: Path) -> None:
     firing, calm, at = CASES[name]
 
     assert firing_rules(tmp_path, calm, at, name) == ""
@@ -210,13 +210,13 @@ def test_it_fires_when_it_must_and_only_then(name: str, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_it_fires_too(name: str, at: str, series: Series, tmp_path: Path) -> None:
+def test_an_alert_fires_in_an_unusual_case_too(name: str, at: str, series: Series, tmp_path: Path) -> None:
     assert f'alertname="{name}"' in firing_rules(tmp_path, series, at, name)
 
 
 @pytest.mark.parametrize("name", ["SrmReaperNotRunning", "SrmReaperLagging", "SrmReaperFailing"])
-def test_the_longest_interval_of_the_reaper_is_shorter_than_what_alerts_wait_for(name: str) -> None:
-    """Each run may come late by a second interval, and what is told of it be as old as the look at the database."""
+def test_alerts_wait_longer_than_two_of_the_longest_intervals_of_the_reaper(name: str) -> None:
+    """A run may come late by an interval, and the metric about it be as old as the last look at the database."""
     interval = Settings.model_json_schema()["properties"]["reaper_interval_seconds"]["maximum"]
     (rule,) = (rule for rule in alerts() if rule["alert"] == name)
     (seconds,) = re.findall(r"_seconds\) [<>] (\d+)", rule["expr"])
@@ -238,7 +238,7 @@ def test_the_longest_interval_of_the_reaper_is_shorter_than_what_alerts_wait_for
         ),
     ],
 )
-def test_it_is_calm_too(name: str, at: str, series: Series, tmp_path: Path) -> None:
+def test_an_alert_stays_calm_in_an_unusual_case_too(name: str, at: str, series: Series, tmp_path: Path) -> None:
     assert firing_rules(tmp_path, series, at, name) == ""
 
 
@@ -278,7 +278,7 @@ def test_the_scrape_configuration_of_the_page_is_right(tmp_path: Path) -> None:
 
 
 def test_the_page_asks_where_nginx_listens() -> None:
-    """SRM itself is behind a socket of systemd, or has no port of the host."""
+    """SRM itself listens on a socket of systemd, or on a port of its container."""
     (address,) = re.findall(r"^listen ([^;]+);", (ROOT / "deploy/nginx/srm/operators.conf").read_text(), re.MULTILINE)
     text = PAGE.read_text()
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
@@ -298,9 +298,9 @@ def server() -> Iterator[EntitlementServer]:
 
 @pytest.fixture
 def watched_url(clone: Callable[[], str]) -> str:
-    """A database in which a reaper has failed and an outage has ended."""
+    """A database that notes a failed run of the reaper, and an outage that is over."""
     url = clone()
-    make_what_tells(url)
+    make_reaper_failed_and_outage_over(url)
     return url
 
 
@@ -353,7 +353,7 @@ def checks() -> list[str]:
     return [block for block in blocks if ".pgpass" not in block and "psql 'host=" not in block]
 
 
-def test_every_check_of_the_page_runs_as_who_may_only_look(
+def test_every_check_of_the_page_runs_as_srm_readonly(
     as_pasted: Callable[[str], Result], watched_url: str, server: EntitlementServer, tmp_path: Path
 ) -> None:
     """On a real database, service, metrics and log; only `systemctl` and `journalctl` are stubs."""
@@ -375,8 +375,9 @@ def test_the_audit_of_the_page_works(as_pasted: Callable[[str], Result]) -> None
     assert as_pasted(command).stdout.startswith("clean")
 
 
-def test_who_is_in_the_way_is_found_and_ended(as_pasted: Callable[[str], Result], url: str) -> None:
-    """By who may only look, with what he does; then by a DBA."""
+def test_the_holder_of_a_lock_is_found_by_srm_readonly_and_ended_by_a_dba(
+    as_pasted: Callable[[str], Result], url: str
+) -> None:
     (look,) = re.findall(
         r'^psql service=srm -c "[^"]*"', dict(SECTION.findall(PAGE.read_text()))["SrmErrors"], re.MULTILINE
     )
@@ -443,14 +444,14 @@ def named_metrics() -> set[str]:
     }
 
 
-def test_the_service_tells_each_metric_that_is_named(
+def test_metrics_have_each_name_in_alerts_dashboard_and_page(
     clone: Callable[[], str], server: EntitlementServer, tmp_path: Path
 ) -> None:
-    """After a setup, a refusal and a teardown."""
+    """After a setup, a denial and a teardown."""
     url = clone()
     database = Database(url, application_name="srm-tests")
     Factory(database).account("a", max_sessions=1)
-    make_what_tells(url)
+    make_reaper_failed_and_outage_over(url)
     variables = {"SRM_ENTITLEMENTS": "http", "SRM_ENTITLEMENTS_URL": server.url}
     with api(url, tmp_path / "log", workers=2, variables=variables) as (base, _):
         with Player(base, "a", "tv") as player:
@@ -475,14 +476,13 @@ def test_the_service_tells_each_metric_that_is_named(
 
 
 def alternatives(pattern: str) -> list[str]:
-    """It, for each of the words in its first brackets."""
+    """The pattern once for each word in its first brackets."""
     before, bracket, rest = pattern.partition("(")
     words, _, after = rest.partition(")")
     return [before + word + after for word in words.split("|")] if bracket else [pattern]
 
 
-def test_the_page_looks_for_what_the_service_logs() -> None:
-    """Each event that it greps for is one."""
+def test_the_page_looks_for_events_that_the_service_logs() -> None:
     source = "".join(path.read_text() for path in (ROOT / "srm").rglob("*.py"))
     looked_for = re.findall(r"""journalctl .*grep (?:-E )?'"\(?([a-z |]+)\)?"'""", PAGE.read_text())
     assert len(looked_for) >= 4
@@ -490,8 +490,8 @@ def test_the_page_looks_for_what_the_service_logs() -> None:
         assert f'"{event}"' in source, event
 
 
-def make_what_tells(url: str) -> None:
-    """A reaper that has failed, and an outage that has ended."""
+def make_reaper_failed_and_outage_over(url: str) -> None:
+    """Note a failed run of the reaper, and an outage that is over."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             "UPDATE srm.reaper_state SET ran_at = now(), failed_at = now(), failure = 'expire: it failed'"
