@@ -17,7 +17,8 @@ from srm.db.database import Database
 from srm.playback.ending import ENDED_AT_ONCE
 from srm.playback.keep_alive import keep_alive
 from srm.playback.model import Principal
-from srm.reaper.runner import Busy, Reaper
+from srm.reaper.exclusive import Busy
+from srm.reaper.runner import Reaper
 from tests import support
 from tests.concurrency.players import at_once, connections, set_up
 from tests.support import Factory, wait_until
