@@ -45,7 +45,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     client_api = sessions.create_blueprint(database, verifier, settings.trusted_proxies, access_to)
     client_api.add_url_rule("/openapi.json", view_func=openapi.show)
-    operator_api = operator.create_blueprint(database)
+    operator_api = operator.create_blueprint()
     for name, prefix in PREFIXES.items():
         app.register_blueprint(client_api, url_prefix=prefix, name=name)
         app.register_blueprint(operator_api, url_prefix=prefix, name=f"{name}-operator")

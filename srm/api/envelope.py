@@ -4,7 +4,7 @@ import json
 import re
 from random import getrandbits
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -17,17 +17,11 @@ from srm import errors
 from srm.api import telemetry
 from srm.errors import SrmError
 from srm.logs import CORRELATION_ID
-from srm.operators.keys import Operator
 
 log = structlog.get_logger("srm.api")
 
 SANE_CORRELATION_ID = re.compile(r"[!-~]{1,128}")
 """Visible ASCII: can stand in a header and in a log line."""
-
-
-def operator_name() -> str:
-    """Of the operator who asks, once that is proved."""
-    return cast("Operator", request.environ[telemetry.OPERATOR]).name
 
 
 def render(error: SrmError) -> dict[str, dict[str, Any]]:

@@ -3,14 +3,14 @@
 import sys
 
 import click
-from alembic.util import CommandError
+from alembic.util import CommandError as MigrationError
 from psycopg.errors import DataError, InsufficientPrivilege
 from sqlalchemy.exc import DBAPIError
 
 from srm import version
 from srm.cli import bulk, db, demo, limit_check, operators, processes, tokens
 from srm.db.breaker import is_unavailable
-from srm.errors import Conflict, DependencyUnavailable, StartupError, first_line
+from srm.errors import CommandError, Conflict, DependencyUnavailable, StartupError, first_line
 
 
 def _print_version(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     """The command; what an operator can mend is one line on standard error, exit code 1."""
     try:
         cli()
-    except (StartupError, CommandError, Conflict) as error:
+    except (StartupError, CommandError, MigrationError, Conflict) as error:
         sys.exit(f"srm: {error}")
     except DependencyUnavailable as error:
         sys.exit(f"srm: database unavailable: {_first_line(error.__cause__)}")

@@ -30,7 +30,7 @@ def add_operator(name: str, role: Role) -> None:
 def list_operators() -> None:
     """List all operators: name, role, when the key was made, when it was revoked."""
     with open_database(config.load()) as database, database.transaction() as connection:
-        everybody = operators.everybody(connection)
+        everybody = operators.list_operators(connection)
     for name, role, created_at, revoked_at in everybody:
         state = "active" if revoked_at is None else f"revoked {revoked_at:%Y-%m-%d %H:%M:%SZ}"
         click.echo(f"{name}\t{role}\tcreated {created_at:%Y-%m-%d %H:%M:%SZ}\t{state}")

@@ -1,107 +1,126 @@
-"""Operators: who may use the operator API, by which key, and the record of what they changed.
+"""Operators, their roles, and the Operator-Keys that prove who they are.
 
-An Operator-Key is the name of the operator, a dot, and a secret. Nothing of it is cached: a key works, or stops
-working, in every process at once.
+An Operator-Key is the name of the operator, a dot, and a secret. Keys are not cached: a new or revoked key takes effect
+in every process at once.
 """
 
 import hmac
 import re
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import get_args
+from typing import NamedTuple, get_args
 
-from sqlalchemy import Connection, Row, Text, bindparam, func, select, update
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import Connection, Text, bindparam, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from srm.db import models
 from srm.db.connection import Executor
 from srm.db.models import Role
 from srm.db.sql import compiled
-from srm.errors import Conflict, OperatorKeyNotValid, StartupError
-from srm.operators.change_log import change, record
+from srm.errors import CommandError, Conflict, OperatorKeyNotValid
+from srm.operators import change_log
+from srm.operators.change_log import NewChange
 
 NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_@.-]{0,62}[A-Za-z0-9_])?")
-"""Of an operator; can stand in a header, a log line and a shell command as it is."""
+"""Names of operators. They need no quoting in a header, a log line or a shell command."""
 
 SECRET_BYTES = 32
-"""As long as its hash; so the hash needs no salt, and no slowness."""
+"""A random secret as long as its SHA-256 hash needs neither salt nor a slow hash."""
 
-NOBODY = bytes(SECRET_BYTES)
-"""What the secret of an unknown name is compared with, so that names cannot be told apart by time."""
+ABSENT_HASH = bytes(SECRET_BYTES)
+"""Compared with the secret of an unknown name, so that timing does not tell which names exist."""
 
-GET_KEY = compiled(
-    select(models.Operator.role, models.Operator.key_hash).where(
-        models.Operator.name == bindparam("of_name", type_=Text), models.Operator.revoked_at.is_(None)
+
+class StoredKey(NamedTuple):
+    """Role and hash of a key that works."""
+
+    role: Role
+    key_hash: bytes
+
+
+class OperatorRow(NamedTuple):
+    """An operator as listed. `revoked_at` is None while the key works."""
+
+    name: str
+    role: Role
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+FIND_KEY = compiled(
+    select(*(getattr(models.Operator, name) for name in StoredKey._fields)).where(
+        models.Operator.name == bindparam("name", type_=Text), models.Operator.revoked_at.is_(None)
     )
 )
+"""The key of the operator `name`, unless it was revoked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Somebody, or some system, that proved who it is."""
+    """A person or system that has proved its name."""
 
     name: str
     role: Role
 
     def may(self, needed: Role) -> bool:
-        """Whether the role has all rights of the one that is needed."""
+        """True when the operator's role includes the rights of the needed role."""
         roles = get_args(Role)
         return bool(roles.index(self.role) >= roles.index(needed))
 
 
 def authenticate(db: Executor, key: str) -> Operator:
-    """Whose key it is. OperatorKeyNotValid when it is nobody's, or was revoked."""
+    """Return the operator whose key this is. OperatorKeyNotValid when the key is wrong or revoked."""
     name, _, secret = key.rpartition(".")
     if not NAME.fullmatch(name):
         raise OperatorKeyNotValid
-    found = db.execute(GET_KEY, {"of_name": name}).fetchone()
-    role, key_hash = found or (None, NOBODY)
-    if not hmac.compare_digest(_hash(secret), key_hash) or role is None:
+    row = db.execute(FIND_KEY, {"name": name}).fetchone()
+    stored = None if row is None else StoredKey(*row)
+    is_right = hmac.compare_digest(_hash(secret), ABSENT_HASH if stored is None else stored.key_hash)
+    if stored is None or not is_right:
         raise OperatorKeyNotValid
-    return Operator(name, role)
+    return Operator(name, stored.role)
 
 
 def add(db: Connection, by: str, name: str, role: Role) -> str:
-    """Make a key for a new operator, or for one whose key was revoked; the key, which is kept nowhere.
+    """Make a key for a new operator, or for one whose key was revoked. Return the key: only its hash is stored.
 
-    Conflict when the operator has a key that works. StartupError when the name can be none.
+    Conflict when the operator has a key that works. CommandError when the name is not allowed.
     """
     if not NAME.fullmatch(name):
-        raise StartupError(f"{name!r} is no name: 1 to 64 letters, digits and _, and among them @ - .")
+        raise CommandError(f"{name!r} is not a name: use 1 to 64 letters, digits and _; @ - . may stand between them")
     secret = secrets.token_urlsafe(SECRET_BYTES)
     values = {"role": role, "key_hash": _hash(secret), "created_at": func.statement_timestamp(), "revoked_at": None}
-    made = db.execute(
-        upsert(models.Operator)
+    added = db.execute(
+        insert(models.Operator)
         .values(name=name, **values)
         .on_conflict_do_update(index_elements=["name"], set_=values, where=models.Operator.revoked_at.is_not(None))
         .returning(models.Operator.name)
     )
-    if made.first() is None:
+    if added.first() is None:
         raise Conflict(f"{name} has a key already; revoke it first")
-    record(db, [change(by, "create", f"operators/{name}", after={"role": role})])
+    change_log.record(db, [NewChange(by, "create", f"operators/{name}", after={"role": role})])
     return f"{name}.{secret}"
 
 
 def revoke(db: Connection, by: str, name: str) -> None:
-    """Make the key of an operator stop working, at once and everywhere. Conflict when there is none that works."""
-    revoked = db.execute(
+    """Revoke the key of the operator, in every process at once. Conflict when no key of that name works."""
+    role = db.execute(
         update(models.Operator)
         .where(models.Operator.name == name, models.Operator.revoked_at.is_(None))
         .values(revoked_at=func.statement_timestamp())
         .returning(models.Operator.role)
     ).scalar()
-    if revoked is None:
+    if role is None:
         raise Conflict(f"{name} has no key that works")
-    record(db, [change(by, "revoke", f"operators/{name}", before={"role": revoked})])
+    change_log.record(db, [NewChange(by, "revoke", f"operators/{name}", before={"role": role})])
 
 
-def everybody(db: Connection) -> Sequence[Row[str, str, datetime, datetime | None]]:
-    """Name, role, when the key was made, and when it was revoked, of all operators, by name."""
-    of = models.Operator
-    return db.execute(select(of.name, of.role, of.created_at, of.revoked_at).order_by(of.name)).all()
+def list_operators(db: Connection) -> list[OperatorRow]:
+    """Return all operators, by name; those whose key was revoked too."""
+    query = select(*(getattr(models.Operator, name) for name in OperatorRow._fields)).order_by(models.Operator.name)
+    return [OperatorRow(*row) for row in db.execute(query)]
 
 
 def _hash(secret: str) -> bytes:

@@ -1,28 +1,85 @@
-"""What subscriber systems and operators read and write: accounts, devices, entitlements, and the catalogue.
+"""The resources that operators read and write: accounts, devices, entitlements and the catalogue.
 
-The JSON of the operator API, v1, and the rows of `srm import` and `srm export`. Fields are named like the columns of
-the tables; in JSON and CSV they have the names of the API.
+Fields have the names of the table columns. JSON and CSV have names of their own: `srm/operators/documents.py` for files
+and the change log, `wire.py` of each API version for HTTP.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from hashlib import sha256
-from typing import Annotated, Any, Self, TypeVar
+from functools import cache
+from typing import Annotated, Any, Self, TypeAlias, TypeVar, cast, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
 
 from srm.db import models
 from srm.db.models import Mode, OnLimit, SameDevice
 from srm.values import STORED, Instant, Limit, Seconds, Text
 
-Each = TypeVar("Each")
+Item = TypeVar("Item")
+Model = TypeVar("Model", bound="ReadModel")
+ResourceKey: TypeAlias = tuple[str, ...]
+"""The values of the key fields of a resource, in the order of `Kind.key`."""
 
 
-def member(field: str) -> str:
-    """The name that the field of a resource has in JSON."""
-    return {"content_id": "contentID", "channel_id": "channelID"}.get(field) or to_camel(field)
+class ReadModel(BaseModel):
+    """Data that operators read, made from rows."""
+
+    model_config = ConfigDict(from_attributes=True, frozen=True)
+
+    @classmethod
+    def of_row(cls, row: object) -> Self:
+        """Read an object with these attributes, or a dict with these members. Stored values are taken unchecked."""
+        return cls.model_validate(row, by_name=True, by_alias=False, context=STORED)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return JSON values, under the names that `with_names` gave the fields."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class Resource(ReadModel):
+    """Data that operators also write.
+
+    Unknown members are refused: a misspelt member would be lost in silence.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    def values(self) -> frozenset[object]:
+        """Return every text, number and time in the resource, at any depth."""
+        return frozenset(_leaves(self.model_dump()))
+
+
+def with_names(model: type[Model], name_of: Callable[[str], str]) -> type[Model]:
+    """Return a subclass of the model whose members in JSON are called `name_of(field)`.
+
+    Models inside lists and dicts are renamed too. The subclass keeps the name of the model; it becomes the name of the
+    schema in an OpenAPI document.
+    """
+    return cast("type[Model]", _with_names(model, name_of))
+
+
+@cache
+def _with_names(model: type[ReadModel], name_of: Callable[[str], str]) -> type[ReadModel]:
+    annotations = {name: _renamed(field.annotation, name_of) for name, field in model.model_fields.items()}
+    changed = {name: type_ for name, type_ in annotations.items() if type_ != model.model_fields[name].annotation}
+    members = {
+        "__doc__": model.__doc__,
+        "__module__": model.__module__,
+        "__annotations__": changed,
+        **{name: model.model_fields[name] for name in changed},
+        "model_config": ConfigDict(alias_generator=name_of),
+    }
+    metaclass: Any = type(model)
+    return cast("type[ReadModel]", metaclass(model.__name__, (model,), members))
+
+
+def _renamed(annotation: Any, name_of: Callable[[str], str]) -> Any:
+    """Return the type of a field with the models in it replaced by their renamed subclasses."""
+    if isinstance(annotation, type) and issubclass(annotation, ReadModel):
+        return _with_names(annotation, name_of)
+    if (container := get_origin(annotation)) in (list, dict):
+        return container[tuple(_renamed(argument, name_of) for argument in get_args(annotation))]
+    return annotation
 
 
 def _leaves(value: object) -> Iterator[object]:
@@ -38,38 +95,9 @@ def _leaves(value: object) -> Iterator[object]:
             yield value
 
 
-def _once(values: list[Each]) -> list[Each]:
-    """Each of them once, in the order in which they came."""
-    return list(dict.fromkeys(values))
-
-
-class Shown(BaseModel):
-    """What operators are shown; made from rows."""
-
-    model_config = ConfigDict(alias_generator=member, from_attributes=True, frozen=True)
-
-    @classmethod
-    def of_row(cls, row: object) -> Self:
-        """What the row says, or another object with these attributes or members."""
-        return cls.model_validate(row, by_name=True, by_alias=False, context=STORED)
-
-    def as_json(self) -> dict[str, Any]:
-        """Its JSON."""
-        return self.model_dump(mode="json", by_alias=True)
-
-
-class Resource(Shown):
-    """What operators also write. Unknown members are refused: one that is misspelt would else be lost."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    def values(self) -> frozenset[object]:
-        """The texts and times in it, wherever they stand."""
-        return frozenset(_leaves(self.model_dump()))
-
-    def etag(self) -> str:
-        """Names what it says: two that say the same have the same one (RFC 9110, section 8.8.3)."""
-        return sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()[:32]
+def _unique(items: list[Item]) -> list[Item]:
+    """Drop repeated items; keep the order."""
+    return list(dict.fromkeys(items))
 
 
 class Account(Resource):
@@ -77,8 +105,10 @@ class Account(Resource):
 
     account_id: Text = Field(description="Id in the subscriber system")
     profile_id: Text = Field(description="Profile whose limits hold for the account")
-    enabled: bool = Field(default=True, description="False: every setup is refused, and its sessions are ended")
-    max_sessions: Limit | None = Field(default=None, description="Instead of that of the profile; null = the profile's")
+    enabled: bool = Field(default=True, description="False: every setup is denied, and all sessions are ended")
+    max_sessions: Limit | None = Field(
+        default=None, description="Replaces maxSessions of the profile; null = the profile's limit holds"
+    )
 
 
 class Device(Resource):
@@ -87,8 +117,10 @@ class Device(Resource):
     account_id: Text
     device_id: Text = Field(description="Id of the device within the account")
     device_group: Text = Field(description="Kind of device", examples=["tv", "mobile"])
-    name: Text = Field(description="What the viewer calls it", examples=["Living-room TV"])
-    enabled: bool = Field(default=True, description="False: every setup is refused, and its sessions are ended")
+    name: Text = Field(description="Name that the viewer gave the device", examples=["Living-room TV"])
+    enabled: bool = Field(
+        default=True, description="False: every setup is denied, and all sessions of the device are ended"
+    )
 
 
 class Entitlement(Resource):
@@ -97,39 +129,41 @@ class Entitlement(Resource):
     account_id: Text
     product_id: Text
     valid_from: Instant | None = Field(
-        default=None, description="First instant at which it holds; not said = from now on, or as it was"
+        default=None,
+        description="First instant at which the entitlement holds. Left out or null: a new entitlement holds from now "
+        "on, an existing one keeps its value",
     )
     valid_until: Instant | None = Field(
-        default=None, description="First instant at which it does not hold any more; null = no end"
+        default=None, description="First instant at which the entitlement no longer holds; null = no end"
     )
 
 
 class GroupRule(Resource):
-    """What a profile says of a group."""
+    """Limits of a profile for one group of devices or contents."""
 
-    max_sessions: Limit | None = Field(default=None, description="Most sessions at once in the group; null = no limit")
-    counts: bool = Field(
-        default=True, description="False: sessions in it do not count towards maxSessions of the profile"
-    )
+    max_sessions: Limit | None = Field(default=None, description="Most active sessions in the group; null = unlimited")
+    counts: bool = Field(default=True, description="False: sessions in the group do not count towards maxSessions")
 
 
 class Profile(Resource):
-    """Limits and timeout that accounts share; a limit that is null does not hold."""
+    """Limits and timeout that accounts share. A limit that is null means unlimited."""
 
     profile_id: Text
     max_sessions: Limit | None = None
     timeout_seconds: Seconds | None = Field(
-        default=None, description="In which a keep-alive is expected; null = keep-alive disabled"
+        default=None, description="Seconds in which a keep-alive is expected; null = keep-alive disabled"
     )
-    max_session_seconds: Seconds | None = Field(default=None, description="Longest that a session may live")
+    max_session_seconds: Seconds | None = Field(
+        default=None, description="Longest life of a session, in seconds; null = unlimited"
+    )
     max_sessions_per_content: Limit | None = None
     max_ip_addresses: Limit | None = None
     max_sessions_per_ip: Limit | None = None
     on_limit: OnLimit = "deny"
     same_device: SameDevice = "count"
     mode: Mode = "enforce"
-    device_groups: dict[Text, GroupRule] = Field(default={}, description="By the name of the group")
-    content_groups: dict[Text, GroupRule] = Field(default={}, description="By the name of the group")
+    device_groups: dict[Text, GroupRule] = Field(default={}, description="Rules by the name of the device group")
+    content_groups: dict[Text, GroupRule] = Field(default={}, description="Rules by the name of the content group")
 
 
 class ProductContent(Resource):
@@ -140,21 +174,21 @@ class ProductContent(Resource):
 
 
 class Product(Resource):
-    """What can be sold, and what it lets watch."""
+    """A package, rental or capability that can be sold, with the contents that it lets an account watch."""
 
     product_id: Text
     name: Text
-    contents: Annotated[list[ProductContent], AfterValidator(_once)] = []
+    contents: Annotated[list[ProductContent], AfterValidator(_unique)] = []
 
 
 class Content(Resource):
     """A CMS origin key: a VOD asset, a channel, or a broadcast event of a channel."""
 
     content_id: Text = Field(description="CMS origin key")
-    channel_id: Text | None = Field(default=None, description="For a broadcast event: the channel that it was on")
+    channel_id: Text | None = Field(default=None, description="Channel of a broadcast event; null = not an event")
     title: Text | None = Field(default=None, description="For people; SRM does not use it")
-    groups: Annotated[list[Text], AfterValidator(_once)] = Field(
-        default=[], description="Groups of contents that it is in"
+    groups: Annotated[list[Text], AfterValidator(_unique)] = Field(
+        default=[], description="Content groups that the content is in"
     )
 
 
@@ -162,8 +196,8 @@ class Content(Resource):
 class Kind:
     """A kind of resource.
 
-    `plural`: its name in paths, in lists and in `srm import`. `key`: the fields that name one; where there are two, the
-    first is its account.
+    `plural` names the kind in paths, in lists and in `srm import`. `key` has the fields that identify a resource. If
+    the key has two fields, the first is the account.
     """
 
     plural: str
@@ -173,15 +207,17 @@ class Kind:
 
     @property
     def is_of_account(self) -> bool:
-        """Whether it is an account, or belongs to one."""
+        """True for accounts, and for kinds whose resources belong to an account."""
         return self.key[0] == "account_id"
 
     def path(self, *key: str) -> str:
-        """Of the resource with this key; without its last part, of the list."""
-        return "/".join((*self._parent(key), self.plural, *key[len(self.key) - 1 :]))
+        """Return the path of a resource, such as `accounts/a/devices/tv`.
 
-    def _parent(self, key: tuple[str, ...]) -> tuple[str, ...]:
-        return ("accounts", key[0]) if len(self.key) > 1 else ()
+        Without the last part of the key, return the path of the list: `accounts/a/devices`. The change log and the API
+        both use these paths.
+        """
+        account = ("accounts", key[0]) if len(self.key) > 1 else ()
+        return "/".join((*account, self.plural, *key[len(self.key) - 1 :]))
 
 
 ACCOUNTS = Kind("accounts", Account, models.Account, ("account_id",))

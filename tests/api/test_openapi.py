@@ -12,7 +12,7 @@ from schemathesis.specs.openapi.definitions import OPENAPI_31
 
 from srm import version
 from srm.api.v1 import openapi
-from srm.operators.resources import member
+from srm.api.v1.operator.wire import field_name
 from tests.support import SETUP, Factory, issue_token
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -80,7 +80,7 @@ def test_it_has_every_call_and_no_other(client: FlaskClient, document: Any) -> N
         if method != "parameters"
     }
     served = {
-        (method, re.sub(r"<(\w+)>", lambda part: f"{{{member(part[1])}}}", rule.rule.removeprefix("/srm/v1")))
+        (method, re.sub(r"<(\w+)>", lambda part: f"{{{field_name(part[1])}}}", rule.rule.removeprefix("/srm/v1")))
         for rule in client.application.url_map.iter_rules()
         if rule.rule.startswith("/srm/v1/") and rule.rule != "/srm/v1/openapi.json"
         for method in (rule.methods or set()) - {"HEAD"}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from srm.api.v1.operator.provisioning import merge_patch
+from srm.api.v1.operator.bodies import merge_patch
 from srm.db.database import Database
 from tests.support import SETUP, Admin, Factory, error_of, issue_token, rows
 

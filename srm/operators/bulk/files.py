@@ -21,8 +21,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import from_json
 
-from srm.errors import StartupError
-from srm.operators.resources import Kind, Resource, member
+from srm.errors import CommandError
+from srm.operators.documents import field_name, model_of
+from srm.operators.resources import Kind, Resource
 
 Format = Literal["csv", "jsonl"]
 Parse: TypeAlias = "Callable[[str], Resource]"
@@ -47,7 +48,7 @@ csv.field_size_limit(MAX_LINE_BYTES)
 class Rows:
     """The rows of a file.
 
-    StartupError, when begun or in the middle, as soon as the file turns out to be no such file.
+    CommandError, when begun or in the middle, as soon as the file turns out to be no such file.
     """
 
     def __init__(self, kind: Kind, file: IO[bytes], name: str) -> None:
@@ -112,8 +113,8 @@ class Rows:
         except EOFError:
             raise self._unusable(f"it ends in the middle, after line {self._number}") from None
 
-    def _unusable(self, why: str) -> StartupError:
-        return StartupError(f"{'standard input' if self.name == STREAM else self.name}: {why}")
+    def _unusable(self, why: str) -> CommandError:
+        return CommandError(f"{'standard input' if self.name == STREAM else self.name}: {why}")
 
 
 @contextmanager
@@ -145,13 +146,13 @@ def _decoded(line: bytes) -> str:
 
 
 def _json_parser(kind: Kind) -> Parse:
-    return lambda text: kind.resource.model_validate_json(_whole(text), strict=True)
+    return lambda text: model_of(kind).model_validate_json(_whole(text), strict=True)
 
 
 def _csv_parser(kind: Kind, header: str) -> Parse:
     """Reads rows below that header. ValueError when it is none."""
     names = _cells(header)
-    fields = {member(name): field for name, field in kind.resource.model_fields.items()}
+    fields = {field_name(name): field for name, field in kind.resource.model_fields.items()}
     if unknown := [name for name in names if name not in fields]:
         raise ValueError(f"unknown column: {', '.join(unknown)}; there are {', '.join(fields)}")
     if missing := [name for name, field in fields.items() if field.is_required() and name not in names]:
@@ -171,7 +172,7 @@ def _csv_parser(kind: Kind, header: str) -> Parse:
         for name in nested:
             if name in row:
                 row[name] = _nested(name, row[name])
-        return kind.resource.model_validate(row)
+        return model_of(kind).model_validate(row)
 
     return parse
 
@@ -239,7 +240,7 @@ def _writer(kind: Kind, file: IO[str], format_: Format) -> Callable[[Resource], 
     if format_ == "jsonl":
         return lambda resource: file.write(json.dumps(resource.as_json(), ensure_ascii=False) + "\n")
     rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(member(name) for name in kind.resource.model_fields)
+    rows.writerow(field_name(name) for name in kind.resource.model_fields)
     return lambda resource: rows.writerow(_cell(value) for value in resource.as_json().values())
 
 

@@ -24,13 +24,13 @@ from sqlalchemy.exc import DBAPIError
 
 from srm.db.database import Database
 from srm.db.models import EndReason
-from srm.errors import StartupError
-from srm.operators import change_log, provisioning
+from srm.errors import CommandError
+from srm.operators import change_log, documents
 from srm.operators.bulk.files import RejectFile, Rows
 from srm.operators.bulk.staging import PARTS, Staging
-from srm.operators.resources import ACCOUNTS, CONTENTS, DEVICES, ENTITLEMENTS, PRODUCTS, Kind, Resource, member
+from srm.operators.change_log import NewChange
+from srm.operators.resources import ACCOUNTS, CONTENTS, DEVICES, ENTITLEMENTS, PRODUCTS, Kind, Resource
 from srm.playback import ending
-from srm.values import STORED
 
 Key: TypeAlias = tuple[str, ...]
 
@@ -109,7 +109,7 @@ def import_(
     """Merge the rows of a file into the tables; what became of them. A dry run only tells what would.
 
     Bad rows are put aside, and the others go on. Recorded as changes by `by` are the file's name and the counts, each
-    row that is changed, with what it was, and each session that is ended; new rows only as a number. StartupError when
+    row that is changed, with what it was, and each session that is ended; new rows only as a number. CommandError when
     the file turns out to be none; then nothing of it was merged.
     """
     with database.connection() as db:
@@ -123,8 +123,8 @@ def import_(
 
 def _record(db: Connection, by: str, kind: Kind, **what: object) -> None:
     with db.begin():
-        after = {member(name): value for name, value in what.items()}
-        change_log.record(db, [change_log.change(by, "import", kind.plural, after=after)])
+        change = NewChange(by, "import", kind.plural, after=documents.of_fields(**what))
+        change_log.record(db, [change])
 
 
 class Import:
@@ -280,7 +280,7 @@ class Import:
                     raise
                 if attempt == TRIES - 1:
                     where = "/".join(after) or "the first"
-                    raise StartupError(
+                    raise CommandError(
                         f"somebody else has held rows of {self._kind.plural} behind {where} for a minute; what was "
                         "merged stays, start it again"
                     ) from error
@@ -325,7 +325,7 @@ class Import:
         """End the sessions of what the batch disables, as one is disabled; how many."""
         reason: EndReason = "account_disabled" if self._kind is ACCOUNTS else "device_disabled"
         ended = ending.end_sessions(self._db, reason, self._staging.is_of_disabled())
-        return provisioning.record_ended(self._db, self._by, ended)
+        return change_log.record_ended(self._db, self._by, ended)
 
 
 def export(database: Database, kind: Kind) -> Iterator[Resource]:
@@ -351,4 +351,4 @@ def _resource(kind: Kind, row: dict[str, Any]) -> Resource:
     if kind is PRODUCTS:
         words = (word.partition(":") for word in row["contents"])
         row["contents"] = [{"content_type": type_, "content_id": id_} for type_, _, id_ in words]
-    return kind.resource.model_validate(row, by_name=True, by_alias=False, context=STORED)
+    return documents.model_of(kind).of_row(row)

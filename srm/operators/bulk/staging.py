@@ -39,7 +39,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from srm.db import models
 from srm.db.models import Base, sessions
-from srm.operators.resources import ACCOUNTS, CONTENTS, DEVICES, ENTITLEMENTS, PRODUCTS, Kind, member
+from srm.operators.documents import field_name
+from srm.operators.resources import ACCOUNTS, CONTENTS, DEVICES, ENTITLEMENTS, PRODUCTS, Kind
 from srm.playback.expiry import is_active
 
 WORDS = ARRAY(Text)
@@ -213,7 +214,7 @@ class Staging:
             is_missing = and_(is_missing, column.is_not(None), column != self.staged.c.content_id)
             if self._dry_run:  # it may be in the file
                 is_missing = self.staged.c.depth == NOWHERE
-        words = f"{member(field)}: no such {field.removesuffix('_id')}: "
+        words = f"{field_name(field)}: no such {field.removesuffix('_id')}: "
         return case((is_missing, literal(words, Text) + column))
 
     def _missing_content(self) -> ColumnElement[str]:
@@ -257,9 +258,9 @@ class Staging:
         for name in self.bits:
             is_column = name in self.table.c
             before = self.table.c[name] if is_column else cast("Parts", self._parts).of(self.key_of(self.table)[0])
-            now += (literal(member(name), Text), before)
+            now += (literal(field_name(name), Text), before)
             then += (
-                literal(member(name), Text),
+                literal(field_name(name), Text),
                 case((self._names(self.batch, name), self.batch.c[name]), else_=before),
             )
         key = self.key_of(self.table)

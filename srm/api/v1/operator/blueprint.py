@@ -1,46 +1,75 @@
-"""The operator API, v1: provisioning, and what a care agent sees and stops. Each call needs an Operator-Key.
+"""The operator API, v1: its routes, and the role that each of them needs.
 
-A change, its record, and the end of the sessions that end with it are one transaction, and on disk when it is answered.
+A view owns the transaction. A change, its entry in the change log, and the end of the sessions that end with it are one
+transaction, on disk before the answer is sent.
 """
 
-from flask import Blueprint, request
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from srm.api import telemetry
-from srm.api.v1.operator import provisioning
-from srm.api.v1.operator import sessions as care
-from srm.api.v1.operator.lists import is_readable, malformed
-from srm.db.database import Database
+from flask import Blueprint, Response, request
+
+from srm.api.v1.operator import provisioning, sessions
+from srm.api.v1.operator.authentication import authenticate
+from srm.api.v1.operator.query import is_readable, malformed
+from srm.api.v1.operator.wire import field_name
 from srm.db.models import Role
-from srm.errors import NotAllowed, OperatorKeyNotValid
-from srm.operators import keys as operators
-from srm.operators.resources import member
+from srm.operators.resources import KINDS, Kind
 
 
-def create_blueprint(database: Database) -> Blueprint:
-    """The routes of the operator API, to be registered under `/srm/v1` and under `/srm`."""
+class Route(NamedTuple):
+    """A call of the operator API. `kind` goes to the views that serve all kinds of resources."""
+
+    method: str
+    path: str
+    view: Callable[..., Response]
+    role: Role
+    kind: Kind | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """Name of the route within its blueprint, unique."""
+        return self.view.__name__ if self.kind is None else f"{self.view.__name__}_{self.kind.plural}"
+
+
+def _resource_routes(kind: Kind) -> Iterator[Route]:
+    """Routes of the resources of a kind, and of their list."""
+    parts = [f"<{name}>" for name in kind.key]
+    path = f"/{kind.path(*parts)}"
+    yield Route("GET", f"/{kind.path(*parts[:-1])}", provisioning.list_resources, "viewer", kind)
+    yield Route("GET", path, provisioning.get, "viewer", kind)
+    yield Route("PUT", path, provisioning.put, "admin", kind)
+    yield Route("PATCH", path, provisioning.patch, "admin", kind)
+    yield Route("DELETE", path, provisioning.delete, "admin", kind)
+
+
+ROUTES = (
+    *(route for kind in KINDS for route in _resource_routes(kind)),
+    Route("GET", "/accounts/<account_id>/sessions", sessions.list_sessions_of_account, "viewer"),
+    Route("GET", "/accounts/<account_id>/denials", sessions.list_denials, "viewer"),
+    Route("DELETE", "/accounts/<account_id>/sessions", sessions.end_sessions_of_account, "care"),
+    Route("DELETE", "/accounts/<account_id>/sessions/<session_id>", sessions.end_session, "care"),
+    Route("DELETE", "/accounts/<account_id>/devices/<device_id>/sessions", sessions.end_sessions_of_device, "care"),
+    Route("GET", "/operator/sessions", sessions.list_sessions_everywhere, "viewer"),
+    Route("GET", "/operator/sessions/count", sessions.count_sessions_everywhere, "viewer"),
+    Route("GET", "/operator/audit", sessions.list_changes, "viewer"),
+)
+ROLES = {route.endpoint: route.role for route in ROUTES}
+
+
+def create_blueprint() -> Blueprint:
+    """Return the routes of the operator API, to be registered under `/srm/v1` and under `/srm`."""
     blueprint = Blueprint("operator", __name__)
-
-    @blueprint.before_request
-    def authenticate() -> None:
-        key = request.environ.get("HTTP_OPERATOR_KEY")
-        if not key:
-            raise OperatorKeyNotValid
-        operator = request.environ[telemetry.OPERATOR] = operators.authenticate(database.hot, key)
-        needed = _needed_role()
-        if not operator.may(needed):
-            raise NotAllowed(f"{NotAllowed.message}: needs the role {needed}")
-        for name, value in (request.view_args or {}).items():
-            if not is_readable(value):
-                raise malformed(f"{member(name)} in the path")
-
-    provisioning.add_routes(blueprint, database)
-    care.add_routes(blueprint, database)
+    blueprint.before_request(check_request)
+    for route in ROUTES:
+        defaults = {} if route.kind is None else {"kind": route.kind}
+        blueprint.add_url_rule(route.path, route.endpoint, route.view, methods=[route.method], defaults=defaults)
     return blueprint
 
 
-def _needed_role() -> Role:
-    """Of the call: to read, to end sessions, or to change anything else."""
-    if request.method in ("GET", "HEAD"):
-        return "viewer"
-    name = (request.endpoint or "").rpartition(".")[2]
-    return "care" if name in care.FOR_CARE else "admin"
+def check_request() -> None:
+    """Authenticate the operator before any view runs, and refuse a path that cannot be read."""
+    authenticate(ROLES[(request.endpoint or "").rpartition(".")[2]])
+    for name, value in (request.view_args or {}).items():
+        if isinstance(value, str) and not is_readable(value):
+            raise malformed(f"{field_name(name)} in the path")

@@ -1,282 +1,333 @@
-"""The OpenAPI document of the operator API, v1: its paths."""
+"""The OpenAPI document of the operator API, v1: its paths and the schemas of its bodies."""
 
+from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any
 
 from srm import errors
 from srm.api.v1.openapi_parts import COMMON_HEADERS, CORRELATION_ID, SESSION_ID, answers_of, ref
-from srm.api.v1.operator.lists import LISTED, MOST_LISTED
+from srm.api.v1.operator.query import DEFAULT_LIMIT, MAX_LIMIT
+from srm.api.v1.operator.wire import field_name, schema_of
 from srm.db.models import CONTENT_TYPES
 from srm.errors import SrmError
-from srm.operators import change_log
-from srm.operators import sessions as care
-from srm.operators.resources import ENTITLEMENTS, KINDS, Kind, Shown, member
+from srm.operators.change_log import Change
+from srm.operators.resources import ENTITLEMENTS, KINDS, Kind, ReadModel
+from srm.operators.sessions import DenialView, SessionView
 
-MODELS: tuple[type[Shown], ...] = (
-    *(kind.resource for kind in KINDS),
-    care.SeenSession,
-    care.Refusal,
-    change_log.Change,
-)
-EVERYWHERE: tuple[type[SrmError], ...] = (
+Json = dict[str, Any]
+
+SHOWN: tuple[type[ReadModel], ...] = (*(kind.resource for kind in KINDS), SessionView, DenialView, Change)
+MODELS = tuple(schema_of(model) for model in SHOWN)
+"""The schemas of all answers that are not errors."""
+
+ANY_CALL_ERRORS: tuple[type[SrmError], ...] = (
     errors.MalformedRequest,
     errors.OperatorKeyNotValid,
     errors.NotAllowed,
     errors.InternalError,
     errors.DependencyUnavailable,
 )
-CHANGING = (errors.ResourceNotFound, errors.Conflict, errors.PreconditionFailed)
-WRITING = (*CHANGING, errors.RequestTooLarge)
+CHANGE_ERRORS = (errors.ResourceNotFound, errors.Conflict, errors.PreconditionFailed)
+WRITE_ERRORS = (*CHANGE_ERRORS, errors.RequestTooLarge)
+
 OPERATOR_KEY = {
     "name": "Operator-Key",
     "in": "header",
     "required": True,
-    "description": "As printed by `srm operator add`. Without one, or with one that does not work: SRM-0003",
+    "description": "The key that `srm operator add` printed. A missing or wrong key gives SRM-0003",
     "schema": {"type": "string", "minLength": 1},
 }
 IF_MATCH = {
     "name": "If-Match",
     "in": "header",
-    "description": "The ETag of what is to be changed; 412 when it has been changed since",
+    "description": "ETag of the state that is to be changed; 412 when the resource has changed since",
     "schema": {"type": "string"},
 }
 IF_NONE_MATCH = {
     "name": "If-None-Match",
     "in": "header",
-    "description": "`*`: only create; 412 when it is there",
+    "description": "`*`: only create; 412 when the resource exists",
     "schema": {"const": "*"},
 }
-NAMES = {"sessionId": SESSION_ID}
-BEHIND_ID = r"^[^\x00\ufffd]+$"
-UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-BEHIND_INSTANT = (
-    rf"^{UUID}_[12][0-9]{{3}}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
+ETAG = {
+    "ETag": {"description": "Names this state of the resource", "required": True, "schema": {"type": "string"}},
+}
+
+PATH_PATTERN = r"^[^/\x00-\x1f\x7f-\x9f\ufffd]+$"
+QUERY_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\ufffd]+$"
+UUID_PATTERN = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+ID_CURSOR_PATTERN = r"^[^\x00\ufffd]+$"
+SESSION_CURSOR_PATTERN = rf"^{UUID_PATTERN}_[^\x00\ufffd]+$"
+INSTANT_CURSOR_PATTERN = (
+    rf"^{UUID_PATTERN}_[12][0-9]{{3}}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
     r"T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6}Z$"
 )
-BEHIND_SESSION = rf"^{UUID}_[^\x00\ufffd]+$"
-IN_QUERY = r"^[^\x00-\x1f\x7f-\x9f\ufffd]+$"
-INSTANT = {"type": "string", "format": "date-time"}
-ETAG = {"description": "Names this state of it", "required": True, "schema": {"type": "string"}}
+TEXT = {"type": "string", "minLength": 1, "maxLength": 255}
 
 
-def bodies(schemas: dict[str, Any]) -> dict[str, Any]:
-    """The schemas of what is sent, from those of the answers: to replace a resource, and to change some of it."""
+@dataclass(frozen=True)
+class Call:
+    """What tells one call from the others. `path_names` are its parameters in the path."""
+
+    operation: str
+    summary: str
+    path_names: list[str]
+    success: Json
+    failures: tuple[type[SrmError], ...] = ()
+    parameters: list[Json] = field(default_factory=list)
+    body: Json | None = None
+
+    def document(self) -> Json:
+        """Return the call as OpenAPI describes it."""
+        in_path = [
+            SESSION_ID
+            if name == "sessionId"
+            else {"name": name, "in": "path", "required": True, "schema": {**TEXT, "pattern": PATH_PATTERN}}
+            for name in self.path_names
+        ]
+        responses = {**answers_of((*ANY_CALL_ERRORS, *self.failures)), **self.success}
+        document: Json = {
+            "operationId": self.operation,
+            "tags": ["operator"],
+            "summary": self.summary,
+            "parameters": [*in_path, *self.parameters, OPERATOR_KEY, CORRELATION_ID],
+            "responses": dict(sorted(responses.items())),
+        }
+        if self.body is not None:
+            document["requestBody"] = {"required": True, "content": self.body}
+        return document
+
+
+def bodies(schemas: Json) -> Json:
+    """Return the schemas of bodies, made from those of answers: `…Body` replaces a resource, `…Patch` changes it."""
     found = {"GroupRulePatch": _patch(schemas["GroupRule"])}
     for kind in KINDS:
-        body = deepcopy(schemas[_of(kind)])
-        for name in map(member, kind.key):
+        body = deepcopy(schemas[_name(kind)])
+        for name in map(field_name, kind.key):
             del body["properties"][name]
             body["required"].remove(name)
-        for what in body["properties"].values():
-            if "patternProperties" in what:  # the keys of an object
-                what["additionalProperties"] = False
-        body["description"] += "\n\nWhat the path names may be repeated in it."
-        found[f"{_of(kind)}Body"] = body
-        found[f"{_of(kind)}Patch"] = _patch(body)
+        for schema in body["properties"].values():
+            if "patternProperties" in schema:  # a key that fits no pattern is refused
+                schema["additionalProperties"] = False
+        body["description"] += "\n\nThe body may repeat the members that stand in the path."
+        found[f"{_name(kind)}Body"] = body
+        found[f"{_name(kind)}Patch"] = _patch(body)
     return found
 
 
-def _patch(schema: dict[str, Any]) -> dict[str, Any]:
-    """Of a JSON merge patch: nothing is required, and null takes away what need not be there."""
+def _patch(schema: Json) -> Json:
+    """Return the schema of a JSON merge patch: no member is required, and null removes an optional member."""
     patch = deepcopy(schema)
-    needed = patch.pop("required", ())
-    for name, what in patch["properties"].items():
-        what.pop("default", None)
-        for pattern in what.get("patternProperties", ()):
+    required = patch.pop("required", ())
+    for name, member in patch["properties"].items():
+        member.pop("default", None)
+        for pattern in member.get("patternProperties", ()):
             rule = {"$ref": "#/components/schemas/GroupRulePatch"}
-            what["patternProperties"][pattern] = {"anyOf": [rule, {"type": "null"}]}
-        if name not in needed and {"type": "null"} not in what.get("anyOf", ()):
-            patch["properties"][name] = {"anyOf": [what, {"type": "null"}]}
+            member["patternProperties"][pattern] = {"anyOf": [rule, {"type": "null"}]}
+        if name not in required and {"type": "null"} not in member.get("anyOf", ()):
+            patch["properties"][name] = {"anyOf": [member, {"type": "null"}]}
     return patch
 
 
-def paths() -> dict[str, Any]:
-    """The calls by path and method."""
-    found: dict[str, Any] = {}
-    for kind in KINDS:
-        names = [member(name) for name in kind.key]
-        parts = [f"{{{name}}}" for name in names]
-        found[f"/{kind.path(*parts[:-1])}"] = {"get": _list(kind, names[:-1])}
-        found[f"/{kind.path(*parts)}"] = {
-            "get": _get(kind, names),
-            "put": _put(kind, names),
-            "patch": _change(kind, names),
-            "delete": _delete(kind, names),
-        }
-    of_account, of_device = ["accountId"], ["accountId", "deviceId"]
-    found["/accounts/{accountId}/sessions"] = {
-        "get": _list_of(
-            "listSessionsOfAccount",
-            "Sessions of an account, the newest first",
-            care.SeenSession,
-            "sessions",
-            of_account,
-            _query("state", {"enum": ["active", "ended", "all"], "default": "active"}),
-        ),
-        "delete": _end("endSessionsOfAccount", "End all sessions of an account", of_account),
-    }
-    found["/accounts/{accountId}/sessions/{sessionId}"] = {
-        "delete": _end("endSession", "End a session", [*of_account, "sessionId"])
-    }
-    found["/accounts/{accountId}/devices/{deviceId}/sessions"] = {
-        "delete": _end("endSessionsOfDevice", "End all sessions of a device", of_device)
-    }
-    found["/accounts/{accountId}/denials"] = {
-        "get": _list_of("listDenials", "Refusals of an account, the newest first", care.Refusal, "denials", of_account)
-    }
-    watched = (
-        _query("contentID", _text()),
-        _query("contentType", {"enum": list(CONTENT_TYPES)}),
-        _query("deviceGroup", _text()),
-        _query("startedBefore", INSTANT),
-    )
-    found["/operator/sessions"] = {
-        "get": _list_of(
-            "listSessionsEverywhere",
-            "Active sessions of all accounts",
-            care.SeenSession,
-            "sessions",
-            [],
-            *watched,
-            after=BEHIND_SESSION,
-        )
-    }
-    found["/operator/sessions/count"] = {"get": _count(watched)}
-    found["/operator/audit"] = {
-        "get": _list_of(
-            "listChanges",
-            "What operators changed, the newest first",
-            change_log.Change,
-            "changes",
-            [],
-            _query("accountId", _text()),
-            _query("operator", _text()),
-        )
-    }
+def paths() -> Json:
+    """Return the calls by path and method."""
+    found: Json = {}
+    for path, method, call in (*_resource_calls(), *_session_calls(), *_change_log_calls()):
+        found.setdefault(path, {})[method] = call.document()
     return found
 
 
-def _text() -> dict[str, Any]:
-    return {"type": "string", "minLength": 1, "maxLength": 255, "pattern": IN_QUERY}
+def _resource_calls() -> Iterator[tuple[str, str, Call]]:
+    for kind in KINDS:
+        names = [field_name(name) for name in kind.key]
+        parts = [f"{{{name}}}" for name in names]
+        path = f"/{kind.path(*parts)}"
+        yield f"/{kind.path(*parts[:-1])}", "get", _list_resources(kind, names[:-1])
+        yield path, "get", _get(kind, names)
+        yield path, "put", _put(kind, names)
+        yield path, "patch", _patch_call(kind, names)
+        yield path, "delete", _delete(kind, names)
 
 
-def _query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "in": "query", "schema": schema}
+def _session_calls() -> Iterator[tuple[str, str, Call]]:
+    of_account, of_device = ["accountId"], ["accountId", "deviceId"]
+    state = _query("state", {"enum": ["active", "ended", "all"], "default": "active"})
+    sessions, denials = _page("sessions", SessionView), _page("denials", DenialView)
+    yield (
+        "/accounts/{accountId}/sessions",
+        "get",
+        Call(
+            "listSessionsOfAccount",
+            "Sessions of an account, newest first",
+            of_account,
+            sessions,
+            (errors.ResourceNotFound,),
+            [state, *_paging(INSTANT_CURSOR_PATTERN)],
+        ),
+    )
+    yield (
+        "/accounts/{accountId}/sessions",
+        "delete",
+        _end("endSessionsOfAccount", "End all sessions of an account", of_account),
+    )
+    yield (
+        "/accounts/{accountId}/sessions/{sessionId}",
+        "delete",
+        _end("endSession", "End a session", [*of_account, "sessionId"]),
+    )
+    yield (
+        "/accounts/{accountId}/devices/{deviceId}/sessions",
+        "delete",
+        _end("endSessionsOfDevice", "End all sessions of a device", of_device),
+    )
+    yield (
+        "/accounts/{accountId}/denials",
+        "get",
+        Call(
+            "listDenials",
+            "Denials of an account, newest first",
+            of_account,
+            denials,
+            (errors.ResourceNotFound,),
+            _paging(INSTANT_CURSOR_PATTERN),
+        ),
+    )
+    yield from _calls_on_all_accounts(sessions)
 
 
-def _call(
-    operation: str,
-    summary: str,
-    names: list[str],
-    success: dict[str, Any],
-    kinds: tuple[type[SrmError], ...] = (),
-    *more: dict[str, Any],
-    body: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    in_path = [NAMES.get(name, {"name": name, "in": "path", "required": True, "schema": _in_path()}) for name in names]
-    call: dict[str, Any] = {
-        "operationId": operation,
-        "tags": ["operator"],
-        "summary": summary,
-        "parameters": [*in_path, *more, OPERATOR_KEY, CORRELATION_ID],
-        "responses": dict(sorted({**answers_of((*EVERYWHERE, *kinds)), **success}.items())),
+def _calls_on_all_accounts(sessions: Json) -> Iterator[tuple[str, str, Call]]:
+    which = [
+        _query("contentID", {**TEXT, "pattern": QUERY_PATTERN}),
+        _query("contentType", {"enum": list(CONTENT_TYPES)}),
+        _query("deviceGroup", {**TEXT, "pattern": QUERY_PATTERN}),
+        _query("startedBefore", {"type": "string", "format": "date-time"}),
+    ]
+    yield (
+        "/operator/sessions",
+        "get",
+        Call(
+            "listSessionsEverywhere",
+            "Active sessions of all accounts",
+            [],
+            sessions,
+            parameters=[*which, *_paging(SESSION_CURSOR_PATTERN)],
+        ),
+    )
+    count = {"200": _success(_number("count"), "Number of active sessions")}
+    yield (
+        "/operator/sessions/count",
+        "get",
+        Call("countSessionsEverywhere", "Count active sessions of all accounts", [], count, parameters=which),
+    )
+
+
+def _change_log_calls() -> Iterator[tuple[str, str, Call]]:
+    which = [_query(name, {**TEXT, "pattern": QUERY_PATTERN}) for name in ("accountId", "operator")]
+    yield (
+        "/operator/audit",
+        "get",
+        Call(
+            "listChanges",
+            "Changes that operators made, newest first",
+            [],
+            _page("changes", Change),
+            parameters=[*which, *_paging(INSTANT_CURSOR_PATTERN)],
+        ),
+    )
+
+
+def _list_resources(kind: Kind, names: list[str]) -> Call:
+    return Call(
+        f"list{kind.plural.capitalize()}",
+        f"{kind.plural.capitalize()}, by id",
+        names,
+        _page(kind.plural, kind.resource),
+        (errors.ResourceNotFound,) if names else (),
+        _paging(ID_CURSOR_PATTERN),
+    )
+
+
+def _get(kind: Kind, names: list[str]) -> Call:
+    success = {"200": _success(ref(kind.resource), "The resource", ETAG)}
+    return Call(f"get{_name(kind)}", f"Read: {_name(kind).lower()}", names, success, (errors.ResourceNotFound,))
+
+
+def _put(kind: Kind, names: list[str]) -> Call:
+    success = {
+        "200": _success(ref(kind.resource), "Replaced", ETAG),
+        "201": _success(ref(kind.resource), "Created", ETAG),
     }
-    if body is not None:
-        call["requestBody"] = {"required": True, "content": body}
-    return call
+    body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{_name(kind)}Body"}}}
+    summary = f"Create or replace: {_name(kind).lower()}"
+    return Call(f"put{_name(kind)}", summary, names, success, WRITE_ERRORS, [IF_MATCH, IF_NONE_MATCH], body)
 
 
-def _in_path() -> dict[str, Any]:
-    return {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^/\x00-\x1f\x7f-\x9f\ufffd]+$"}
+def _patch_call(kind: Kind, names: list[str]) -> Call:
+    success = {"200": _success(ref(kind.resource), "Changed", ETAG)}
+    body = {"application/merge-patch+json": {"schema": {"$ref": f"#/components/schemas/{_name(kind)}Patch"}}}
+    summary = f"Change members (RFC 7396): {_name(kind).lower()}"
+    return Call(f"patch{_name(kind)}", summary, names, success, WRITE_ERRORS, [IF_MATCH], body)
 
 
-def _of(kind: Kind) -> str:
+def _delete(kind: Kind, names: list[str]) -> Call:
+    success = {"204": {"description": "Deleted", "headers": COMMON_HEADERS}}
+    parameters: list[Json] = [IF_MATCH]
+    if kind is ENTITLEMENTS:
+        end_sessions = _query("endSessions", {"enum": ["true", "false"], "default": "false"})
+        end_sessions["description"] = "Also end the sessions that only this entitlement allowed"
+        parameters.append(end_sessions)
+    return Call(f"delete{_name(kind)}", f"Delete: {_name(kind).lower()}", names, success, CHANGE_ERRORS, parameters)
+
+
+def _end(operation: str, summary: str, names: list[str]) -> Call:
+    success = {"200": _success(_number("ended"), "Number of sessions that were active and have ended")}
+    failures: tuple[type[SrmError], ...] = (errors.ResourceNotFound,)
+    if "sessionId" in names:
+        failures = (*failures, errors.SessionNotFound)
+    return Call(operation, summary, names, success, failures)
+
+
+def _name(kind: Kind) -> str:
+    """Return the name of the schema of a kind."""
     return kind.resource.__name__
 
 
-def _success(schema: dict[str, Any], description: str, headers: dict[str, Any] | None = None) -> dict[str, Any]:
+def _query(name: str, schema: Json) -> Json:
+    return {"name": name, "in": "query", "schema": schema}
+
+
+def _paging(cursor_pattern: str) -> list[Json]:
+    """Return the parameters of a list."""
+    limit = _query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT})
+    after = _query("after", {"type": "string", "minLength": 1, "pattern": cursor_pattern})
+    return [limit, {**after, "description": "The `next` of the page before"}]
+
+
+def _page(name: str, item: type[ReadModel]) -> Json:
+    """Return the success of a list."""
+    schema = {
+        "type": "object",
+        "required": [name],
+        "properties": {
+            name: {"type": "array", "items": ref(item)},
+            "next": {
+                "type": "string",
+                "description": "Cursor of the next page: send it as `after`. Left out on the last page",
+            },
+        },
+    }
+    return {"200": _success(schema, "A page of the list")}
+
+
+def _number(name: str) -> Json:
+    """Return the schema of an object with one count in it."""
+    return {"type": "object", "required": [name], "properties": {name: {"type": "integer", "minimum": 0}}}
+
+
+def _success(schema: Json, description: str, headers: Json | None = None) -> Json:
     return {
         "description": description,
         "headers": {**COMMON_HEADERS, **(headers or {})},
         "content": {"application/json": {"schema": schema}},
     }
-
-
-def _list_of(
-    operation: str,
-    summary: str,
-    each: type,
-    name: str,
-    names: list[str],
-    *more: dict[str, Any],
-    after: str = BEHIND_INSTANT,
-) -> dict[str, Any]:
-    schema = {
-        "type": "object",
-        "required": [name],
-        "properties": {
-            name: {"type": "array", "items": ref(each)},
-            "next": {
-                "type": "string",
-                "description": "Where the next page begins: send it as `after`. Left out at the end",
-            },
-        },
-    }
-    limit = _query("limit", {"type": "integer", "minimum": 1, "maximum": MOST_LISTED, "default": LISTED})
-    behind = {
-        **_query("after", {"type": "string", "minLength": 1, "pattern": after}),
-        "description": "The `next` of the page before",
-    }
-    kinds = (errors.ResourceNotFound,) if names else ()
-    return _call(operation, summary, names, {"200": _success(schema, "The list")}, kinds, *more, limit, behind)
-
-
-def _list(kind: Kind, names: list[str]) -> dict[str, Any]:
-    summary = f"{kind.plural.capitalize()}, by id"
-    operation = f"list{kind.plural.capitalize()}"
-    return _list_of(operation, summary, kind.resource, kind.plural, names, after=BEHIND_ID)
-
-
-def _get(kind: Kind, names: list[str]) -> dict[str, Any]:
-    success = {"200": _success(ref(kind.resource), "As it is", {"ETag": ETAG})}
-    return _call(f"get{_of(kind)}", f"Read: {_of(kind).lower()}", names, success, (errors.ResourceNotFound,))
-
-
-def _put(kind: Kind, names: list[str]) -> dict[str, Any]:
-    success = {
-        "200": _success(ref(kind.resource), "Replaced", {"ETag": ETAG}),
-        "201": _success(ref(kind.resource), "Created", {"ETag": ETAG}),
-    }
-    body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{_of(kind)}Body"}}}
-    summary = f"Create or replace: {_of(kind).lower()}"
-    return _call(f"put{_of(kind)}", summary, names, success, WRITING, IF_MATCH, IF_NONE_MATCH, body=body)
-
-
-def _change(kind: Kind, names: list[str]) -> dict[str, Any]:
-    success = {"200": _success(ref(kind.resource), "Changed", {"ETag": ETAG})}
-    body = {"application/merge-patch+json": {"schema": {"$ref": f"#/components/schemas/{_of(kind)}Patch"}}}
-    summary = f"Change some of it (RFC 7396): {_of(kind).lower()}"
-    return _call(f"patch{_of(kind)}", summary, names, success, WRITING, IF_MATCH, body=body)
-
-
-def _delete(kind: Kind, names: list[str]) -> dict[str, Any]:
-    success = {"204": {"description": "It is gone", "headers": COMMON_HEADERS}}
-    more = [IF_MATCH]
-    if kind is ENTITLEMENTS:
-        end_sessions = {"enum": ["true", "false"], "default": "false"}
-        more.append({**_query("endSessions", end_sessions), "description": "Also end the sessions that needed it"})
-    return _call(f"delete{_of(kind)}", f"Remove: {_of(kind).lower()}", names, success, CHANGING, *more)
-
-
-def _end(operation: str, summary: str, names: list[str]) -> dict[str, Any]:
-    schema = {"type": "object", "required": ["ended"], "properties": {"ended": {"type": "integer", "minimum": 0}}}
-    kinds: tuple[type[SrmError], ...] = (errors.ResourceNotFound,)
-    if "sessionId" in names:
-        kinds = (*kinds, errors.SessionNotFound)
-    return _call(operation, summary, names, {"200": _success(schema, "How many were active, and have ended")}, kinds)
-
-
-def _count(watched: tuple[dict[str, Any], ...]) -> dict[str, Any]:
-    schema = {"type": "object", "required": ["count"], "properties": {"count": {"type": "integer", "minimum": 0}}}
-    success = {"200": _success(schema, "How many there are")}
-    return _call("countSessionsEverywhere", "Count active sessions of all accounts", [], success, (), *watched)
