@@ -1,4 +1,4 @@
-"""`python -m srm.cli`."""
+"""Run the `srm` command as `python -m srm.cli`."""
 
 from srm.cli.main import main
 

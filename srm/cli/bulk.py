@@ -1,4 +1,4 @@
-"""`srm import` and `srm export`: accounts, devices, entitlements and the catalogue by the million."""
+"""`srm import` and `srm export`: accounts, devices, entitlements, contents and products in bulk."""
 
 import time
 from collections.abc import Iterator
@@ -10,82 +10,94 @@ import click
 
 from srm import config
 from srm.cli import progress
-from srm.cli.common import open_database, stand_back, user
-from srm.errors import StartupError
-from srm.operators.bulk import files as formats
-from srm.operators.bulk import importer as bulk
+from srm.cli.common import lower_priority, open_database, user
+from srm.errors import CommandError
+from srm.operators.bulk import files, importer
 from srm.operators.bulk.files import Format
+from srm.operators.bulk.importer import Counts
 from srm.operators.resources import Kind
+
+KINDS = "[accounts|devices|entitlements|contents|products]"
 
 
 @click.command("import")
-@click.argument("kind", metavar="[accounts|devices|entitlements|contents|products]")
+@click.argument("kind", metavar=KINDS)
 @click.argument("file")
-@click.option("--dry-run", is_flag=True, help="Only say what would become of the rows")
-@click.option("--rejects", help="Where bad rows go; default FILE.rejected.csv, for standard input KIND.rejected.csv")
+@click.option("--dry-run", is_flag=True, help="Count what would change, and change nothing")
+@click.option(
+    "--rejects", help="File for bad rows. Default: FILE.rejected.csv, or KIND.rejected.csv for standard input"
+)
 def import_(kind: str, file: str, dry_run: bool, rejects: str | None) -> None:
-    """Create and change by the million, while the service goes on.
+    """Create and change rows in bulk while the service runs.
 
-    FILE, or standard input when it is -, is CSV with a header or JSON lines, gzip or not, with the names of the API.
-    What it does not name stays: rows, and the columns that it does not have; nor does an empty cell name anything,
-    unless the value may be null. Bad rows are put aside with line number and reason, and make the exit code 1. It may
-    be killed and started again.
+    FILE is CSV with a header, or JSON lines. It may be compressed with gzip. - means standard input. Columns have the
+    names of the API.
+
+    Rows and columns that FILE does not have stay as they are. An empty cell changes nothing, unless its value may be
+    null: then it sets null.
+
+    Bad rows go to a file of their own with line number and reason, and the exit code is 1. You may kill the import and
+    start it again.
     """
-    of_kind = _kind(kind)
+    chosen = _kind(kind)
     started_at = time.monotonic()
-    put_aside = Path(rejects or f"{kind if file == formats.STREAM else file}.rejected.csv")
-    if file != formats.STREAM and put_aside.resolve() == Path(file).resolve():
-        raise StartupError(f"{file} is what is to be read: name another file for bad rows")
-    with (
-        _files(),
-        formats.reading(of_kind, file) as rows,
-        open_database(config.load()) as database,
-    ):
-        stand_back()
-        with formats.RejectFile(put_aside) as bad, progress.shown() as watch:
-            counts = bulk.import_(database, user(), of_kind, rows, bad, watch, dry_run=dry_run)
-    said = [f"{counts.new:,} new", f"{counts.changed:,} changed", f"{counts.unchanged:,} unchanged"]
-    said += [f"{counts.repeated:,} repeated in the file"] if counts.repeated else []
-    said += [f"{counts.sessions_ended:,} sessions ended"] if counts.sessions_ended else []
-    seconds = f"{time.monotonic() - started_at:.1f} s"
-    click.echo(f"{kind}{' (dry run)' if dry_run else ''}: {counts.rows:,} rows in {seconds}: {', '.join(said)}")
+    rejected_to = Path(rejects or f"{kind if file == files.STREAM else file}.rejected.csv")
+    if file != files.STREAM and rejected_to.resolve() == Path(file).resolve():
+        raise CommandError(f"{file} is the file to import: name another one for bad rows")
+    with _file_errors_in_one_line(), files.reading(chosen, file) as rows, open_database(config.load()) as database:
+        lower_priority()
+        with files.RejectFile(rejected_to) as bad, progress.shown() as watch:
+            counts = importer.import_(database, user(), chosen, rows, bad, watch, dry_run=dry_run)
+    seconds = time.monotonic() - started_at
+    click.echo(f"{kind}{' (dry run)' if dry_run else ''}: {counts.rows:,} rows in {seconds:.1f} s: {_summary(counts)}")
     if counts.rejected:
-        raise StartupError(f"{counts.rejected:,} rows were rejected: see {put_aside}")
+        raise CommandError(f"{counts.rejected:,} rows were rejected: see {rejected_to}")
+
+
+def _summary(counts: Counts) -> str:
+    parts = [f"{counts.new:,} new", f"{counts.changed:,} changed", f"{counts.unchanged:,} unchanged"]
+    if counts.repeated:
+        parts.append(f"{counts.repeated:,} repeated in the file")
+    if counts.sessions_ended:
+        parts.append(f"{counts.sessions_ended:,} sessions ended")
+    return ", ".join(parts)
 
 
 @click.command()
-@click.argument("kind", metavar="[accounts|devices|entitlements|contents|products]")
-@click.argument("file", default=formats.STREAM)
-@click.option("--format", "format_", type=click.Choice(get_args(Format)), help="Default: by the name of FILE, or csv")
+@click.argument("kind", metavar=KINDS)
+@click.argument("file", default=files.STREAM)
+@click.option(
+    "--format", "format_", type=click.Choice(get_args(Format)), help="Default: by the name of FILE, csv without one"
+)
 def export(kind: str, file: str, format_: Format | None) -> None:
-    """Write what `srm import` reads.
+    """Write rows to FILE, or to standard output, in the format of `srm import`.
 
-    To standard output, or to FILE: JSON lines when its name ends in .jsonl or .jsonl.gz, gzip when it ends in .gz.
+    A name that ends in .jsonl or .jsonl.gz means JSON lines; .gz means gzip; any other means CSV.
     """
-    of_kind = _kind(kind)
-    format_ = format_ or formats.format_of(file)
+    chosen = _kind(kind)
+    format_ = format_ or files.format_of(file)
     with (
-        _files(),
+        _file_errors_in_one_line(),
         open_database(config.load()) as database,
-        formats.writing(of_kind, file, format_) as write,
+        files.writing(chosen, file, format_) as write,
     ):
-        for resource in bulk.export(database, of_kind):
+        for resource in importer.export(database, chosen):
             write(resource)
 
 
 def _kind(name: str) -> Kind:
-    for kind in bulk.KINDS:
+    for kind in importer.KINDS:
         if kind.plural == name:
             return kind
-    raise StartupError(f"{name}: no such kind; there are {', '.join(kind.plural for kind in bulk.KINDS)}")
+    raise CommandError(f"{name}: no such kind; there are {', '.join(kind.plural for kind in importer.KINDS)}")
 
 
 @contextmanager
-def _files() -> Iterator[None]:
-    """A file that cannot be used, or a full disk, is one line too."""
+def _file_errors_in_one_line() -> Iterator[None]:
+    """Turn an unusable file or a full disk into a CommandError."""
     try:
         yield
     except BrokenPipeError:
-        raise  # whoever reads has enough
+        raise  # click ends quietly: the reader has read enough
     except OSError as error:
-        raise StartupError(": ".join(str(part) for part in (error.filename, error.strerror or error) if part)) from None
+        raise CommandError(": ".join(str(part) for part in (error.filename, error.strerror or error) if part)) from None

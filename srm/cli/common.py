@@ -1,4 +1,4 @@
-"""What several commands share: the database, the priority, and who runs them."""
+"""Parts that several commands use: the database, the priority, the name of the user."""
 
 import os
 import pwd
@@ -10,15 +10,18 @@ from srm.db import embedded, schema
 from srm.db.database import Database
 
 COMMAND_TIMEOUT_SECONDS = 3600
-"""Of one statement: an audit, or the sorting of all rows of an import."""
+"""Limit of one statement, such as a check of all limits or the sorting of all rows of an import."""
 
 NICENESS = 10
-"""Of an import, and of the reaper: requests go first."""
+"""Priority of imports and of the reaper, below that of the API (nice(2))."""
 
 
 @contextmanager
 def open_database(settings: Settings) -> Iterator[Database]:
-    """Connect to the database in use; StartupError when its schema is older than this version."""
+    """Connect to the configured database, or run the embedded one during the block.
+
+    Raises StartupError when the schema is too old for this version, DependencyUnavailable when the database is away.
+    """
     with embedded.database_url(settings) as url:
         database = Database(url, application_name="srm-cli", statement_timeout_seconds=COMMAND_TIMEOUT_SECONDS)
         try:
@@ -29,16 +32,16 @@ def open_database(settings: Settings) -> Iterator[Database]:
             database.dispose()
 
 
-def stand_back() -> None:
-    """Let whoever answers requests on this machine go first; nothing is asked for that is so already."""
+def lower_priority() -> None:
+    """Let the API on this machine go first. Never raise the priority."""
     if os.getpriority(os.PRIO_PROCESS, 0) < NICENESS:
-        with suppress(OSError):  # a sandbox may forbid it
+        with suppress(OSError):  # a sandbox may forbid the call
             os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
 
 
 def user() -> str:
-    """Who the record of changes says it was."""
+    """Return the author for the change log: `cli:` and the name of the system user."""
     try:
         return f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
-    except KeyError:  # as in containers
+    except KeyError:  # in a container the user may have no name
         return f"cli:{os.getuid()}"

@@ -1,4 +1,4 @@
-"""`srm demo`: the demo data."""
+"""`srm demo`: the demo data of the documents."""
 
 import click
 
@@ -9,12 +9,12 @@ from srm.operators import demo
 
 @click.group("demo")
 def demo_group() -> None:
-    """The demo data."""
+    """Manage the demo data of the documents."""
 
 
 @demo_group.command("load")
 def load_demo() -> None:
-    """Load the demo data; safe to repeat."""
+    """Load the demo data. Safe to repeat."""
     with open_database(config.load()) as database, database.transaction() as connection:
         demo.load(connection)
     click.echo("demo data loaded")

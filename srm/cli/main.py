@@ -1,4 +1,4 @@
-"""The `srm` command: the group of all commands, and how their errors are told."""
+"""The `srm` command: its commands, and its exit code and one line of text after an error."""
 
 import sys
 
@@ -29,7 +29,7 @@ def _print_version(context: click.Context, _: click.Parameter, is_asked: bool) -
     help="Show the version and exit.",
 )
 def cli() -> None:
-    """Session Resource Manager. Configured by environment variables SRM_…; see the README."""
+    """Session Resource Manager. Environment variables SRM_… configure it: see docs/configuration.md."""
 
 
 for command in (
@@ -47,7 +47,7 @@ for command in (
 
 
 def main() -> None:
-    """The command; what an operator can mend is one line on standard error, exit code 1."""
+    """Run the command. An error that an operator can mend is one line on standard error, with exit code 1."""
     try:
         cli()
     except (StartupError, CommandError, MigrationError, Conflict) as error:

@@ -1,4 +1,4 @@
-"""`srm operator`: operators, and their keys for the operator API."""
+"""`srm operator`: who may use the operator API."""
 
 from typing import get_args
 
@@ -12,23 +12,28 @@ from srm.operators import keys as operators
 
 @click.group("operator")
 def operator_group() -> None:
-    """Operators, and their keys for the operator API."""
+    """Manage operators and their keys for the operator API."""
 
 
 @operator_group.command("add")
 @click.argument("name")
-@click.option("--role", required=True, type=click.Choice(get_args(Role)), help="viewer reads, care ends sessions too")
+@click.option(
+    "--role",
+    required=True,
+    type=click.Choice(get_args(Role)),
+    help="viewer: reads. care: also ends sessions. admin: also changes everything else",
+)
 def add_operator(name: str, role: Role) -> None:
-    """Make an Operator-Key and print it; it cannot be shown again."""
+    """Create an operator and print the Operator-Key. The key cannot be shown again."""
     with open_database(config.load()) as database, database.transaction() as connection:
         key = operators.add(connection, user(), name, role)
-    click.echo(f"{name} is {role}; header Operator-Key:")
+    click.echo(f"{name} has role {role}. Send this in the header Operator-Key:")
     click.echo(key)
 
 
 @operator_group.command("list")
 def list_operators() -> None:
-    """List all operators: name, role, when the key was made, when it was revoked."""
+    """List all operators with role, time of creation and time of revocation."""
     with open_database(config.load()) as database, database.transaction() as connection:
         everybody = operators.list_operators(connection)
     for name, role, created_at, revoked_at in everybody:
@@ -39,7 +44,7 @@ def list_operators() -> None:
 @operator_group.command("revoke")
 @click.argument("name")
 def revoke_operator(name: str) -> None:
-    """Make the key of an operator stop working, at once and everywhere."""
+    """Revoke the key of an operator. The key stops working at once, in every process."""
     with open_database(config.load()) as database, database.transaction() as connection:
         operators.revoke(connection, user(), name)
     click.echo(f"the key of {name} is revoked")

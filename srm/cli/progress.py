@@ -1,4 +1,4 @@
-"""How far a long command has come: a bar on a terminal, elsewhere a line now and then. On standard error."""
+"""Progress of a long command on standard error: bars on a terminal, elsewhere a line every few seconds."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ LINE_SECONDS = 10
 
 @contextmanager
 def shown() -> Iterator[Watch]:
-    """What a long command tells how far it has come."""
+    """Yield the function that a long command calls to report its progress."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield Lines()
@@ -32,32 +32,35 @@ def shown() -> Iterator[Watch]:
 
 
 class Step:
-    """What is being done, since when, and at which rate."""
+    """One step of a command, with its start time."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._started_at = time.monotonic()
 
     def rate(self, rows: int) -> str:
-        """Rows, and, once there is something to tell, rows per second."""
+        """Format the number of rows, after one second with rows per second."""
         seconds = time.monotonic() - self._started_at
         return f"{rows:,} rows, {rows / seconds:,.0f}/s" if seconds >= 1 else f"{rows:,} rows"
 
     def seconds_left(self, part: float | None) -> float | None:
-        """How long the rest will take, if it goes on like that; None = nobody knows."""
+        """Estimate the seconds left at the current rate. None: unknown.
+
+        `part`: the finished part of the step, from 0 to 1; None when unknown.
+        """
         seconds = time.monotonic() - self._started_at
         return seconds * (1 - part) / part if part and seconds >= 1 else None
 
 
 class Bars:
-    """A bar for each step."""
+    """Progress as one bar for each step."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._bars: dict[str, tuple[Step, TaskID]] = {}
 
     def __call__(self, step: str, rows: int, part: float | None) -> None:
-        """Move the bar of the step."""
+        """Move the bar of the step; a new step completes the bars before it."""
         if step not in self._bars:
             for _, done in self._bars.values():
                 self._progress.update(done, total=1, completed=1)
@@ -67,14 +70,14 @@ class Bars:
 
 
 class Lines:
-    """A line every LINE_SECONDS."""
+    """Progress as a line every LINE_SECONDS."""
 
     def __init__(self) -> None:
         self._step = Step("")
         self._next_at = time.monotonic() + LINE_SECONDS
 
     def __call__(self, step: str, rows: int, part: float | None) -> None:
-        """Print a line, when it is time."""
+        """Print a line unless the last one is less than LINE_SECONDS old."""
         if step != self._step.name:
             self._step = Step(step)
         if time.monotonic() < self._next_at:

@@ -1,4 +1,4 @@
-"""The `srm` command: tokens, the database, the demo data, and one clear line for whatever an operator can mend."""
+"""The `srm` command: tokens, the database, the demo data, and one line for each error that an operator can mend."""
 
 import json
 import time
@@ -29,7 +29,7 @@ PASSWORD = "hunter2hunter2"
 
 
 def commands(group: Any = cli, *path: str) -> Iterator[tuple[str, ...]]:
-    """Every command and every group."""
+    """Yield the path of every group and every command."""
     yield path
     for name, command in getattr(group, "commands", {}).items():
         yield from commands(command, *path, name)
@@ -37,12 +37,12 @@ def commands(group: Any = cli, *path: str) -> Iterator[tuple[str, ...]]:
 
 @pytest.fixture
 def unreachable() -> str:
-    """The URL of a database where nobody listens."""
+    """A database URL on a port where no server listens."""
     return f"postgresql://srm:{PASSWORD}@127.0.0.1:{free_port()}/srm"
 
 
 class TestHelp:
-    def test_it_lists_the_commands(self) -> None:
+    def test_help_lists_the_commands(self) -> None:
         result = srm("--help")
 
         assert (result.returncode, result.stderr) == (0, "")
@@ -50,16 +50,16 @@ class TestHelp:
             assert f"  {name} " in result.stdout
 
     @pytest.mark.parametrize("path", list(commands()), ids=" ".join)
-    def test_it_explains_each_command(self, path: tuple[str, ...]) -> None:
+    def test_help_explains_each_command(self, path: tuple[str, ...]) -> None:
         result = CliRunner().invoke(cli, [*path, "--help"])
 
         assert result.exit_code == 0
         said = result.output.split("\n\n")
         assert said[0].startswith("Usage: ")
-        assert said[1].strip(), "it does not say what it is for"
+        assert said[1].strip(), "the help has no description"
 
     @pytest.mark.parametrize("arguments", [["nonsense"], ["token", "issue"], ["db", "upgrade", "--nonsense"]])
-    def test_it_refuses_what_is_no_command(self, arguments: list[str]) -> None:
+    def test_an_unknown_command_or_option_exits_with_2(self, arguments: list[str]) -> None:
         result = CliRunner().invoke(cli, arguments)
 
         assert result.exit_code == 2
@@ -67,7 +67,7 @@ class TestHelp:
 
 
 class TestTokenIssue:
-    def test_it_issues_a_token_that_the_service_accepts(self, call: Callable[..., Result]) -> None:
+    def test_an_issued_token_is_accepted_by_the_service(self, call: Callable[..., Result]) -> None:
         result = call(*ISSUE, SRM_TOKEN_SECRET=SECRET)
 
         (token,) = result.stdout.splitlines()
@@ -77,7 +77,9 @@ class TestTokenIssue:
         assert SECRET not in result.stdout
 
     @pytest.mark.parametrize(("arguments", "seconds"), [([], 3600), (["--ttl", "7"], 7), (["--ttl", "86400"], 86400)])
-    def test_it_expires_after_the_ttl(self, call: Callable[..., Result], arguments: list[str], seconds: int) -> None:
+    def test_an_issued_token_expires_after_its_ttl(
+        self, call: Callable[..., Result], arguments: list[str], seconds: int
+    ) -> None:
         before = int(time.time())
 
         token = call(*ISSUE, *arguments, SRM_TOKEN_SECRET=SECRET).stdout.strip()
@@ -85,7 +87,7 @@ class TestTokenIssue:
         claims = jwt.decode(token, SECRET, algorithms=["HS256"])
         assert before + seconds <= claims["exp"] <= time.time() + seconds
 
-    def test_it_writes_the_claims_that_are_configured(self, call: Callable[..., Result]) -> None:
+    def test_an_issued_token_has_the_configured_claims(self, call: Callable[..., Result]) -> None:
         configured = {
             "SRM_TOKEN_SECRET": SECRET,
             "SRM_TOKEN_ISSUER": "https://issuer.example",
@@ -106,7 +108,7 @@ class TestTokenIssue:
         }
 
     @pytest.mark.parametrize("ttl", ["0", "-5", "soon", "1.5", ""])
-    def test_it_refuses_a_ttl_that_is_none(self, call: Callable[..., Result], ttl: str) -> None:
+    def test_a_ttl_that_is_no_positive_integer_exits_with_2(self, call: Callable[..., Result], ttl: str) -> None:
         result = call(*ISSUE, "--ttl", ttl, SRM_TOKEN_SECRET=SECRET)
 
         assert result.returncode == 2
@@ -114,20 +116,22 @@ class TestTokenIssue:
         assert "--ttl" in result.stderr
         assert "Traceback" not in result.stderr
 
-    def test_it_has_nothing_to_sign_with(self, tmp_path: Path) -> None:
+    def test_issuing_without_a_key_names_the_settings_and_creates_nothing(self, tmp_path: Path) -> None:
         result = srm(*ISSUE, cwd=tmp_path)
 
         assert_refused(result, "SRM_TOKEN_SECRET", "SRM_TOKEN_JWKS", "token_secret")
         assert list(tmp_path.iterdir()) == []
 
-    def test_it_takes_the_secret_of_the_data_directory(self, call: Callable[..., Result], tmp_path: Path) -> None:
+    def test_issuing_takes_the_secret_of_the_data_directory(self, call: Callable[..., Result], tmp_path: Path) -> None:
         (tmp_path / "token_secret").write_text(SECRET + "\n")
 
         token = call(*ISSUE, SRM_DATA_DIR=str(tmp_path)).stdout.strip()
 
         assert jwt.decode(token, SECRET, algorithms=["HS256"])["accountId"] == "a"
 
-    def test_it_refuses_a_short_secret_in_the_data_directory(self, call: Callable[..., Result], tmp_path: Path) -> None:
+    def test_a_short_secret_in_the_data_directory_is_refused_and_not_shown(
+        self, call: Callable[..., Result], tmp_path: Path
+    ) -> None:
         (tmp_path / "token_secret").write_text("hunter2")
 
         result = call(*ISSUE, SRM_DATA_DIR=str(tmp_path))
@@ -135,7 +139,7 @@ class TestTokenIssue:
         assert_refused(result, "token_secret", "32 bytes")
         assert "hunter2" not in result.stderr
 
-    def test_it_cannot_sign_with_public_keys(self, call: Callable[..., Result], tmp_path: Path) -> None:
+    def test_issuing_with_public_keys_is_refused(self, call: Callable[..., Result], tmp_path: Path) -> None:
         (tmp_path / "jwks.json").write_text(json.dumps({"keys": []}))
 
         assert_refused(call(*ISSUE, SRM_TOKEN_JWKS=str(tmp_path / "jwks.json")), "SRM_TOKEN_JWKS")
@@ -145,24 +149,26 @@ class TestDbUrl:
     @pytest.mark.parametrize(
         "url", ["postgresql://srm:p%40ss@db.example:5433/srm?sslmode=require", "postgresql:///srm"]
     )
-    def test_it_prints_what_is_configured_as_it_is(self, call: Callable[..., Result], url: str) -> None:
+    def test_db_url_prints_the_configured_url_unchanged(self, call: Callable[..., Result], url: str) -> None:
         result = call("db", "url", SRM_DATABASE_URL=url)
 
         assert (result.returncode, result.stdout, result.stderr) == (0, f"{url}\n", "")
 
-    def test_it_prints_what_libpq_can_use(self, call: Callable[..., Result], url: str) -> None:
+    def test_db_url_prints_a_url_that_libpq_accepts(self, call: Callable[..., Result], url: str) -> None:
         printed = call("db", "url", SRM_DATABASE_URL=url).stdout.strip()
 
         with psycopg.connect(printed) as connection:
             assert connection.execute("SELECT 1 FROM srm.contents").fetchall() == [(1,)]
 
-    def test_it_does_not_start_the_embedded_one(self, tmp_path: Path) -> None:
+    def test_db_url_does_not_start_the_embedded_database(self, tmp_path: Path) -> None:
         assert_refused(srm("db", "url", cwd=tmp_path), "embedded", "srm serve")
         assert list(tmp_path.iterdir()) == []
 
 
 class TestDbUpgrade:
-    def test_it_upgrades_and_may_be_repeated(self, clone: Callable[[], str], outside: Callable[[str], str]) -> None:
+    def test_db_upgrade_goes_to_head_and_may_be_repeated(
+        self, clone: Callable[[], str], outside: Callable[[str], str]
+    ) -> None:
         url = outside(clone())
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("DROP SCHEMA srm CASCADE")
@@ -207,7 +213,7 @@ class TestDemoLoad:
     def all_rows(database: Database | Connection) -> dict[str, list[Any]]:
         return {table: rows(database, f"SELECT * FROM srm.{table} ORDER BY 1, 2") for table in DEMO_TABLES}
 
-    def test_it_loads_the_accounts_of_the_design(self, database: Database) -> None:
+    def test_the_demo_data_has_three_accounts(self, database: Database) -> None:
         accounts = rows(
             database,
             "SELECT account_id, enabled, profile_id, p.max_sessions, timeout_seconds "
@@ -222,7 +228,7 @@ class TestDemoLoad:
         assert [(account.max_sessions, account.timeout_seconds) for account in accounts[:2]] == [(3, 30)] * 2
         assert accounts[2].timeout_seconds is None
 
-    def test_it_loads_the_devices_of_the_design(self, database: Database) -> None:
+    def test_the_demo_data_has_four_devices_for_each_account_and_a_disabled_one(self, database: Database) -> None:
         devices = rows(database, "SELECT account_id, device_id, enabled FROM srm.devices")
 
         assert {tuple(device) for device in devices} == {
@@ -234,7 +240,7 @@ class TestDemoLoad:
             ("demo-1", "demo-1-old", False),
         }
 
-    def test_it_loads_the_contents_of_the_design(self, database: Database) -> None:
+    def test_the_demo_data_has_a_film_two_channels_and_an_event(self, database: Database) -> None:
         contents = rows(database, "SELECT content_id, channel_id FROM srm.contents WHERE content_id <> 'film'")
 
         assert {tuple(content) for content in contents} == {
@@ -245,7 +251,9 @@ class TestDemoLoad:
         }
 
     @pytest.mark.parametrize("account", ["demo-1", "demo-2", "demo-3"])
-    def test_it_entitles_the_accounts_to_what_the_design_says(self, database: Database, account: str) -> None:
+    def test_each_demo_account_is_entitled_to_the_film_and_the_first_channel(
+        self, database: Database, account: str
+    ) -> None:
         granted = rows(
             database,
             "SELECT content_type, content_id FROM srm.entitlements JOIN srm.product_contents USING (product_id) "
@@ -261,7 +269,7 @@ class TestDemoLoad:
             ("NPVR", "BTV_CH1_V"),
         }
 
-    def test_it_may_be_repeated(self, url: str, database: Database) -> None:
+    def test_loading_the_demo_data_again_changes_nothing(self, url: str, database: Database) -> None:
         before = self.all_rows(database)
 
         result = srm("demo", "load", SRM_DATABASE_URL=url)
@@ -285,7 +293,7 @@ class TestDemoLoad:
             "DELETE FROM srm.product_contents WHERE product_id = 'demo-package'",
         ],
     )
-    def test_it_sets_back_what_was_changed(self, database: Database, change: str) -> None:
+    def test_loading_the_demo_data_again_undoes_changes(self, database: Database, change: str) -> None:
         def demo_rows() -> dict[str, Any]:
             found = self.all_rows(db)
             found["products"] = [row for row in found["products"] if row.product_id != "basic"]
@@ -304,7 +312,7 @@ class TestDemoLoad:
         assert changed != before
         assert after == before
 
-    def test_it_leaves_other_data_alone(self, database: Database) -> None:
+    def test_loading_the_demo_data_leaves_other_data_alone(self, database: Database) -> None:
         assert rows(database, "SELECT 1 FROM srm.product_contents WHERE product_id = 'basic'") == [(1,)]
 
 
@@ -322,7 +330,7 @@ class TestConfiguration:
             ("SRM_LOG_FORMAT", "xml", "json"),
         ],
     )
-    def test_it_names_the_variable_the_value_and_what_is_allowed(
+    def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
         self, call: Callable[..., Result], name: str, value: str, allowed: str
     ) -> None:
         assert_refused(call("db", "url", **{name: value}), name, repr(value), allowed)
@@ -337,7 +345,7 @@ class TestConfiguration:
             ("SRM_DATABASE_URL", "postgresql://srm@db:hunter2/srm", "postgresql://"),
         ],
     )
-    def test_it_does_not_show_the_value_of_a_secret(
+    def test_a_wrong_secret_is_named_without_its_value(
         self, call: Callable[..., Result], name: str, value: str, allowed: str
     ) -> None:
         result = call("db", "url", **{name: value})
@@ -345,42 +353,44 @@ class TestConfiguration:
         assert "hunter2" not in result.stdout + result.stderr
         assert_refused(result, name, allowed)
 
-    def test_it_names_every_variable_that_is_wrong(self) -> None:
+    def test_every_wrong_setting_is_named(self) -> None:
         assert_refused(
             srm("reaper", SRM_LOG_FORMAT="xml", SRM_HISTORY_RETENTION_DAYS="0"),
             "SRM_LOG_FORMAT",
             "SRM_HISTORY_RETENTION_DAYS",
         )
 
-    def test_it_takes_one_kind_of_key(self, call: Callable[..., Result]) -> None:
+    def test_a_secret_and_a_jwks_together_are_refused(self, call: Callable[..., Result]) -> None:
         result = call(*ISSUE, SRM_TOKEN_SECRET=SECRET, SRM_TOKEN_JWKS="keys.json")
 
         assert_refused(result, "SRM_TOKEN_SECRET", "SRM_TOKEN_JWKS")
         assert SECRET not in result.stderr
 
     @pytest.mark.parametrize("arguments", [["serve"], ["serve", "--bind", "nonsense"], ["reaper"], ["audit"]])
-    def test_it_stops_every_command(self, tmp_path: Path, arguments: list[str]) -> None:
+    def test_a_wrong_setting_stops_every_command(self, tmp_path: Path, arguments: list[str]) -> None:
         assert_refused(srm(*arguments, cwd=tmp_path, SRM_BIND="nonsense"), "SRM_BIND", "nonsense")
         assert list(tmp_path.iterdir()) == []
 
 
 class TestUnreachable:
     @pytest.mark.parametrize("arguments", [["audit"], ["demo", "load"], ["db", "upgrade"], ["serve"]], ids=" ".join)
-    def test_it_says_so_in_one_line(self, tmp_path: Path, unreachable: str, arguments: list[str]) -> None:
+    def test_an_unreachable_database_is_one_line_without_the_password(
+        self, tmp_path: Path, unreachable: str, arguments: list[str]
+    ) -> None:
         result = srm(*arguments, cwd=tmp_path, SRM_DATABASE_URL=unreachable, SRM_BIND=f"127.0.0.1:{free_port()}")
 
         assert_refused(result, "database", "Connection refused")
         assert PASSWORD not in result.stderr
 
-    def test_it_says_that_the_database_does_not_exist(self, url: str) -> None:
+    def test_a_missing_database_is_one_line(self, url: str) -> None:
         missing = url.replace("/srm_test_", "/srm_missing_")
 
         result = srm("audit", SRM_DATABASE_URL=missing)
 
         assert_refused(result, "does not exist")
 
-    def test_it_says_that_the_role_may_not(self, url: str, outside: Callable[[str], str]) -> None:
-        """An error that stays is no reason for a trace either."""
+    def test_a_missing_right_is_one_line_without_the_password(self, url: str, outside: Callable[[str], str]) -> None:
+        """The error is permanent, and still no reason for a stack trace."""
         role = f"stranger_{free_port()}"
         with psycopg.connect(outside(url), autocommit=True) as connection:
             connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")

@@ -1,4 +1,4 @@
-"""`srm audit` (docs/design.md, Invariant 1): exact limits, checked afterwards from the tables alone."""
+"""`srm audit` finds every excess of a limit, from the tables alone (docs/design.md, Invariant 1)."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,7 @@ from sqlalchemy import insert
 from srm.db import schema
 from srm.db.database import Database
 from srm.db.models import PlaybackSession, SessionHistory
-from srm.playback import limit_check as audit
+from srm.playback import limit_check
 from srm.playback.limit_check import Excess
 from tests.cli.command import Result, assert_refused, srm
 from tests.support import ROOT, Factory, rows
@@ -22,7 +22,7 @@ NOON = datetime(2020, 2, 2, 12, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def module_url(clone: Callable[[], str], outside: Callable[[str], str]) -> str:
-    """A database whose history reaches back to the day that these tests play on."""
+    """A database with a partition for the day of these tests."""
     url = clone()
     database = Database(outside(url), application_name="srm-tests")
     with database.transaction() as db:
@@ -45,13 +45,13 @@ def url(module_url: str, outside: Callable[[str], str]) -> Iterator[str]:
 
 @pytest.fixture
 def kept(database: Database) -> Callable[..., datetime]:
-    """Writes a session into `sessions`."""
+    """Write a session into `sessions`."""
     return lambda *when, **columns: write(database, PlaybackSession, *when, **columns)
 
 
 @pytest.fixture
 def moved(database: Database) -> Callable[..., datetime]:
-    """Writes a session into `session_history`."""
+    """Write a session into `session_history`."""
     return lambda *when, **columns: write(database, SessionHistory, *when, **columns)
 
 
@@ -64,7 +64,7 @@ def write(
     max_sessions: int | None = 1,
     **columns: object,
 ) -> datetime:
-    """A session from the second to the second after noon; when it started."""
+    """Write a session and return its start. `start` and `end` are seconds after noon."""
     with database.transaction() as db:
         db.execute(
             insert(table),
@@ -88,17 +88,17 @@ def write(
 
 def excesses(database: Database) -> list[Excess]:
     with database.transaction() as db:
-        return audit.excesses(db)
+        return limit_check.excesses(db)
 
 
 class TestCommand:
-    def test_it_is_clean_when_there_is_nothing(self, call: Callable[..., Result], url: str) -> None:
+    def test_an_empty_database_is_clean(self, call: Callable[..., Result], url: str) -> None:
         result = call("audit", SRM_DATABASE_URL=url)
 
         assert (result.returncode, result.stderr) == (0, "")
         assert "clean: 0 sessions" in result.stdout
 
-    def test_it_is_clean_when_no_limit_was_exceeded(
+    def test_a_database_where_no_limit_was_exceeded_is_clean(
         self, url: str, kept: Callable[..., datetime], moved: Callable[..., datetime]
     ) -> None:
         moved(0, 10)
@@ -111,7 +111,7 @@ class TestCommand:
         assert "clean: 3 sessions" in result.stdout
         assert len(result.stdout.splitlines()) == 1
 
-    def test_it_names_the_account_and_the_instant(
+    def test_an_excess_is_printed_with_account_and_instant_and_exits_with_1(
         self, call: Callable[..., Result], url: str, kept: Callable[..., datetime]
     ) -> None:
         kept(0, None, "innocent")
@@ -130,7 +130,7 @@ class TestCommand:
         assert result.stderr == ""
 
     @pytest.mark.parametrize("account", ["[bold]a[/bold]", "a[/b]", ":tv:", "ü", "n" * 255])
-    def test_it_names_the_account_as_it_is(
+    def test_account_ids_are_printed_unchanged(
         self, call: Callable[..., Result], url: str, kept: Callable[..., datetime], account: str
     ) -> None:
         kept(0, 2, account)
@@ -142,7 +142,7 @@ class TestCommand:
         assert account in result.stdout
 
     @pytest.mark.parametrize("revision", ["-1", "base"])
-    def test_it_refuses_a_schema_that_is_out_of_date(
+    def test_an_outdated_schema_is_refused(
         self, call: Callable[..., Result], clone: Callable[[], str], outside: Callable[[str], str], revision: str
     ) -> None:
         url = clone()
@@ -155,14 +155,16 @@ class TestExcess:
     @pytest.mark.parametrize(
         ("first", "second"), [("kept", "kept"), ("moved", "moved"), ("moved", "kept"), ("kept", "moved")]
     )
-    def test_it_looks_into_both_tables(self, request: pytest.FixtureRequest, first: str, second: str) -> None:
+    def test_sessions_and_history_are_checked_together(
+        self, request: pytest.FixtureRequest, first: str, second: str
+    ) -> None:
         request.getfixturevalue(first)(0, 10)
         at = request.getfixturevalue(second)(5, 15)
 
         assert excesses(request.getfixturevalue("database")) == [Excess("a", at, active=2, limit=1)]
 
     @pytest.mark.parametrize(("first_end", "second_end"), [(10, 20), (None, 20), (10, None), (None, None)])
-    def test_it_counts_active_and_ended_sessions(
+    def test_active_and_ended_sessions_count(
         self, database: Database, kept: Callable[..., datetime], first_end: float | None, second_end: float | None
     ) -> None:
         kept(0, first_end)
@@ -170,7 +172,7 @@ class TestExcess:
 
         assert excesses(database) == [Excess("a", at, active=2, limit=1)]
 
-    def test_it_allows_a_start_at_the_instant_of_an_end(
+    def test_a_session_may_start_at_the_instant_another_one_ends(
         self, database: Database, kept: Callable[..., datetime], moved: Callable[..., datetime]
     ) -> None:
         moved(0, 10)
@@ -179,20 +181,24 @@ class TestExcess:
 
         assert excesses(database) == []
 
-    def test_it_sees_an_overlap_of_a_microsecond(self, database: Database, kept: Callable[..., datetime]) -> None:
+    def test_an_overlap_of_a_microsecond_is_found(self, database: Database, kept: Callable[..., datetime]) -> None:
         kept(0, 10)
         at = kept(9.999999, 20)
 
         assert excesses(database) == [Excess("a", at, active=2, limit=1)]
 
-    def test_it_looks_at_each_account_by_itself(self, database: Database, kept: Callable[..., datetime]) -> None:
+    def test_sessions_of_different_accounts_do_not_count_together(
+        self, database: Database, kept: Callable[..., datetime]
+    ) -> None:
         for account in ("a", "b", "c"):
             kept(0, None, account)
 
         assert excesses(database) == []
 
-    def test_it_reports_setups_and_not_ends(self, database: Database, kept: Callable[..., datetime]) -> None:
-        """After one setup too many, the ends that leave the account over its limit still are not reported."""
+    def test_each_setup_over_the_limit_is_reported_and_no_end_is(
+        self, database: Database, kept: Callable[..., datetime]
+    ) -> None:
+        """Some of the ends leave the account over its limit."""
         for start, end in ((0, 100), (1, 90), (2, 80)):
             kept(start, end, max_sessions=3)
         fourth = kept(3, 70, max_sessions=3)
@@ -203,7 +209,7 @@ class TestExcess:
             Excess("a", fifth, active=5, limit=3),
         ]
 
-    def test_it_lists_them_by_account_and_time(self, database: Database, kept: Callable[..., datetime]) -> None:
+    def test_excesses_are_listed_by_account_and_time(self, database: Database, kept: Callable[..., datetime]) -> None:
         for account in ("b", "a"):
             for start in (3, 2, 1):
                 kept(start, None, account)
@@ -215,53 +221,53 @@ class TestExcess:
 
 
 class TestLimits:
-    def test_it_holds_each_session_against_its_own_limit(
+    def test_a_lowered_limit_does_not_make_earlier_setups_wrong(
         self, database: Database, kept: Callable[..., datetime]
     ) -> None:
-        """The limit was lowered from three to one while three were on: no setup was wrong."""
+        """The limit was lowered from three to one while three sessions were active."""
         for start in (0, 1, 2):
             kept(start, 50 + start, max_sessions=3)
         kept(52, 60, max_sessions=1)
 
         assert excesses(database) == []
 
-    def test_it_finds_a_setup_under_a_limit_that_was_lowered(
-        self, database: Database, kept: Callable[..., datetime]
-    ) -> None:
+    def test_a_setup_over_a_lowered_limit_is_found(self, database: Database, kept: Callable[..., datetime]) -> None:
         for start in (0, 1, 2):
             kept(start, 50, max_sessions=3)
         at = kept(3, 60, max_sessions=1)
 
         assert excesses(database) == [Excess("a", at, active=4, limit=1)]
 
-    def test_it_allows_more_once_the_limit_was_raised(self, database: Database, kept: Callable[..., datetime]) -> None:
+    def test_a_raised_limit_allows_more_sessions(self, database: Database, kept: Callable[..., datetime]) -> None:
         kept(0, None, max_sessions=1)
         kept(1, None, max_sessions=2)
 
         assert excesses(database) == []
 
-    def test_it_knows_accounts_without_a_limit(self, database: Database, kept: Callable[..., datetime]) -> None:
+    def test_an_account_without_a_limit_is_never_over_it(
+        self, database: Database, kept: Callable[..., datetime]
+    ) -> None:
         for start in range(20):
             kept(start, None, max_sessions=None)
 
         assert excesses(database) == []
 
-    def test_it_counts_sessions_without_a_limit_too(self, database: Database, kept: Callable[..., datetime]) -> None:
+    def test_sessions_admitted_without_a_limit_count_against_later_limits(
+        self, database: Database, kept: Callable[..., datetime]
+    ) -> None:
         kept(0, None, max_sessions=None)
         at = kept(1, None, max_sessions=1)
 
         assert excesses(database) == [Excess("a", at, active=2, limit=1)]
 
-    def test_it_finds_any_session_under_a_limit_of_none_at_all(
-        self, database: Database, kept: Callable[..., datetime]
-    ) -> None:
+    def test_a_single_session_exceeds_a_limit_of_zero(self, database: Database, kept: Callable[..., datetime]) -> None:
         at = kept(0, 1, max_sessions=0)
 
         assert excesses(database) == [Excess("a", at, active=1, limit=0)]
 
 
 class TestLapse:
-    def test_it_ends_a_session_at_its_lapse_though_nobody_has_reaped_it(
+    def test_a_lapsed_session_counts_until_its_lapse_though_the_reaper_has_not_ended_it(
         self, database: Database, kept: Callable[..., datetime]
     ) -> None:
         kept(0, None, timeout_seconds=30)
@@ -270,13 +276,13 @@ class TestLapse:
 
         assert excesses(database) == []
 
-    def test_it_finds_a_setup_just_before_a_lapse(self, database: Database, kept: Callable[..., datetime]) -> None:
+    def test_a_setup_just_before_a_lapse_is_found(self, database: Database, kept: Callable[..., datetime]) -> None:
         kept(0, None, timeout_seconds=30)
         at = kept(29.999999, None, timeout_seconds=30)
 
         assert excesses(database) == [Excess("a", at, active=2, limit=1)]
 
-    def test_it_counts_the_timeout_from_the_last_keep_alive(
+    def test_a_session_counts_until_a_timeout_after_its_last_keep_alive(
         self, database: Database, kept: Callable[..., datetime]
     ) -> None:
         kept(0, None, timeout_seconds=30, last_keep_alive_at=NOON + timedelta(seconds=100))
@@ -285,14 +291,15 @@ class TestLapse:
 
         assert excesses(database) == [Excess("a", within, active=2, limit=1)]
 
-    def test_it_believes_the_end_that_is_written(self, database: Database, kept: Callable[..., datetime]) -> None:
-        """Torn down before the timeout was over."""
+    def test_a_teardown_before_the_timeout_frees_the_slot_at_once(
+        self, database: Database, kept: Callable[..., datetime]
+    ) -> None:
         kept(0, 5, timeout_seconds=30)
         kept(5, None)
 
         assert excesses(database) == []
 
-    def test_it_knows_sessions_that_are_active_now(self, database: Database, factory: Factory) -> None:
+    def test_sessions_that_are_active_now_are_checked(self, database: Database, factory: Factory) -> None:
         factory.session("a", silent_for=20, timeout_seconds=30, max_sessions=1)
         factory.session("a", silent_for=10, timeout_seconds=30, max_sessions=1)
         factory.session("b", silent_for=50, timeout_seconds=30, max_sessions=1)
@@ -300,7 +307,7 @@ class TestLapse:
 
         assert [(excess.account_id, excess.active) for excess in excesses(database)] == [("a", 2)]
 
-    def test_it_ends_a_session_that_is_as_old_as_it_may_get(
+    def test_a_session_counts_until_the_end_of_its_longest_life(
         self, database: Database, kept: Callable[..., datetime]
     ) -> None:
         kept(0, None, max_session_seconds=60, timeout_seconds=30, last_keep_alive_at=NOON + timedelta(seconds=59))
@@ -311,15 +318,17 @@ class TestLapse:
 
 
 class TestOtherLimits:
-    """Each session is without max_sessions here."""
+    """Limits beside max_sessions, which is NULL here."""
 
     @pytest.fixture(params=["kept", "moved"])
     def session(self, request: pytest.FixtureRequest) -> Callable[..., datetime]:
-        """Writes a session into one of the tables."""
+        """Write a session into one of the two tables."""
         session: Callable[..., datetime] = request.getfixturevalue(request.param)
         return lambda start, end, **columns: session(start, end, max_sessions=None, **columns)
 
-    def test_it_knows_the_limit_of_a_content(self, database: Database, session: Callable[..., datetime]) -> None:
+    def test_an_excess_of_the_limit_per_content_is_found(
+        self, database: Database, session: Callable[..., datetime]
+    ) -> None:
         for start, content in ((0, "film"), (1, "race"), (2, "news")):
             session(start, 10, content_id=content, max_sessions_per_content=1)
         at = session(3, 10, content_id="race", content_type="LIVE", max_sessions_per_content=1)
@@ -327,21 +336,27 @@ class TestOtherLimits:
 
         assert excesses(database) == [Excess("a", at, 2, 1, "max_sessions_per_content")]
 
-    def test_it_knows_the_limit_of_an_address(self, database: Database, session: Callable[..., datetime]) -> None:
+    def test_an_excess_of_the_limit_per_address_is_found(
+        self, database: Database, session: Callable[..., datetime]
+    ) -> None:
         for start, address in ((0, "192.0.2.1"), (1, "192.0.2.2"), (2, "2001:db8::/64"), (3, None), (4, None)):
             session(start, 10, address=address, max_sessions_per_ip=1)
         at = session(5, 10, address="2001:db8::/64", max_sessions_per_ip=1)
 
         assert excesses(database) == [Excess("a", at, 2, 1, "max_sessions_per_ip")]
 
-    def test_it_knows_the_limit_of_a_device_group(self, database: Database, session: Callable[..., datetime]) -> None:
+    def test_an_excess_of_the_limit_of_a_device_group_is_found(
+        self, database: Database, session: Callable[..., datetime]
+    ) -> None:
         for start, group in ((0, "tv"), (1, "mobile"), (2, None), (3, None)):
             session(start, 10, device_group=group, max_sessions_of_device_group=1)
         at = session(4, 10, device_group="mobile", max_sessions_of_device_group=1)
 
         assert excesses(database) == [Excess("a", at, 2, 1, "device_group:mobile")]
 
-    def test_it_knows_the_limits_of_content_groups(self, database: Database, session: Callable[..., datetime]) -> None:
+    def test_an_excess_of_the_limit_of_a_content_group_is_found(
+        self, database: Database, session: Callable[..., datetime]
+    ) -> None:
         session(0, 10, content_groups=["cars", "sports"], max_sessions_of_content_groups=[1, 2])
         session(1, 10, content_groups=["sports"], max_sessions_of_content_groups=[2])
         session(2, 10, content_groups=["news"], max_sessions_of_content_groups=[None])
@@ -354,7 +369,7 @@ class TestOtherLimits:
             Excess("a", at, 3, 2, "content_group:sports"),
         ]
 
-    def test_it_counts_towards_max_sessions_what_counts(
+    def test_sessions_that_do_not_count_are_left_out_of_max_sessions(
         self, database: Database, kept: Callable[..., datetime]
     ) -> None:
         kept(0, 10)
@@ -366,11 +381,11 @@ class TestOtherLimits:
 
 
 class TestAddresses:
-    """The limit of addresses with a session is two."""
+    """max_ip_addresses is two."""
 
     @pytest.fixture
     def session(self, kept: Callable[..., datetime]) -> Callable[..., datetime]:
-        """Writes a session from an address that ends with the number."""
+        """Write a session from the address 192.0.2.`host`, or without an address."""
 
         def write_from(host: int | None, start: float, end: float | None, limit: int | None = 2) -> datetime:
             address = None if host is None else f"192.0.2.{host}"
@@ -378,13 +393,15 @@ class TestAddresses:
 
         return write_from
 
-    def test_it_counts_addresses_and_not_sessions(self, database: Database, session: Callable[..., datetime]) -> None:
+    def test_many_sessions_from_two_addresses_keep_a_limit_of_two(
+        self, database: Database, session: Callable[..., datetime]
+    ) -> None:
         for start in range(5):
             session(start % 2, start, 10)
 
         assert excesses(database) == []
 
-    def test_it_finds_a_third_address(self, database: Database, session: Callable[..., datetime]) -> None:
+    def test_a_third_address_exceeds_a_limit_of_two(self, database: Database, session: Callable[..., datetime]) -> None:
         session(1, 0, 10)
         session(2, 1, None)
         at = session(3, 2, 3)
@@ -404,17 +421,17 @@ class TestAddresses:
 
         assert excesses(database) == [Excess("a", too_early, 3, 2, "max_ip_addresses")]
 
-    def test_it_holds_a_setup_from_a_known_address_against_the_limit_too(
+    def test_a_setup_from_a_known_address_counts_against_a_lowered_limit(
         self, database: Database, session: Callable[..., datetime]
     ) -> None:
-        """The limit was lowered from three to two: one more session is one too many, wherever it is from."""
+        """The limit was lowered from three to two while three addresses had sessions."""
         for host in (1, 2, 3):
             session(host, host, 100, limit=3)
         at = session(1, 10, 100)
 
         assert excesses(database) == [Excess("a", at, 3, 2, "max_ip_addresses")]
 
-    def test_it_leaves_aside_what_comes_from_nowhere(
+    def test_sessions_without_an_address_do_not_count_as_addresses(
         self, database: Database, session: Callable[..., datetime]
     ) -> None:
         for host in (1, None, 2, None):
@@ -422,7 +439,9 @@ class TestAddresses:
 
         assert excesses(database) == []
 
-    def test_it_looks_at_each_account_by_itself(self, database: Database, kept: Callable[..., datetime]) -> None:
+    def test_addresses_of_different_accounts_do_not_count_together(
+        self, database: Database, kept: Callable[..., datetime]
+    ) -> None:
         for host, account in enumerate("abc"):
             kept(0, None, account, None, address=f"192.0.2.{host}", max_ip_addresses=1)
 
@@ -431,7 +450,7 @@ class TestAddresses:
 
 class TestAge:
     @pytest.mark.parametrize("table", ["kept", "moved"])
-    def test_it_finds_a_session_that_lived_too_long(
+    def test_a_session_that_outlived_its_longest_life_is_printed(
         self, request: pytest.FixtureRequest, call: Callable[..., Result], url: str, table: str
     ) -> None:
         write = request.getfixturevalue(table)
@@ -446,7 +465,7 @@ class TestAge:
         assert line.startswith("account longer at ")
         assert line.endswith(": max_session_seconds: 61 seconds, limit 60")
 
-    def test_one_that_nobody_has_ended_yet_lived_as_long_as_it_may(
+    def test_a_session_past_its_longest_life_and_not_yet_ended_is_no_excess(
         self, database: Database, kept: Callable[..., datetime]
     ) -> None:
         kept(0, None, max_session_seconds=60)
@@ -454,7 +473,9 @@ class TestAge:
         assert excesses(database) == []
 
 
-def test_it_names_the_limit(call: Callable[..., Result], url: str, kept: Callable[..., datetime]) -> None:
+def test_the_limit_that_was_exceeded_is_printed(
+    call: Callable[..., Result], url: str, kept: Callable[..., datetime]
+) -> None:
     for start in (0, 1):
         kept(start, None, max_sessions=None, device_group="mobile", max_sessions_of_device_group=1)
 
@@ -464,8 +485,9 @@ def test_it_names_the_limit(call: Callable[..., Result], url: str, kept: Callabl
     assert result.stdout.splitlines()[1].endswith(": device_group:mobile: 2 active, limit 1")
 
 
-def test_it_copes_with_many_sessions(database: Database, kept: Callable[..., datetime]) -> None:
-    """Within the time that a statement of a request may take, which is no measure, only a bound."""
+def test_twenty_thousand_sessions_are_checked_within_the_statement_timeout_of_a_request(
+    database: Database, kept: Callable[..., datetime]
+) -> None:
     rows(
         database,
         """
