@@ -159,7 +159,7 @@ class TestFormats:
     def test_it_does_not_write_bad_rows_over_the_file(self, import_: Import, factory: Factory) -> None:
         factory.profile("p")
 
-        assert_refused(import_("accounts", self.CSV, "--rejects", "./file"), "file is what is to be read")
+        assert_refused(import_("accounts", self.CSV, "--rejects", "./file"), "file is the file to import")
         assert Path("file").read_text() == self.CSV
 
 
