@@ -4,9 +4,9 @@ Functions take an open transaction and never commit. A change goes in two steps:
 present state, then `save` or `delete` it.
 
 Whoever changes an account, or anything that belongs to it, holds the lock of the account's row. So changes of one
-account come one after the other, and a setup sees all of a change or nothing. That gives invariant 8 in
-`docs/design.md`: once the disabling of an account or device is acknowledged, none of its sessions is active. A setup
-that came before is ended by the change; a setup that comes after finds the account or device disabled.
+account come one after the other, and a setup sees all of a change or nothing. Once a disabling is acknowledged, no
+session of the account or device is active (docs/design.md, Invariant 8): the change ends a setup that came before, and
+a setup that comes after finds the account or device disabled.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ MISSING_REFERENCES = {
 """What a resource refers to, by the plural of its kind; said when that does not exist."""
 
 
-class CreatedMeanwhile(Conflict):
+class CreatedMeanwhile(Exception):
     """Another transaction created the resource after this one found none. Try again: the resource is found now."""
 
 

@@ -3,13 +3,15 @@
 One view serves all kinds of resources. The route gives it the kind, and the parts of the path in the order of the key.
 """
 
+from contextlib import suppress
+
 from flask import Response, request
 
 from srm.api import telemetry
 from srm.api.parts import parts
 from srm.api.v1.operator import bodies, query, wire
 from srm.api.v1.operator.authentication import operator_name
-from srm.errors import PreconditionFailed
+from srm.errors import Conflict, PreconditionFailed
 from srm.operators import provisioning
 from srm.operators.provisioning import CreatedMeanwhile, Locked, Saved
 from srm.operators.resources import ENTITLEMENTS, Kind, Resource, ResourceKey
@@ -33,19 +35,19 @@ def get(kind: Kind, **key: str) -> Response:
 def put(kind: Kind, **key: str) -> Response:
     """Create the resource or replace it: 201 or 200, with the resource as it is now."""
     wanted = bodies.parse(kind, tuple(key.values()), bodies.read_json())
-    try:
-        locked, saved = _replace(kind, tuple(key.values()), wanted)
-    except CreatedMeanwhile:  # the resource exists now, so this time it is replaced
-        locked, saved = _replace(kind, tuple(key.values()), wanted)
+    locked, saved = _replace(kind, tuple(key.values()), wanted)
     telemetry.ended(saved.ended)
     return wire.resource_answer(saved.resource, 201 if locked.present is None else 200)
 
 
 def _replace(kind: Kind, key: ResourceKey, wanted: Resource) -> tuple[Locked, Saved]:
-    with parts().database.orm() as db:
-        locked = provisioning.lock(db, kind, key)
-        _check_preconditions(locked.present)
-        return locked, provisioning.save(db, operator_name(), locked, wanted)
+    """Save the wanted resource, once more if another transaction created it after this one found none."""
+    for _ in range(2):
+        with suppress(CreatedMeanwhile), parts().database.orm() as db:
+            locked = provisioning.lock(db, kind, key)
+            _check_preconditions(locked.present)
+            return locked, provisioning.save(db, operator_name(), locked, wanted)
+    raise Conflict  # it was created, deleted and created again
 
 
 def patch(kind: Kind, **key: str) -> Response:
