@@ -8,6 +8,7 @@ PYTHONS := python3.11 python3.12 python3.13 python3.14
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 PIP_INSTALL_LOCKED := $(PIP_INSTALL) --require-hashes
 PYTEST := $(BIN)/python -m pytest
+TWO_AT_ONCE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Where it is set, as in many containers, each process would compile all that it imports: seconds for each start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -25,7 +26,7 @@ test: $(VENV)/dev ## Run all tests, or some: T=tests/api/test_set_up.py (files),
 ifneq ($(strip $(T)$(K)),)
 	$(PYTEST) $(T) $(if $(K),-k "$(K)")
 else
-	$(PYTEST) -m "not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not alone" $(TWO_AT_ONCE)
 	$(PYTEST) -m alone
 endif
 
@@ -37,12 +38,16 @@ test-long: $(VENV)/dev ## Run the tests that take minutes by nature; says at its
 test-tools: $(VENV)/dev ## Install the programs that some tests run (nginx, chromium, …); as root, or with sudo
 	@$(BIN)/python -m tests.tools
 
+.PHONY: test-quick
+test-quick: $(VENV)/dev ## Run the quick part of the tests: tests/unit and tests/api
+	$(PYTEST) $(TWO_AT_ONCE) tests/unit tests/api
+
 .PHONY: test-python
 test-python: ## Run the quick part of the tests on each installed Python, from 3.11 on
 	@tested=; for python in $(PYTHONS); do \
 		$$python -c '' 2>/dev/null || { echo "$$python: not installed"; continue; }; \
 		echo "$$python:"; tested=$$python; \
-		$(MAKE) --no-print-directory test VENV=.venv-$$python PYTHON=$$python T='tests/unit tests/api' || exit; \
+		$(MAKE) --no-print-directory test-quick VENV=.venv-$$python PYTHON=$$python || exit; \
 	done; [ "$$tested" ] || { echo 'None of $(PYTHONS) is on the PATH.'; exit 1; }
 
 .PHONY: test-latest
