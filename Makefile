@@ -114,7 +114,7 @@ $(VENV)/pip:
 .PHONY: python-of-venv
 python-of-venv: $(VENV)/pip
 ifneq ($(origin PYTHON),file)
-	@wanted=$$($(PYTHON) -V) && found=$$($(BIN)/python -V) && [ "$$wanted" = "$$found" ] || { \
+	@wanted=$$($(PYTHON) -V) && found=$$($(BIN)/python -V) || exit; [ "$$wanted" = "$$found" ] || { \
 		echo "$(VENV) has $$found, PYTHON=$(PYTHON) is $$wanted: run \`make clean\` first, or name another folder, as in VENV=.venv-other."; \
 		exit 1; }
 endif
