@@ -3,6 +3,8 @@
 import click
 
 from srm import config
+from srm.cli import psql
+from srm.config import Settings
 from srm.db import embedded, schema
 from srm.errors import CommandError
 
@@ -14,15 +16,29 @@ def db() -> None:
 
 @db.command("url")
 def print_url() -> None:
-    """Print the URL of the database, password included: psql "$(srm db url)"."""
-    settings = config.load()
+    """Print the URL of the database in use, password included."""
+    click.echo(_url_in_use(config.load()))
+
+
+@db.command("shell", context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[PSQL-ARGUMENT]...")
+def shell(arguments: tuple[str, ...]) -> None:
+    """Open psql on the database in use.
+
+    Arguments and standard input go to psql: srm db shell -c 'SELECT 1'. A statement that fails ends a script with exit
+    code 3. Put -- before an argument that srm would take for its own, such as --help.
+    """
+    psql.run(_url_in_use(config.load()), arguments)
+
+
+def _url_in_use(settings: Settings) -> str:
+    """URL of the database. CommandError when that is the embedded one, and it does not run."""
     if settings.database_url is not None:
-        click.echo(settings.database_url.get_secret_value())
-        return
+        return settings.database_url.get_secret_value()
     server = embedded.EmbeddedServer(settings.data_dir)
     if not server.is_running():
         raise CommandError(f"the embedded database in {settings.data_dir} does not run: start `srm serve`")
-    click.echo(server.url)
+    return server.url
 
 
 @db.command()

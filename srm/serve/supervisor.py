@@ -200,7 +200,7 @@ def _prepare(url: str, *, load_demo: bool) -> bool:
         with database.transaction() as db:
             schema.check_not_behind(db)
             if load_demo and not demo.is_loaded(db):
-                demo.load(db)
+                demo.load(db, "srm serve")
             return demo.is_loaded(db)
     finally:
         database.dispose()
