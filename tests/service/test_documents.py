@@ -1,0 +1,351 @@
+"""What README and docs/ show works when it is pasted: at the pace of a reader, in another order, and a second time.
+
+The blocks run against a real `srm serve --demo`, which is what `make run` starts: with its embedded database, its demo
+data and its reaper. The curl line that it prints is pasted after each block, too. `tests/documents.py` says how a page
+tells what is to be done with a block.
+"""
+
+import configparser
+import json
+import os
+import re
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import psutil
+import psycopg
+import pytest
+import yaml
+
+from srm.embedded import EmbeddedServer
+from tests import warm
+from tests.documents import Block, Step, blocks_of, missing, pages, steps_of
+from tests.support import ROOT, environment, free_port, python_m, wait_until
+
+READING_SECONDS = 35
+"""Longer than the timeout of 30 s that players often have."""
+BLOCK_SECONDS = 120
+PORTS = ("8080", "8088", "9090")
+"""The ports of the documents; each gets a free one in the tests."""
+
+HOST: dict[str, str] = {}
+"""Blocks that nothing runs: the first line, and the reason."""
+
+LANGUAGES = ("sh", "sql", "text", "json", "python", "js", "ini", "yaml")
+MINE = [
+    "README.md",
+    "docs/client-api.md",
+    "docs/rules.md",
+    "docs/operators.md",
+    "docs/import.md",
+    "docs/entitlements.md",
+]
+LATER = """
+UPDATE srm.availability SET available_since = available_since - interval '{0} seconds';
+UPDATE srm.denials SET denied_at = denied_at - interval '{0} seconds';
+UPDATE srm.sessions SET started_at = started_at - interval '{0} seconds', ended_at = ended_at - interval '{0} seconds',
+                        last_keep_alive_at = last_keep_alive_at - interval '{0} seconds';
+UPDATE srm.session_history SET started_at = started_at - interval '{0} seconds',
+                               ended_at = ended_at - interval '{0} seconds';
+"""
+"""Makes everything that happened look so many seconds older."""
+
+
+class Terminal:
+    """A shell in a folder. A command that fails ends it, so that no failure goes unseen."""
+
+    def __init__(self, folder: Path, variables: dict[str, str]) -> None:
+        self._folder = folder
+        self._process = subprocess.Popen(
+            ["bash", "-euo", "pipefail"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=folder,
+            env=variables,
+            start_new_session=True,
+        )
+
+    def run(self, script: str) -> str:
+        """Run the lines, with an empty standard input; what they print. AssertionError when a command fails."""
+        script_file, output = self._folder / "block.sh", self._folder / "block.out"
+        script_file.write_text(script)
+        _stream(self._process.stdin).write(f". {script_file} >{output} 2>&1 </dev/null; echo done\n")
+        _stream(self._process.stdin).flush()
+        readable, _, _ = select.select([self._process.stdout], [], [], BLOCK_SECONDS)
+        said = _stream(self._process.stdout).readline() if readable else f"nothing for {BLOCK_SECONDS} s"
+        assert said == "done\n", f"{said}a command failed:\n{script}\nit printed:\n{output.read_text()}"
+        return output.read_text()
+
+    def close(self) -> None:
+        """End the shell and all that it has left."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        _stream(self._process.stdin).close()
+        _stream(self._process.stdout).close()
+
+
+def _stream(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None
+    return stream
+
+
+class Desk:
+    """A reader's desk: a folder that looks like a checkout, and as many terminals as the pages ask for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ports = {port: str(free_port()) for port in PORTS}
+        programs = folder / "programs"
+        programs.mkdir()
+        (programs / "make").write_text(f"#!/bin/sh\nexec {shlex.join(python_m('srm.cli', 'serve', '--demo'))}\n")
+        (programs / "make").chmod(0o755)
+        (programs / "python3").symlink_to(sys.executable)
+        self.variables = environment(
+            PATH=f"{programs}:{os.environ['PATH']}", PYTHONPATH=str(ROOT), SRM_BIND=f"127.0.0.1:{self.ports['8080']}"
+        )
+
+    def on_free_ports(self, text: str) -> str:
+        """The text of a document, with the ports of this test."""
+        for port, free in self.ports.items():
+            text = re.sub(rf"(127\.0\.0\.1(?::|\", )){port}\b", rf"\g<1>{free}", text)
+        return text
+
+    @contextmanager
+    def terminal(self) -> Iterator[Terminal]:
+        """A terminal for pasting."""
+        terminal = Terminal(self.folder, self.variables)
+        try:
+            yield terminal
+        finally:
+            terminal.close()
+
+    @contextmanager
+    def long_running(self, script: str) -> Iterator[Callable[[], str]]:
+        """A terminal of its own for a command that runs until Ctrl-C; gives what it has printed so far.
+
+        Inside, it listens on a port. AssertionError when it ends by itself.
+        """
+        output = self.folder / "terminal.out"
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                ["bash", "-euo", "pipefail", "-c", script],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                cwd=self.folder,
+                env=self.variables,
+                start_new_session=True,
+            )
+
+        def listens() -> bool:
+            assert process.poll() is None, f"it ended by itself:\n{script}\nit printed:\n{output.read_text()}"
+            return any(map(_listens, [psutil.Process(process.pid), *psutil.Process(process.pid).children(True)]))
+
+        text = output.open()
+        try:
+            wait_until(listens, BLOCK_SECONDS)
+            printed: list[str] = []
+
+            def read() -> str:
+                printed.append(text.read())
+                return "".join(printed)
+
+            yield read
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            text.close()
+
+    @contextmanager
+    def service(self) -> Iterator[str]:
+        """`make run` in a terminal; the curl line that it prints."""
+        with self.long_running("make run") as printed:
+            wait_until(lambda: "\ncurl " in printed(), BLOCK_SECONDS)
+            (line,) = [line for line in printed().splitlines() if line.startswith("curl ")]
+            yield line
+
+    def pass_time(self) -> None:
+        """Let it be READING_SECONDS later, for all that is in the database."""
+        with psycopg.connect(EmbeddedServer(self.folder / "var").url, autocommit=True) as connection:
+            connection.execute(LATER.format(READING_SECONDS).encode())
+
+
+def _listens(process: psutil.Process) -> bool:
+    try:
+        return any(connection.status == psutil.CONN_LISTEN for connection in process.net_connections("tcp"))
+    except psutil.Error:
+        return False
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    """Not below pytest's own folder: each run of pytest closes that to the user that the embedded server runs as."""
+    with tempfile.TemporaryDirectory(prefix="srm-tests-") as folder:
+        Path(folder).chmod(0o755)
+        program = Path(folder) / ".venv" / "bin" / "srm"
+        program.parent.mkdir(parents=True)
+        with warm.commands(program):
+            yield Desk(Path(folder))
+
+
+def sections_of(page: str) -> list[list[Step]]:
+    """The steps of a page that this test runs, by section."""
+    sections: dict[str, list[Step]] = {}
+    for step in steps_of(page):
+        if step.block.tested_by is None and "host" not in step.block.marks and step.block.text != "make run\n":
+            sections.setdefault(step.block.section, []).append(step)
+    return list(sections.values())
+
+
+def read_through(desk: Desk, sections: list[list[Step]], pause: Callable[[], None], *, first: bool) -> None:
+    """Paste the sections into one terminal, with a pause before each block, and what is to run long into others."""
+    with desk.service() as curl_line, desk.terminal() as terminal:
+        for section in sections:
+            with ExitStack() as others:
+                for step in section:
+                    pause()
+                    script = desk.on_free_ports(step.block.text)
+                    if "terminal" in step.block.marks:
+                        others.enter_context(desk.long_running(script))
+                        continue
+                    if step.block.language == "sql":
+                        script = f"srm db shell <<'SQL'\n{script}SQL\n"
+                    output = terminal.run(script)
+                    line = missing(step.expected(first=first), output)
+                    assert line is None, f"{step.block.place}: this line is missing:\n{line}\nin:\n{output}"
+                    pasted = terminal.run(f"{curl_line}\n")
+                    assert "successResponse" in pasted, f"behind {step.block.place} the curl line prints:\n{pasted}"
+
+
+def read_twice(desk: Desk, names: list[str], pause: Callable[[], None]) -> None:
+    """Read the pages in order; then restart the service, and read them from the last to the first, and so each page.
+
+    A page begins with its first section, which makes ready for the others.
+    """
+    sections = {page: found for page in names if (found := sections_of(page))}
+    read_through(desk, [section for page in sections.values() for section in page], pause, first=True)
+    backwards = [[first, *reversed(others)] for first, *others in reversed(sections.values())]
+    read_through(desk, [section for page in backwards for section in page], pause, first=False)
+
+
+def test_what_the_pages_show_works_in_order_and_backwards(desk: Desk) -> None:
+    read_twice(desk, MINE, desk.pass_time)
+
+
+@pytest.mark.long
+def test_the_client_api_works_at_the_pace_of_a_reader(desk: Desk) -> None:
+    read_twice(desk, ["README.md", "docs/client-api.md"], lambda: time.sleep(READING_SECONDS))
+
+
+class TestReading:
+    """A document that is wrong is found."""
+
+    def read(self, desk: Desk, commands: str, shown: str = "") -> None:
+        with desk.terminal() as terminal:
+            output = terminal.run(commands)
+        assert missing(shown.splitlines(), output) is None
+
+    @pytest.mark.parametrize(
+        "commands", ["false", "no-such-command", "false | true", "echo $unset", "cat <missing", "curl -s localhost:1"]
+    )
+    def test_it_finds_a_command_that_fails(self, desk: Desk, commands: str) -> None:
+        with pytest.raises(AssertionError, match="a command failed"):
+            self.read(desk, f"{commands}\ntrue\n")
+
+    def test_it_takes_what_is_shown(self) -> None:
+        of = "6f5a2c1e-8d0b-4f0e-9b7a-3c1d2e4f5a6{}".format
+        output = f"before\n{of(1)} at 2026-01-02T03:04:05.678Z\nbetween\n {of(1)}  and {of(2)}\n7 rows in 1.2 s\n"
+
+        assert missing([f"{of(8)} at 2020-01-01T00:00:00.1Z", f"{of(8)} and {of(9)}", "… in 0.1 s"], output) is None
+
+    @pytest.mark.parametrize(
+        ("expected", "output"),
+        [
+            (["one"], "two\n"),
+            (["one"], "one more\n"),
+            (["one", "two"], "two\none\n"),
+            (["one", "one"], "one\n"),
+            (["a.c"], "abc\n"),
+            (
+                ["6f5a2c1e-8d0b-4f0e-9b7a-3c1d2e4f5a6b", "6f5a2c1e-8d0b-4f0e-9b7a-3c1d2e4f5a6b"],
+                "6f5a2c1e-8d0b-4f0e-9b7a-3c1d2e4f5a61\n6f5a2c1e-8d0b-4f0e-9b7a-3c1d2e4f5a62\n",
+            ),
+        ],
+    )
+    def test_it_finds_what_is_not_printed(self, expected: list[str], output: str) -> None:
+        assert missing(expected, output) is not None
+
+
+BLOCKS = [block for page in pages() for block in blocks_of(page)]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
+class TestBlocks:
+    def test_its_fence_says_what_it_is(self, block: Block) -> None:
+        known = {"terminal", "host", "first", "again"}
+        assert block.language in LANGUAGES
+        assert [mark for mark in block.marks if mark not in known and not mark.startswith("test=")] == []
+
+    def test_what_tests_it_is_there(self, block: Block) -> None:
+        if block.tested_by is None:
+            assert "host" not in block.marks or block.text.splitlines()[0] in HOST
+            return
+        text = (ROOT / block.tested_by).read_text()
+        assert Path(block.page).name in text or set(block.text.splitlines()) <= set(text.splitlines())
+
+    def test_it_can_be_parsed(self, block: Block) -> None:
+        match block.language:
+            case "json":
+                for line in block.text.splitlines():
+                    assert "…" in line or json.loads(line)
+            case "python":
+                compile(block.text, block.place, "exec")
+            case "yaml":
+                assert yaml.safe_load(block.text)
+            case "ini":
+                configparser.ConfigParser(strict=True).read_string(block.text)
+
+
+def test_each_block_that_nothing_runs_is_still_there() -> None:
+    shown = {block.text.splitlines()[0] for block in BLOCKS if "host" in block.marks}
+    assert set(HOST) == shown
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", pages())
+def test_its_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        assert linked.exists(), target
+        assert not anchor or anchor in _anchors(linked), target
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150

@@ -1,0 +1,96 @@
+"""`srm …` for tests that run it a hundred times: forks of one process, which has imported all of it once.
+
+Importing takes a second, a fork takes milliseconds. `commands` starts the process and writes a program that asks it.
+"""
+
+import json
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from tests.support import ROOT, python_m, running, wait_until
+
+CLIENT = """
+import json, os, socket, sys
+request = json.dumps([os.getcwd(), dict(os.environ), sys.argv[1:]]).encode()
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    socket.send_fds(server, [len(request).to_bytes(4)], [0, 1, 2])
+    server.sendall(request)
+    sys.exit(int(server.recv(16)))
+"""
+"""Hands its folder, environment, arguments, and standard input and outputs over; exits as the command does."""
+
+
+@contextmanager
+def commands(program: Path) -> Iterator[None]:
+    """Write the program, which does what `srm` does: `srm serve` as a process of its own, all else as a fork."""
+    address = program.with_name("warm.socket")
+    client = program.with_name("warm.py")
+    client.write_text(CLIENT.format(address=str(address)))
+    real, fork = shlex.join(python_m("srm.cli")), shlex.join([sys.executable, "-IS", str(client)])
+    program.write_text(f'#!/bin/sh\nif [ "$1" = serve ]; then exec {real} "$@"; else exec {fork} "$@"; fi\n')
+    program.chmod(0o755)
+    with running(python_m("tests.warm", str(address)), program.with_name("warm.log"), PYTHONPATH=str(ROOT)):
+        wait_until(address.exists)
+        yield
+
+
+def serve(address: str) -> NoReturn:
+    """Answer each request by a fork, until this process is killed."""
+    import srm.cli  # noqa: F401 what a fork finds imported
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(address)
+        server.listen()
+        while True:
+            connection, _ = server.accept()
+            if os.fork() == 0:
+                server.close()
+                _answer(connection)
+            connection.close()
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def _answer(connection: socket.socket) -> NoReturn:
+    """Run the command in a fork of this fork, as it may replace itself by another program; send its exit code."""
+    size, files, _, _ = socket.recv_fds(connection, 4, 3)
+    with connection.makefile("rb") as stream:
+        folder, variables, arguments = json.loads(stream.read(int.from_bytes(size)))
+    pid = os.fork()
+    if pid == 0:
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(variables)
+        _run(arguments)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    connection.sendall(str(code).encode())
+    os._exit(0)
+
+
+def _run(arguments: list[str]) -> NoReturn:
+    from srm.cli import main
+
+    sys.argv = ["srm", *arguments]
+    code: object = 0
+    try:
+        main()
+    except SystemExit as error:
+        code = error.code
+    if isinstance(code, str):
+        print(code, file=sys.stderr)  # as the interpreter does
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
