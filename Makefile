@@ -69,6 +69,10 @@ format: $(VENV)/dev ## Put the code into the style that lint checks
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: docs
+docs: $(VENV)/dev ## Write docs/configuration.md from the settings in srm/config.py
+	$(BIN)/python docs/configuration.py >docs/configuration.md
+
 .PHONY: lock
 lock: ## Renew requirements/*.txt: the newest releases that setup.cfg allows, with hashes
 	$(MAKE) --no-print-directory .venv-lock/pip VENV=.venv-lock

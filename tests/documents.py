@@ -5,6 +5,7 @@ The first word of a fence is the language. What follows says how a block of comm
 - nothing: `tests/service/test_documents.py` runs it, page by page, in the order of the page;
 - `terminal`: the test runs it in a terminal of its own, until it is told to stop;
 - `test=PATH`: another test runs it, or a script of the project has its lines;
+- `make`: each line is a target of the Makefile;
 - `host`: nothing runs it. `test_documents.py` lists these blocks, each with the reason.
 
 A `text` or `json` block behind a block of commands shows what the commands print: each line, in this order. `…` stands

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from tests.support import ROOT, python_m, running, wait_until
+from tests.support import python_m, running, wait_until
 
 CLIENT = """
 import json, os, socket, sys
@@ -36,14 +36,14 @@ def commands(program: Path) -> Iterator[None]:
     real, fork = shlex.join(python_m("srm.cli")), shlex.join([sys.executable, "-IS", str(client)])
     program.write_text(f'#!/bin/sh\nif [ "$1" = serve ]; then exec {real} "$@"; else exec {fork} "$@"; fi\n')
     program.chmod(0o755)
-    with running(python_m("tests.warm", str(address)), program.with_name("warm.log"), PYTHONPATH=str(ROOT)):
+    with running(python_m("tests.warm", str(address)), program.with_name("warm.log")):
         wait_until(address.exists)
         yield
 
 
 def serve(address: str) -> NoReturn:
     """Answer each request by a fork, until this process is killed."""
-    import srm.cli  # noqa: F401 what a fork finds imported
+    import srm.cli.main  # noqa: F401 what a fork finds imported
 
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
@@ -77,7 +77,7 @@ def _answer(connection: socket.socket) -> NoReturn:
 
 
 def _run(arguments: list[str]) -> NoReturn:
-    from srm.cli import main
+    from srm.cli.main import main
 
     sys.argv = ["srm", *arguments]
     code: object = 0

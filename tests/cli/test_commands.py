@@ -1,9 +1,8 @@
-"""The `srm` command: tokens, the database, the demo data, and one line for each error that an operator can mend."""
+"""The `srm` command: tokens, the database, and one line for each error that an operator can mend."""
 
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,15 @@ import jwt
 import psycopg
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 
 from srm.cli.main import cli
 from srm.clients.tokens import SharedSecret, TokenVerifier
 from srm.config import Settings
 from srm.db import schema
-from srm.db.database import Database
-from srm.operators import demo
 from srm.playback.model import Principal
 from tests.cli.command import Result, assert_one_line, assert_refused, srm
-from tests.support import SECRET, free_port, rows
+from tests.support import SECRET, free_port
 
 ISSUE = ("token", "issue", "--account", "a", "--device", "tv")
 PASSWORD = "hunter2hunter2"
@@ -178,142 +174,6 @@ class TestDbUpgrade:
                 assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
             assert connection.execute("SELECT * FROM srm.alembic_version").fetchall() == [(schema.head_revision(),)]
-
-
-DEMO_TABLES = (
-    "account_profiles",
-    "accounts",
-    "devices",
-    "contents",
-    "products",
-    "product_contents",
-    "entitlements",
-)
-
-
-@pytest.fixture(scope="module")
-def demo_url(clone: Callable[[], str]) -> str:
-    """A database with the demo data."""
-    url = clone()
-    result = srm("demo", "load", SRM_DATABASE_URL=url)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "demo data loaded\n", "")
-    return url
-
-
-class Undo(Exception):
-    """Rolls a transaction back."""
-
-
-class TestDemoLoad:
-    @pytest.fixture
-    def url(self, demo_url: str) -> str:
-        return demo_url
-
-    @staticmethod
-    def all_rows(database: Database | Connection) -> dict[str, list[Any]]:
-        return {table: rows(database, f"SELECT * FROM srm.{table} ORDER BY 1, 2") for table in DEMO_TABLES}
-
-    def test_the_demo_data_has_three_accounts(self, database: Database) -> None:
-        accounts = rows(
-            database,
-            "SELECT account_id, enabled, profile_id, p.max_sessions, timeout_seconds "
-            "FROM srm.accounts JOIN srm.account_profiles p USING (profile_id) ORDER BY account_id",
-        )
-
-        assert [tuple(account)[:3] for account in accounts] == [
-            ("demo-1", True, "default"),
-            ("demo-2", False, "default"),
-            ("demo-3", True, "no-keep-alive"),
-        ]
-        assert [(account.max_sessions, account.timeout_seconds) for account in accounts[:2]] == [(3, 30)] * 2
-        assert accounts[2].timeout_seconds is None
-
-    def test_the_demo_data_has_four_devices_for_each_account_and_a_disabled_one(self, database: Database) -> None:
-        devices = rows(database, "SELECT account_id, device_id, enabled FROM srm.devices")
-
-        assert {tuple(device) for device in devices} == {
-            *(
-                (f"demo-{number}", f"demo-{number}-{kind}", True)
-                for number in (1, 2, 3)
-                for kind in ("tv", "phone", "tablet", "laptop")
-            ),
-            ("demo-1", "demo-1-old", False),
-        }
-
-    def test_the_demo_data_has_a_film_two_channels_and_an_event(self, database: Database) -> None:
-        contents = rows(database, "SELECT content_id, channel_id FROM srm.contents WHERE content_id <> 'film'")
-
-        assert {tuple(content) for content in contents} == {
-            ("100001V3D", None),
-            ("BTV_CH1_V", None),
-            ("BTV_CH1_E1", "BTV_CH1_V"),
-            ("BTV_CH2_V", None),
-        }
-
-    @pytest.mark.parametrize("account", ["demo-1", "demo-2", "demo-3"])
-    def test_each_demo_account_is_entitled_to_the_film_and_the_first_channel(
-        self, database: Database, account: str
-    ) -> None:
-        granted = rows(
-            database,
-            "SELECT content_type, content_id FROM srm.entitlements JOIN srm.product_contents USING (product_id) "
-            "WHERE account_id = :account AND valid_from <= statement_timestamp() AND valid_until IS NULL",
-            account=account,
-        )
-
-        assert {tuple(grant) for grant in granted} == {
-            ("COD", "100001V3D"),
-            ("LIVE", "BTV_CH1_V"),
-            ("TS", "BTV_CH1_V"),
-            ("CU", "BTV_CH1_V"),
-            ("NPVR", "BTV_CH1_V"),
-        }
-
-    def test_loading_the_demo_data_again_changes_nothing(self, url: str, database: Database) -> None:
-        before = self.all_rows(database)
-
-        result = srm("demo", "load", SRM_DATABASE_URL=url)
-
-        assert result.returncode == 0
-        assert self.all_rows(database) == before
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            "UPDATE srm.account_profiles SET max_sessions = 99, timeout_seconds = 1 WHERE profile_id = 'default'",
-            "UPDATE srm.account_profiles SET timeout_seconds = 1 WHERE profile_id = 'no-keep-alive'",
-            "UPDATE srm.accounts SET enabled = NOT enabled, profile_id = 'default'",
-            "UPDATE srm.devices SET enabled = NOT enabled, device_group = 'x', name = 'x'",
-            "UPDATE srm.contents SET channel_id = 'BTV_CH2_V', title = 'x' WHERE content_id = 'BTV_CH1_E1'",
-            "UPDATE srm.contents SET channel_id = 'BTV_CH2_V', title = 'x' WHERE content_id = 'BTV_CH1_V'",
-            "UPDATE srm.products SET name = 'x'",
-            "UPDATE srm.entitlements SET valid_until = statement_timestamp()",
-            "DELETE FROM srm.devices WHERE account_id = 'demo-1'",
-            "DELETE FROM srm.entitlements",
-            "DELETE FROM srm.product_contents WHERE product_id = 'demo-package'",
-        ],
-    )
-    def test_loading_the_demo_data_again_undoes_changes(self, database: Database, change: str) -> None:
-        def demo_rows() -> dict[str, Any]:
-            found = self.all_rows(db)
-            found["products"] = [row for row in found["products"] if row.product_id != "basic"]
-            found["entitlements"] = [(row.account_id, row.product_id, row.valid_until) for row in found["entitlements"]]
-            return found
-
-        with suppress(Undo), database.transaction() as db:
-            before = demo_rows()
-            db.exec_driver_sql(change)
-            changed = demo_rows()
-
-            demo.load(db)
-
-            after = demo_rows()
-            raise Undo
-        assert changed != before
-        assert after == before
-
-    def test_loading_the_demo_data_leaves_other_data_alone(self, database: Database) -> None:
-        assert rows(database, "SELECT 1 FROM srm.product_contents WHERE product_id = 'basic'") == [(1,)]
 
 
 class TestConfiguration:

@@ -72,7 +72,9 @@ const blind = await fetch(`${given.api}/healthz`, {mode: "no-cors"});
 report([failures, blind.type]);
 """
 
-(TEARS_DOWN,) = re.findall(r"^```js\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+(TEARS_DOWN,) = re.findall(
+    r"^```js\n(.*?)^```", (ROOT / "docs" / "client-api.md").read_text(), re.MULTILINE | re.DOTALL
+)
 
 GOES_AWAY = f"""
 const {{api, token}} = given;
@@ -237,7 +239,7 @@ def test_a_page_of_another_origin_gets_nothing(
 def test_a_page_that_goes_away_tears_down(
     service: Service, account: str, elsewhere: Site, chromium: Browser, closes: bool, keeps_alive: bool
 ) -> None:
-    """With what the README shows; also when leave for the teardown has still to be asked."""
+    """With what docs/client-api.md shows; also when leave for the teardown has still to be asked."""
     target = None if closes else elsewhere.origin
     service.let_play(service.page, account, GOES_AWAY, keepsAlive=keeps_alive, elsewhere=target)
 

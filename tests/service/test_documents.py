@@ -26,7 +26,7 @@ import psycopg
 import pytest
 import yaml
 
-from srm.embedded import EmbeddedServer
+from srm.db.embedded import EmbeddedServer
 from tests import warm
 from tests.documents import Block, Step, blocks_of, missing, pages, steps_of
 from tests.support import ROOT, environment, free_port, python_m, wait_until
@@ -37,7 +37,10 @@ BLOCK_SECONDS = 120
 PORTS = ("8080", "8088", "9090")
 """The ports of the documents; each gets a free one in the tests."""
 
-HOST: dict[str, str] = {}
+HOST = {
+    "docker compose --file deploy/container/compose.yaml up --build --detach": "it needs Docker; "
+    "tests/deploy/test_container.py checks what the file says",
+}
 """Blocks that nothing runs: the first line, and the reason."""
 
 LANGUAGES = ("sh", "sql", "text", "json", "python", "js", "ini", "yaml")
@@ -82,8 +85,9 @@ class Terminal:
         script_file.write_text(script)
         _stream(self._process.stdin).write(f". {script_file} >{output} 2>&1 </dev/null; echo done\n")
         _stream(self._process.stdin).flush()
-        readable, _, _ = select.select([self._process.stdout], [], [], BLOCK_SECONDS)
-        said = _stream(self._process.stdout).readline() if readable else f"nothing for {BLOCK_SECONDS} s"
+        answer = _stream(self._process.stdout)
+        readable, _, _ = select.select([answer], [], [], BLOCK_SECONDS)
+        said = answer.readline() if readable else f"nothing for {BLOCK_SECONDS} s"
         assert said == "done\n", f"{said}a command failed:\n{script}\nit printed:\n{output.read_text()}"
         return output.read_text()
 
@@ -209,7 +213,7 @@ def sections_of(page: str) -> list[list[Step]]:
     """The steps of a page that this test runs, by section."""
     sections: dict[str, list[Step]] = {}
     for step in steps_of(page):
-        if step.block.tested_by is None and "host" not in step.block.marks and step.block.text != "make run\n":
+        if step.block.tested_by is None and not {"host", "make"} & set(step.block.marks):
             sections.setdefault(step.block.section, []).append(step)
     return list(sections.values())
 
@@ -299,16 +303,19 @@ BLOCKS = [block for page in pages() for block in blocks_of(page)]
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
 class TestBlocks:
     def test_its_fence_says_what_it_is(self, block: Block) -> None:
-        known = {"terminal", "host", "first", "again"}
+        known = {"terminal", "make", "host", "first", "again"}
         assert block.language in LANGUAGES
         assert [mark for mark in block.marks if mark not in known and not mark.startswith("test=")] == []
 
     def test_what_tests_it_is_there(self, block: Block) -> None:
-        if block.tested_by is None:
-            assert "host" not in block.marks or block.text.splitlines()[0] in HOST
-            return
-        text = (ROOT / block.tested_by).read_text()
-        assert Path(block.page).name in text or set(block.text.splitlines()) <= set(text.splitlines())
+        if "make" in block.marks:
+            targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            assert {line.split()[1] for line in block.text.splitlines() if line.startswith("make ")} <= {*targets}
+            assert [line for line in block.text.splitlines() if not line.startswith("make ")] == []
+        if "host" in block.marks:
+            assert block.text.splitlines()[0] in HOST
+        if block.tested_by is not None:
+            assert Path(block.page).name in (ROOT / block.tested_by).read_text()
 
     def test_it_can_be_parsed(self, block: Block) -> None:
         match block.language:
@@ -345,6 +352,13 @@ def test_its_links_lead_somewhere(page: str) -> None:
         linked = (ROOT / page).parent / path if path else ROOT / page
         assert linked.exists(), target
         assert not anchor or anchor in _anchors(linked), target
+
+
+def test_the_page_on_configuration_says_what_the_settings_say() -> None:
+    result = subprocess.run([sys.executable, "docs/configuration.py"], cwd=ROOT, capture_output=True, text=True)
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (ROOT / "docs" / "configuration.md").read_text() == result.stdout, "run `make docs`"
 
 
 def test_the_readme_is_short() -> None:
