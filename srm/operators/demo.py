@@ -25,8 +25,8 @@ from srm.db.models import (
     ProfileDeviceGroup,
     sessions,
 )
-from srm.errors import StartupError
-from srm.operators import provisioning
+from srm.errors import CommandError
+from srm.operators import change_log
 from srm.playback.ending import end_sessions
 
 ACCOUNT, DEVICE = "demo-1", "demo-1-tv"
@@ -82,7 +82,7 @@ def load(db: Connection, by: str, accounts: Collection[str] = tuple(ACCOUNTS)) -
     ended = end_sessions(db, "account_disabled", sessions.account_id.in_(disabled))
     of_device = tuple_(sessions.account_id, sessions.device_id) == DISABLED_DEVICE
     ended += end_sessions(db, "device_disabled", of_device & sessions.account_id.in_(accounts))
-    provisioning.record_ended(db, by, ended)
+    change_log.record_ended(db, by, ended)
 
 
 def is_loaded(db: Connection) -> bool:
@@ -95,15 +95,15 @@ def reset(db: Connection, by: str, accounts: Collection[str] = ()) -> int:
     """End the sessions of the demo accounts and set the demo data back; the number of sessions that were active.
 
     `accounts`: leave the other demo accounts as they are. `by`: the operator whom the change log names. What is on
-    record stays: ended sessions, denials, changes. Rows that are not demo data stay, too. StartupError when the demo
+    record stays: ended sessions, denials, changes. Rows that are not demo data stay, too. CommandError when the demo
     data was never loaded.
     """
     accounts = accounts or tuple(ACCOUNTS)
     if db.scalar(select(Product.product_id).where(Product.product_id.in_(PRODUCTS)).limit(1)) is None:
-        raise StartupError("the demo data is not loaded here; load it with: srm demo load")
+        raise CommandError("the demo data is not loaded here; load it with: srm demo load")
     _lock(db, accounts)
     ended = end_sessions(db, "operator", sessions.account_id.in_(accounts))
-    count = provisioning.record_ended(db, by, ended)
+    count = change_log.record_ended(db, by, ended)
     for model, extra in _extra(accounts):
         db.execute(delete(model).where(extra))
     load(db, by, accounts)

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 
 from srm.cli import psql
 from srm.db import embedded
-from srm.errors import StartupError
+from srm.errors import CommandError, StartupError
 from tests.cli.command import Result, assert_refused, srm
 from tests.support import ROOT, environment, python_m
 
@@ -143,7 +143,7 @@ def test_it_says_that_there_is_no_psql(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(embedded, "programs", not_installed)
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    with pytest.raises(StartupError, match="no psql here"):
+    with pytest.raises(CommandError, match="no psql here"):
         psql.run("postgresql:///srm", [])
 
 
