@@ -1,3 +1,3 @@
-"""Settings of gunicorn under the name that operators' configurations use: `python:srm.gunicorn_conf`."""
+"""Settings of gunicorn under their public name, `python:srm.gunicorn_conf`. Configurations of operators use it."""
 
 from srm.serve.gunicorn_conf import *  # noqa: F403

@@ -1,1 +1,1 @@
-"""Processes: the supervisor, the configuration and the worker of gunicorn, the heartbeat."""
+"""Processes of the service: the supervisor, gunicorn's settings and worker, the heartbeat."""

@@ -1,9 +1,9 @@
-"""Settings of gunicorn, as shipped: `gunicorn --config python:srm.gunicorn_conf wsgi:app`.
+"""Settings of gunicorn for `srm serve`; use them as `gunicorn --config python:srm.gunicorn_conf wsgi:app`.
 
-A request is a little Python around a few statements. One process for each core runs the Python, and one more has
-something to do while the others wait for the database or the disk; a second thread of each runs meanwhile. With more
-threads they only contend for the interpreter lock, with more processes for the cores (`make bench` shows it, with
-`--workers` and `--threads`). A thread worker keeps client connections open, which the plain sync worker cannot.
+A request is a little Python around a few SQL statements. Each core has one process for the Python. One more process,
+and a second thread in each, work while others wait for the database or the disk. More threads only compete for the
+interpreter lock, more processes for the cores: measure with `make bench`, `--workers` and `--threads`. Worker threads
+keep client connections open; gunicorn's plain sync worker cannot.
 """
 
 import gc
@@ -19,49 +19,54 @@ from srm.config import ENTITLEMENT_CALLS_AT_ONCE, load
 from srm.errors import StartupError
 
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""As in srm.metrics, which the master must not load: prometheus-client looks at it when it is loaded, not later."""
+"""Copy of srm.metrics.FOLDER_VARIABLE. The master must not import srm.metrics: prometheus-client reads the variable on
+import, and only then."""
+
 SLOT_VARIABLE = "SRM_METRICS_SLOT"
-"""The same."""
+"""Copy of srm.metrics.SLOT_VARIABLE, for the reason above."""
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _folder_in_memory() -> str | None:
-    """Where files are not on a disk; None = where TMPDIR says.
+    """Return a folder in memory for the metrics; None when TMPDIR is set or there is no such folder.
 
-    A process that writes to a mapped file, as prometheus-client does, and finds the disk full, is killed (mmap(2)).
+    prometheus-client writes to mapped files. On a full disk such a write kills the process (mmap(2)).
     """
-    shared_memory = "/dev/shm"  # noqa: S108 nobody else knows the name of the folder in it
+    shared_memory = "/dev/shm"  # noqa: S108 mkdtemp makes a folder in it with a random name
     return shared_memory if "TMPDIR" not in os.environ and os.access(shared_memory, os.W_OK) else None
 
 
-def _threads_of_setups() -> int:
-    """Threads that may all wait for the entitlement service, for as long as its time-out, while keep-alives go on."""
+def _setup_threads() -> int:
+    """Return the threads to add for setups that wait for the entitlement service, so that keep-alives still go on."""
     try:
         return ENTITLEMENT_CALLS_AT_ONCE if load().entitlements == "http" else 0
     except StartupError:
-        return 0  # the start says it in a moment
+        return 0  # on_starting reports the wrong setting
 
 
 worker_class = "srm.serve.worker.Worker"
 logger_class = "srm.serve.worker.Logger"
 workers = min(CORES + 1, 32)
-threads = 2 + _threads_of_setups()
-keepalive = 75  # seconds; longer than those of any proxy, so that the proxy is the one to hang up
+threads = 2 + _setup_threads()
+keepalive = 75  # seconds; longer than in any proxy, so that the proxy closes first
 DRAIN_SECONDS = 5
-"""How long a worker behind a proxy goes on after SIGTERM: longer than the proxy keeps an idle connection (nginx as in
-deploy/: 3 s), and than a load balancer takes to look at /readyz. Without a proxy nobody waits: Ctrl-C is quick."""
-graceful_timeout = 10  # seconds; DRAIN_SECONDS, and no request takes longer than 3 s
+"""How long a worker behind a proxy goes on after SIGTERM, for new connections too.
+
+Longer than the proxy keeps an idle connection (3 s in deploy/nginx), and than a load balancer takes to look at /readyz.
+Without a proxy the worker stops at once, so that Ctrl-C is quick.
+"""
+graceful_timeout = 10  # seconds; more than DRAIN_SECONDS and the 3 s of the longest request
 timeout = 30
-http_parser = "auto"  # the one in C where it is installed (extra `fast`), else the one in Python
-forwarder_headers = ""  # no header says SCRIPT_NAME: what a proxy has let pass as one path would be another
-control_socket_disable = True  # signals do
+http_parser = "auto"  # in C where the extra `fast` is installed, else in Python
+forwarder_headers = ""  # no header may set SCRIPT_NAME: the path would differ from the one that the proxy checked
+control_socket_disable = True  # signals control gunicorn
 
 
 def on_starting(_: Any) -> None:
-    """Stop at once, with one line, rather than start workers that cannot work; else make them a folder for metrics.
+    """Check the settings, and make the folder for the metrics. Exit with one line when a setting is wrong.
 
-    Always a new one: what an earlier run has counted, or the master that this one takes over from, is not ours.
+    The folder is always new: numbers of an earlier run, or of the master that this one replaces, do not belong in it.
     """
     try:
         settings = load()
@@ -73,35 +78,35 @@ def on_starting(_: Any) -> None:
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """Give a worker the files of one that has ended, if any: with files of its own each would leave some behind."""
+    """Give a new worker the metric files of an ended one. Otherwise each worker would leave files behind."""
     taken = {other.metrics_slot for other in server.WORKERS.values()}
     worker.metrics_slot = next(slot for slot in count(1) if slot not in taken)
 
 
 def post_fork(_: Any, worker: Any) -> None:
-    """Tell the worker, before it loads the application."""
+    """Name the worker's metric files, before the worker imports srm.metrics."""
     os.environ[SLOT_VARIABLE] = str(worker.metrics_slot)
 
 
 def child_exit(_: Any, worker: Any) -> None:
-    """Forget how a worker is that is no more; what it has counted stays."""
-    from prometheus_client.multiprocess import mark_process_dead  # not before the folder is named
+    """Drop the gauges of an ended worker. Its counters stay."""
+    from prometheus_client.multiprocess import mark_process_dead  # reads the folder on import
 
     mark_process_dead(worker.metrics_slot)  # type: ignore[no-untyped-call]
 
 
 def on_exit(_: Any) -> None:
-    """Remove the folder; all workers have ended."""
+    """Remove the metrics folder. All workers have ended."""
     shutil.rmtree(os.environ[METRICS_VARIABLE], ignore_errors=True)
 
 
 def post_worker_init(worker: Any) -> None:
-    """Tell the worker who counts and how it stops, and the application how many threads it has.
+    """Finish a worker that has loaded the application.
 
-    `--threads` may have changed that. And take what is loaded, once and for all, out of what the garbage collector
-    walks through again and again.
+    The worker gets its metric and its drain time. The entitlement client gets the number of threads, which `--threads`
+    may have set. Loaded objects leave the garbage collector, which would otherwise scan them in every full run.
     """
-    from srm.api import telemetry  # not in the master, as above
+    from srm.api import telemetry  # imports srm.metrics, which the master must not do
 
     worker.observe_wait = telemetry.WAITED.observe
     worker.drain_seconds = DRAIN_SECONDS if load().trusted_proxies else 0

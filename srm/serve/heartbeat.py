@@ -1,4 +1,4 @@
-"""Ticks as long as a process of the API lives, beside all that it does: see `srm.availability`."""
+"""The heartbeat of the API: notes each second that keep-alives can be taken (srm.playback.availability)."""
 
 import threading
 import time
@@ -11,15 +11,15 @@ from srm.db.database import Database
 from srm.errors import DependencyUnavailable, first_line
 from srm.playback import availability
 
-log = structlog.get_logger("srm.ticker")
+log = structlog.get_logger("srm.heartbeat")
 
 
 def start(database: Database) -> None:
-    """Tick from now on."""
-    threading.Thread(target=_tick_forever, args=(database,), name="ticker", daemon=True).start()
+    """Start the heartbeat in a thread of its own. It goes on until the process ends, whatever requests do."""
+    threading.Thread(target=_beat_forever, args=(database,), name="heartbeat", daemon=True).start()
 
 
-def _tick_forever(database: Database) -> NoReturn:
+def _beat_forever(database: Database) -> NoReturn:
     problem = ""
     while True:
         try:
@@ -29,8 +29,8 @@ def _tick_forever(database: Database) -> NoReturn:
                 began_at = outage.began_at and outage.began_at.isoformat()
                 log.warning("outage over", began_at=began_at, over_at=outage.over_at.isoformat())
         except DependencyUnavailable:
-            pass  # the requests say it
-        except psycopg.Error as error:  # the schema is behind, or a right is missing
+            pass  # requests meet the outage too, and log it
+        except psycopg.Error as error:  # the schema is too old, or the role lacks a right
             if problem != (problem := first_line(error)):
                 log.error("cannot tick: no session will lapse", cause=problem)
         time.sleep(availability.TICK_SECONDS)

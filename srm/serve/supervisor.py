@@ -1,17 +1,14 @@
-"""`srm serve`: gunicorn and the reaper as separate processes, and the embedded database below them."""
+"""`srm serve`: run gunicorn and the reaper as child processes, and the embedded database if none is configured."""
 
-import errno
 import fcntl
 import json
 import os
 import shlex
 import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -26,62 +23,23 @@ from srm.db.database import Database
 from srm.db.embedded import EmbeddedServer
 from srm.errors import StartupError
 from srm.operators import demo
+from srm.serve import address
+from srm.serve.child import RESTART_SECONDS, Child
 
 log = structlog.get_logger("srm.serve")
 
 READY_SECONDS = 30
-STOP_SECONDS = 15
-"""Longer than gunicorn waits for the requests in hand."""
+"""How long the API may take until /readyz answers 200."""
+
 LOOK_SECONDS = 0.2
-RESTART_SECONDS = 1
+"""Time between two looks at the child processes and the database."""
+
 DEMO_TOKEN_SECONDS = 24 * 3600
-
-
-class Child:
-    """A process of ours, in a process group of its own so that Ctrl-C reaches only us."""
-
-    def __init__(self, name: str, command: Sequence[str], environment: dict[str, str]) -> None:
-        self._name = name
-        self._command = command
-        self._environment = environment
-        self._start()
-
-    def _start(self) -> None:
-        self._process = subprocess.Popen(self._command, env=self._environment, start_new_session=True)  # noqa: S603
-        self._started_at = time.monotonic()
-
-    def has_died(self) -> bool:
-        """Whether it ended by itself."""
-        return self._process.poll() is not None
-
-    def revive(self) -> None:
-        """Start it again when it has died, but not more often than once in RESTART_SECONDS."""
-        if self.has_died() and time.monotonic() - self._started_at >= RESTART_SECONDS:
-            log.error("process died, starting it again", process=self._name, exit_code=self._process.returncode)
-            self._kill_group()
-            self._start()
-
-    def terminate(self) -> None:
-        """Ask it to stop."""
-        self._process.terminate()
-
-    def stop(self) -> None:
-        """Wait for its end, once it was asked; SIGKILL to all that is left of it when it does not end in time."""
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            log.error("process does not stop, killing it", process=self._name)
-        self._kill_group()
-        self._process.wait()
-
-    def _kill_group(self) -> None:
-        """SIGKILL to it and to what it has left behind, which may still hold the port."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+"""Life of the Client-Token in the example that is printed at the start."""
 
 
 class Supervisor:
-    """What runs, and whether it is to stop."""
+    """The processes of one `srm serve`, from their start to their stop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -90,12 +48,12 @@ class Supervisor:
         self._stopping = False
 
     def serve(self, *, workers: int | None, threads: int | None, with_demo: bool) -> None:
-        """See `serve`."""
+        """Run until a signal; see `serve` below."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
         settings = self._settings
         with ExitStack() as stack:
-            _check_is_free(settings.bind)
+            address.check_is_free(settings.bind)
             if settings.database_url is not None:
                 url = settings.database_url.get_secret_value()
             else:
@@ -143,7 +101,7 @@ class Supervisor:
             if any(child.has_died() for child in self._children):
                 raise StartupError("a process did not start; the lines above say why")
             try:
-                with _client(self._settings.bind) as client:
+                with address.client(self._settings.bind, READY_SECONDS) as client:
                     answer = client.get("/readyz")
                 if answer.is_success:
                     return
@@ -162,24 +120,25 @@ class Supervisor:
                 log.error("embedded PostgreSQL died, starting it again")
                 try:
                     self._server.ensure_running()
-                except StartupError as error:  # what is left of it may still be going down
+                except StartupError as error:  # the old process may not have ended yet
                     log.error("embedded PostgreSQL does not start yet", cause=str(error))
                     time.sleep(RESTART_SECONDS)
             time.sleep(LOOK_SECONDS)
 
 
 def serve(settings: Settings, *, workers: int | None, threads: int | None, with_demo: bool) -> None:
-    """Run until SIGTERM, SIGINT or SIGHUP, then stop everything that was started, the database last.
+    """Run until SIGTERM, SIGINT or SIGHUP. Then stop what was started, the embedded database last.
 
-    The embedded database is migrated, another one must not be behind. A process that dies is started
-    again. StartupError, or DependencyUnavailable, when something does not come up in the first place.
+    `workers` and `threads` of gunicorn: None means the default. The embedded database is migrated; a configured
+    database must have the schema already. A process that dies is started again. Raises StartupError or
+    DependencyUnavailable when the service does not start.
     """
     Supervisor(settings).serve(workers=workers, threads=threads, with_demo=with_demo)
 
 
 @contextmanager
 def _claimed(data_dir: Path) -> Iterator[None]:
-    """Keep other runs off the data directory."""
+    """Hold the lock of the data directory. Raises StartupError when another run holds it."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         lock = (data_dir / "serve.lock").open("w")
@@ -194,7 +153,7 @@ def _claimed(data_dir: Path) -> Iterator[None]:
 
 
 def _prepare(url: str, *, load_demo: bool) -> bool:
-    """Check that the schema is not behind; whether the demo data is there."""
+    """Check the schema, and load the demo data if asked to. Return whether the database has the demo data."""
     database = Database(url, application_name="srm-serve")
     try:
         with database.transaction() as db:
@@ -206,42 +165,8 @@ def _prepare(url: str, *, load_demo: bool) -> bool:
         database.dispose()
 
 
-def _host_and_port(bind: str) -> tuple[str, int]:
-    host, _, port = bind.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def _check_is_free(bind: str) -> None:
-    """StartupError when nobody can listen there; gunicorn would try for five seconds and then say less."""
-    if bind.startswith("unix:"):
-        return  # gunicorn replaces the socket
-    host, port = _host_and_port(bind)
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        hint = ": another process listens there; set SRM_BIND" if error.errno == errno.EADDRINUSE else ""
-        raise StartupError(f"cannot listen on {bind}: {error.strerror}{hint}") from None
-
-
-def _base_url(bind: str) -> str:
-    """Where this machine reaches what is bound there."""
-    if bind.startswith("unix:"):
-        return "http://localhost"
-    host, port = _host_and_port(bind)
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 we connect, not listen
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _client(bind: str) -> httpx.Client:
-    socket_path = bind.removeprefix("unix:") if bind.startswith("unix:") else None
-    return httpx.Client(transport=httpx.HTTPTransport(uds=socket_path), base_url=_base_url(bind), timeout=READY_SECONDS)
-
-
 def _greet(settings: Settings, *, with_example: bool) -> None:
-    base_url = _base_url(settings.bind)
+    base_url = address.base_url(settings.bind)
     click.echo(f"SRM is ready on {base_url} (API documentation: {base_url}/srm/docs)")
     if not with_example:
         click.echo("No demo data here; load it with: srm demo load")

@@ -1,4 +1,7 @@
-"""What gunicorn itself answers and logs, brought into line with the rest of the service."""
+"""Gunicorn's thread worker and logger, changed where SRM needs another behaviour.
+
+The worker overrides methods of gunicorn 26 that are not documented; setup.cfg has the versions that it works with.
+"""
 
 import json
 import selectors
@@ -23,32 +26,32 @@ from srm.errors import InternalError, MalformedRequest, SrmError, StartupError
 from srm.logs import CORRELATION_ID
 
 FIRST_WORD_SECONDS = 0.1
-"""How long a worker that stops waits for the requests that are to come on new connections."""
+"""How long a stopping worker waits for the first request on a new connection."""
 
 HURRY_SECONDS = 0.0001
-"""How long other threads may keep the interpreter from a worker that stops; by default it is fifty times as long."""
+"""Switch interval of the interpreter in a stopping worker; Python's default is 0.005."""
 
 MOST_CLOSERS = 50
-"""Connections at most that wait at once until their clients hang up."""
+"""Most connections that may wait for their clients to hang up at one time."""
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """A thread worker that answers all that it has read, and answers it in the envelope."""
+    """A thread worker that answers every request that it has read, also during a stop and after an unreadable one."""
 
     drain_seconds: float = 0
-    """How long it goes on after SIGTERM, for a proxy that does not know yet; `srm.gunicorn_conf` says."""
+    """How long the worker takes new connections after SIGTERM. srm.serve.gunicorn_conf sets it."""
 
     observe_wait: Callable[[float], None] = staticmethod(lambda _: None)
-    """Told how long each request has waited for a thread; `srm.gunicorn_conf` says by whom."""
+    """Called with the seconds that each request waited for a thread. srm.serve.gunicorn_conf sets it."""
 
     _drained_at: float | None = None
     _first_word_by: float = 0
 
     def enqueue_req(self, conn: Any) -> None:
-        """Called by gunicorn when a connection is new or has become readable: it waits for a thread.
+        """Queue a connection that is new or readable, so that a thread takes it. Called by gunicorn.
 
-        A new one on which nothing has been said yet does so later. Gunicorn would give it a thread at once, for five
-        seconds: a few clients that connect ahead of their requests, as balancers do, would keep all others waiting.
+        A new connection without data is not queued yet. Gunicorn would give it a thread at once, for five seconds. Load
+        balancers connect ahead of their requests; a few such connections would block all other clients.
         """
         if not conn.initialized and self.alive and not conn.wait_for_data(0):
             self._await_first_word(conn)
@@ -65,9 +68,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
     def _close(self, close: Callable[..., None], graceful: bool = False) -> None:
-        """Close a connection; graceful: wait for the client to hang up as well, up to two seconds.
+        """Close a connection. With `graceful`, wait up to two seconds for the client to hang up.
 
-        Gunicorn would do so in its only loop. When MOST_CLOSERS wait already, nobody is waited for any more.
+        Gunicorn would wait in its only event loop; this worker waits in other threads. When MOST_CLOSERS connections
+        wait already, the next one is closed without a wait.
         """
         if not graceful or not self._may_wait.acquire(blocking=False):
             close()
@@ -76,14 +80,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         waiting.add_done_callback(lambda _: self._may_wait.release())
 
     def handle(self, conn: Any) -> Any:
-        """Called by gunicorn in the thread that has got a connection; whether it is to be kept.
+        """Answer the requests of a connection; return whether to keep it open. Called by gunicorn in a thread.
 
-        Gunicorn goes back to wait for the socket after one request. But what a client sent right behind it
-        may have been read already, with the end of a body that nobody asked for: nothing would ever come
-        from the socket, and the client would wait in vain.
+        After one request gunicorn waits for the socket again. The next request may have been read already, together
+        with the end of a body that no view read. The socket would stay silent and the client would wait for ever. So
+        this method goes on while the buffer has data.
         """
         if not conn.initialized and not self.alive and not conn.wait_for_data(self._first_word_by - time.monotonic()):
-            conn.sock.shutdown(socket.SHUT_RDWR)  # else gunicorn would wait for the client to hang up, too
+            conn.sock.shutdown(socket.SHUT_RDWR)  # otherwise gunicorn waits for the client to hang up
             return False
         conn.waited_seconds = time.monotonic() - conn.enqueued_at
         self.observe_wait(conn.waited_seconds)
@@ -94,11 +98,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         return is_kept
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        """Called by gunicorn with a request that has been read; its patience began when it came to wait for a thread.
+        """Set the deadline of a request that has been read, then answer it. Called by gunicorn.
 
-        One that has waited for MAX_QUEUE_SECONDS has none left. The database is slow then, or there are too many
-        requests. All those behind it would wait for the database too, until their clients are gone, and be worked off
-        one by one, for nothing and for minutes, when it is well again.
+        The deadline counts from the moment the request began to wait for a thread. After MAX_QUEUE_SECONDS of waiting
+        the deadline is now: the database is slow, or there are too many requests. Otherwise each request in the queue
+        would still go to the database after its client has left, for minutes after the trouble is over.
         """
         left = DEADLINE_SECONDS - conn.waited_seconds if conn.waited_seconds < MAX_QUEUE_SECONDS else 0
         DEADLINE.set(time.monotonic() + left)
@@ -112,19 +116,22 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._most_requests = self.max_requests
         self._closers = ThreadPoolExecutor(MOST_CLOSERS, thread_name_prefix="closer")
         self._may_wait = BoundedSemaphore(MOST_CLOSERS)
-        self.max_requests = sys.maxsize  # gunicorn would take no connection any more, and yet wait for the idle ones
+        self.max_requests = (
+            sys.maxsize
+        )  # at its limit gunicorn would stop to accept, and still wait for idle connections
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Called by gunicorn on SIGTERM, of a stop or a reload: from now on each connection is closed by its answer.
+        """Begin to drain. Called by gunicorn on SIGTERM, for a stop or a reload.
 
-        For `drain_seconds` all requests are taken, also on new connections: a proxy may be sending one on a connection
-        that it found idle, would not repeat a setup of which it does not know whether it was done, and learns only by
-        the next look at /readyz that it is to ask others. Then nothing more is taken, and what is in hand is finished.
+        From now on each answer closes its connection. For `drain_seconds` the worker still takes every request, on new
+        connections too. A proxy may be sending a request on an idle connection; it does not repeat a setup whose
+        outcome it does not know; and only its next look at /readyz sends it elsewhere. After that the worker takes no
+        new requests and finishes those in progress.
         """
         self._drain()
         if (draining := getattr(getattr(self, "wsgi", None), "extensions", {}).get("srm.draining")) is not None:
             draining.set()
-        self.method_queue.defer(lambda: None)  # to look round now, but when all that has come so far is taken
+        self.method_queue.defer(lambda: None)  # wake the loop after the events that are waiting now
 
     def _drain(self) -> None:
         if self._drained_at is None:
@@ -132,26 +139,29 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.max_keepalived = 0
 
     def murder_keepalived(self) -> None:
-        """Called by gunicorn every second, and after each event: hang up where it is time to."""
+        """Close idle connections, and end a drain that is over. Called by gunicorn each second and after each event."""
         super().murder_keepalived()
         if self.nr >= self._most_requests and self._drained_at is None:
-            self.log.info("enough requests, making room for a new worker")
+            self.log.info("request limit reached, a new worker takes over")
             self._drain()
         if self._drained_at is not None and time.monotonic() >= self._drained_at:
             self._hang_up()
 
     def is_parent_alive(self) -> bool:
-        """Called by gunicorn every second; when the master is gone its port is to be free for the next one."""
+        """Return whether the master lives. Called by gunicorn every second.
+
+        When the master is gone, close the port, so that the next master can have it.
+        """
         if super().is_parent_alive():
             return True
         self._hang_up()
         return False
 
     def _hang_up(self) -> None:
-        """Take only the connections that wait already, and close those on which nothing is asked.
+        """Stop listening: take the connections that wait in the backlog, and close the idle ones.
 
-        Those that wait would be reset with their requests, as would new ones with a request on its way; those that are
-        idle gunicorn would wait for.
+        The system would reset connections in the backlog together with their requests. Gunicorn would wait for idle
+        connections.
         """
         if self.alive:
             self.alive = False
@@ -162,7 +172,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         for listener in self.sockets:
             if may_accept:
                 self._accept_all(listener)
-            listener.close()  # at once: who has connected between the two is reset
+            listener.close()  # at once: a client that connects between the two is reset
         while self.pending_conns:
             new = self.pending_conns.popleft()
             self.poller.unregister(new.sock)
@@ -181,9 +191,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.accept(listener)
 
     def handle_error(self, req: object, client: Any, addr: Any, exc: BaseException) -> None:
-        """Called by gunicorn with a request that never reached the application."""
+        """Answer a request that did not reach the application, in the error envelope. Called by gunicorn."""
         from srm.api import (
-            envelope,  # not in the master, which must not load srm.metrics
+            envelope,  # imports srm.metrics, which the master must not do
             telemetry,
         )
 
@@ -205,14 +215,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         try:
             util.write_nonblock(client, head.encode() + body)
         except OSError:
-            self.log.debug("client is gone")
+            self.log.debug("the client has hung up")
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]
-    """Gunicorn's own lines, in the format of all others."""
+    """Gunicorn's log lines in the format of SRM."""
 
     def setup(self, cfg: Any) -> None:
-        """Called by gunicorn in the master and in every worker."""
+        """Send the lines to the root logger. Called by gunicorn in the master and in every worker."""
         super().setup(cfg)
         self.error_log.handlers = []
         self.error_log.propagate = True

@@ -1,6 +1,6 @@
-"""srm.serve.worker: connections on which nothing is said, and what comes at the very moment of a stop.
+"""The worker answers every request that arrives, with silent connections around it and at the moment of a stop.
 
-Which of two events gunicorn is told of first is up to the system, so its loop is walked through here step by step.
+These tests run gunicorn's loop step by step, because the system decides which of two events gunicorn sees first.
 """
 
 import os
@@ -32,7 +32,7 @@ def application(_: Any, start_response: Any) -> Iterable[bytes]:
 
 @pytest.fixture
 def worker() -> Iterator[Worker]:
-    """One that nobody has to be told of, and that takes connections."""
+    """A worker with one thread that listens, in this process and without a master."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         worker = Worker(1, os.getppid(), [listener], None, 30, Config(), Mock())
         worker.wsgi = application
@@ -52,17 +52,17 @@ def worker() -> Iterator[Worker]:
 
 
 def run(worker: Worker, until: Callable[[], bool]) -> None:
-    """As ThreadWorker.run does, step by step."""
+    """Run the loop of ThreadWorker.run step by step until the condition holds."""
     for _ in range(200):
         if until():
             return
         worker.wait_for_and_dispatch_events(timeout=1.0)
         worker.murder_keepalived()
         worker.murder_pending()
-    pytest.fail("nothing comes of it")
+    pytest.fail("the condition never held")
 
 
-def is_through(worker: Worker) -> bool:
+def has_ended(worker: Worker) -> bool:
     return not worker.alive and worker.nr_conns == 0
 
 
@@ -72,14 +72,14 @@ def connect(worker: Worker) -> socket.socket:
 
 @pytest.fixture
 def silent(worker: Worker) -> Iterator[socket.socket]:
-    """The first of eight connections on which nothing has been said yet; the worker has a single thread."""
+    """The first of eight connections without a request. The worker has a single thread."""
     with ExitStack() as clients:
         first, *_ = [clients.enter_context(connect(worker)) for _ in range(8)]
         run(worker, until=lambda: worker.nr_conns == 8)
         yield first
 
 
-def test_who_says_nothing_keeps_nobody_waiting(worker: Worker, silent: socket.socket) -> None:
+def test_silent_connections_do_not_keep_a_request_waiting(worker: Worker, silent: socket.socket) -> None:
     with connect(worker) as client:
         client.sendall(REQUEST)
         began_at = time.monotonic()
@@ -94,18 +94,18 @@ def test_who_says_nothing_keeps_nobody_waiting(worker: Worker, silent: socket.so
 
 
 @pytest.mark.usefixtures("silent")
-def test_who_says_nothing_holds_up_no_stop(worker: Worker) -> None:
+def test_a_silent_connection_does_not_delay_a_stop(worker: Worker) -> None:
     began_at = time.monotonic()
 
     worker.handle_exit(signal.SIGTERM, None)
-    run(worker, until=lambda: is_through(worker))
+    run(worker, until=lambda: has_ended(worker))
 
     assert time.monotonic() - began_at < 3
 
 
 @pytest.mark.usefixtures("silent")
-def test_who_says_nothing_keeps_nobody_waiting_at_a_stop(worker: Worker) -> None:
-    """However many: more of them than a request may wait for, one after the other."""
+def test_silent_connections_do_not_keep_a_request_waiting_during_a_stop(worker: Worker) -> None:
+    """There are 68 of them, more than the worker could wait for one after the other."""
     with ExitStack() as clients:
         for _ in range(60):
             clients.enter_context(connect(worker))
@@ -116,13 +116,15 @@ def test_who_says_nothing_keeps_nobody_waiting_at_a_stop(worker: Worker) -> None
 
         worker.handle_exit(signal.SIGTERM, None)
         worker.murder_keepalived()
-        run(worker, until=lambda: is_through(worker))
+        run(worker, until=lambda: has_ended(worker))
 
         assert time.monotonic() - began_at < 1
         assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
-def test_only_so_many_clients_are_waited_for(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_limited_number_of_connections_waits_for_clients_to_hang_up(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker, "_may_wait", BoundedSemaphore(1))
     with ExitStack() as clients:
         rude = [clients.enter_context(connect(worker)) for _ in range(3)]
@@ -135,7 +137,7 @@ def test_only_so_many_clients_are_waited_for(worker: Worker, monkeypatch: pytest
             assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
-def test_who_has_connected_before_a_stop_and_asks_after_it_is_answered(
+def test_a_request_after_the_stop_on_a_connection_from_before_it_is_answered(
     worker: Worker, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gunicorn_worker, "FIRST_WORD_SECONDS", 1)
@@ -144,22 +146,22 @@ def test_who_has_connected_before_a_stop_and_asks_after_it_is_answered(
     assert not worker.alive
 
     silent.sendall(REQUEST)
-    run(worker, until=lambda: is_through(worker))
+    run(worker, until=lambda: has_ended(worker))
 
     assert silent.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
-def test_who_connects_just_then_is_answered(worker: Worker) -> None:
+def test_a_request_on_a_connection_that_arrives_with_the_stop_is_answered(worker: Worker) -> None:
     worker.handle_exit(signal.SIGTERM, None)
     with connect(worker) as client:
         client.sendall(REQUEST)
 
-        run(worker, until=lambda: is_through(worker))
+        run(worker, until=lambda: has_ended(worker))
 
         assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
-def test_who_asks_just_then_on_an_idle_connection_is_answered(worker: Worker) -> None:
+def test_a_request_that_arrives_with_the_stop_on_an_idle_connection_is_answered(worker: Worker) -> None:
     with connect(worker) as client:
         client.sendall(REQUEST)
         run(worker, until=lambda: len(worker.keepalived_conns) == 1)
@@ -167,6 +169,6 @@ def test_who_asks_just_then_on_an_idle_connection_is_answered(worker: Worker) ->
 
         worker.handle_exit(signal.SIGTERM, None)
         client.sendall(REQUEST)
-        run(worker, until=lambda: is_through(worker))
+        run(worker, until=lambda: has_ended(worker))
 
         assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
