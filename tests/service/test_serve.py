@@ -1,4 +1,4 @@
-"""`srm serve`: starts everything with one command, and ends everything with one signal."""
+"""`srm serve` starts everything with one command and ends everything with one signal."""
 
 import json
 import os
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and Unix soc
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 STOP_SECONDS = 5
-"""In which a service stops that has nothing to do."""
+"""A service without requests stops within this time."""
 
 
 @dataclass
@@ -56,14 +56,14 @@ class Service:
         return [line for line in self.process.text().splitlines() if line.startswith("curl ")]
 
     def paste(self) -> dict[str, Any]:
-        """Paste the line that it printed into a shell; the answer."""
+        """Paste the printed curl line into a shell; return the answer."""
         wait_until(self.curl_lines)
         (line,) = self.curl_lines()
         answer: dict[str, Any] = json.loads(run(["bash", "-c", line]).stdout)
         return answer
 
     def srm(self, *arguments: str) -> Result:
-        """The command beside the service, with the same data directory."""
+        """Run `srm` with the data directory of the service."""
         return srm(*arguments, SRM_DATA_DIR=str(self.data_dir))
 
 
@@ -73,7 +73,7 @@ def serve_command(port: int, *options: str) -> list[str]:
 
 @contextmanager
 def serving(data_dir: Path, output: Path, *options: str, variables: Mapping[str, str] = {}) -> Iterator[Service]:
-    """`srm serve`, ready or not; nothing of it is left at the end."""
+    """Run `srm serve` during the block, ready or not; kill what it leaves behind."""
     port = free_port()
     all_variables = {"SRM_DATA_DIR": str(data_dir), **variables}
     with running(serve_command(port, *options), output, variables=all_variables) as process:
@@ -89,7 +89,7 @@ def serving(data_dir: Path, output: Path, *options: str, variables: Mapping[str,
 
 @contextmanager
 def open_folder() -> Iterator[Path]:
-    """A folder that other users reach; those of pytest are closed, and again whenever another pytest starts."""
+    """Make a folder that other users can enter. pytest closes its own folders to others at each start of a pytest."""
     folder = Path(tempfile.mkdtemp(prefix="srm-test-"))
     folder.chmod(0o755)
     try:
@@ -105,7 +105,7 @@ def folder() -> Iterator[Path]:
 
 
 def left_of(data_dir: Path) -> list[psutil.Process]:
-    """All processes that have to do with the data directory, but this one."""
+    """List all other processes that name the data directory in command, environment or working directory."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -127,7 +127,7 @@ def log_of(data_dir: Path) -> str:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Service]:
-    """A service that began in a folder that was not there; for tests that leave it running."""
+    """A running service that started in a new folder, for tests that leave it running."""
     with open_folder() as folder, serving(folder / "new" / "var", folder / "output", "--demo") as service:
         service.wait_until_ready()
         yield service
@@ -135,7 +135,7 @@ def served() -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def stopped() -> Iterator[Path]:
-    """A data directory as a service leaves it behind."""
+    """A data directory with a migrated database that was shut down."""
     with open_folder() as folder:
         with EmbeddedServer(folder / "var") as server:
             schema.upgrade(server.url)
@@ -144,45 +144,45 @@ def stopped() -> Iterator[Path]:
 
 @pytest.fixture
 def data_dir(stopped: Path, folder: Path) -> Path:
-    """A copy of it."""
+    """A copy of the data directory `stopped`."""
     subprocess.run(["cp", "-a", str(stopped), str(folder / "var")], check=True)
     return folder / "var"
 
 
 class TestRunning:
-    def test_it_prints_a_line_that_works_as_pasted(self, served: Service) -> None:
+    def test_the_printed_curl_line_works_as_pasted(self, served: Service) -> None:
         answer = served.paste()
 
         assert UUID(answer["successResponse"]["sessionId"])
         assert answer["successResponse"]["timeout"] == 30
 
-    def test_it_says_where_it_listens(self, served: Service) -> None:
+    def test_the_output_says_where_the_service_listens(self, served: Service) -> None:
         base = f"http://127.0.0.1:{served.port}"
 
         assert f"SRM is ready on {base}" in served.process.text()
         assert httpx.get(f"{base}/readyz").is_success
 
-    def test_it_keeps_the_token_secret_to_itself(self, served: Service) -> None:
+    def test_the_generated_token_secret_is_readable_by_its_owner_only_and_not_printed(self, served: Service) -> None:
         path = served.data_dir / "token_secret"
 
         assert path.stat().st_mode & 0o777 == 0o600
         assert len(path.read_bytes().strip()) >= 32
         assert path.read_text().strip() not in served.process.text()
 
-    def test_it_gives_the_url_of_its_database(self, served: Service) -> None:
+    def test_srm_db_url_prints_the_url_of_the_embedded_database(self, served: Service) -> None:
         result = served.srm("db", "url")
 
         assert (result.returncode, result.stderr) == (0, "")
         with psycopg.connect(result.stdout.strip()) as connection:
             assert connection.execute("SELECT count(*) FROM srm.accounts").fetchall() == [(3,)]
 
-    def test_it_can_be_audited(self, served: Service) -> None:
+    def test_srm_audit_works_beside_the_service(self, served: Service) -> None:
         result = served.srm("audit")
 
         assert (result.returncode, result.stderr) == (0, "")
         assert "clean" in result.stdout
 
-    def test_it_takes_tokens_that_are_issued_beside_it(self, served: Service) -> None:
+    def test_the_service_accepts_tokens_from_srm_token_issue(self, served: Service) -> None:
         result = served.srm("token", "issue", "--account", "demo-3", "--device", "demo-3-tv")
 
         answer = httpx.post(
@@ -192,16 +192,16 @@ class TestRunning:
         )
         assert answer.json()["successResponse"].keys() == {"sessionId"}
 
-    def test_it_goes_on_after_other_commands_have_used_its_database(self, served: Service) -> None:
+    def test_the_service_goes_on_after_other_commands_have_used_its_database(self, served: Service) -> None:
         for arguments in (["demo", "load"], ["db", "upgrade"]):
             assert served.srm(*arguments).returncode == 0
 
         assert httpx.get(f"http://127.0.0.1:{served.port}/readyz").is_success
 
-    def test_it_reaps(self, served: Service) -> None:
+    def test_the_reaper_runs_beside_the_api(self, served: Service) -> None:
         assert "session_history_" in served.process.text()
 
-    def test_it_keeps_another_run_off_its_data_directory(self, served: Service) -> None:
+    def test_a_second_run_in_one_data_directory_is_refused(self, served: Service) -> None:
         port = free_port()
 
         result = run(serve_command(port), SRM_DATA_DIR=str(served.data_dir))
@@ -209,7 +209,7 @@ class TestRunning:
         assert_refused(result, str(served.data_dir), "in use")
         assert httpx.get(f"http://127.0.0.1:{served.port}/readyz").is_success
 
-    def test_it_refuses_a_port_that_is_in_use(self, served: Service, folder: Path) -> None:
+    def test_a_port_in_use_is_refused(self, served: Service, folder: Path) -> None:
         result = run(serve_command(served.port), SRM_DATA_DIR=str(folder / "var"))
 
         assert_refused(result, f"127.0.0.1:{served.port}", "SRM_BIND")
@@ -218,8 +218,10 @@ class TestRunning:
 
 class TestStopping:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-    def test_it_stops_all_that_it_started(self, data_dir: Path, folder: Path, number: int) -> None:
-        """SIGINT as by Ctrl-C: to the whole process group of the terminal."""
+    def test_a_signal_stops_every_process_and_shuts_the_database_down(
+        self, data_dir: Path, folder: Path, number: int
+    ) -> None:
+        """SIGINT goes to the whole process group, as Ctrl-C sends it."""
         with serving(data_dir, folder / "output", "--demo") as service:
             service.wait_until_ready()
             assert len(left_of(data_dir)) > 4
@@ -235,9 +237,9 @@ class TestStopping:
             assert_nothing_is_left(data_dir, service.port)
             assert log_of(data_dir).splitlines()[-1].endswith("database system is shut down")
             assert "Traceback" not in service.process.text()
-            assert took < STOP_SECONDS  # Ctrl-C is not followed by a long silence
+            assert took < STOP_SECONDS  # Ctrl-C is quick
 
-    def test_it_starts_again_with_all_that_was(self, data_dir: Path, folder: Path) -> None:
+    def test_sessions_and_secret_survive_a_restart(self, data_dir: Path, folder: Path) -> None:
         with serving(data_dir, folder / "first", "--demo") as service:
             service.wait_until_ready()
             session = service.paste()["successResponse"]["sessionId"]
@@ -256,7 +258,7 @@ class TestStopping:
         assert "interrupted" not in log_of(data_dir)
 
     @pytest.mark.parametrize("moment", ["serve.lock", "postgres/PG_VERSION", "postgres/postmaster.pid", "token_secret"])
-    def test_it_ends_everything_when_it_is_stopped_while_it_starts(self, folder: Path, moment: str) -> None:
+    def test_a_stop_during_the_start_leaves_no_process(self, folder: Path, moment: str) -> None:
         data_dir = folder / "var"
         with serving(data_dir, folder / "output", "--demo") as service:
             wait_until((data_dir / moment).exists, every=0.001)
@@ -266,7 +268,7 @@ class TestStopping:
             assert_nothing_is_left(data_dir, service.port)
             assert "Traceback" not in service.process.text()
 
-    def test_it_starts_again_after_it_was_stopped_while_it_started(self, folder: Path) -> None:
+    def test_the_service_starts_after_a_stop_during_its_first_start(self, folder: Path) -> None:
         data_dir = folder / "var"
         with serving(data_dir, folder / "first") as service:
             wait_until((data_dir / "postgres" / "PG_VERSION").exists, every=0.001)
@@ -278,12 +280,12 @@ class TestStopping:
 
 
 class TestExternalDatabase:
-    def test_it_uses_it_and_starts_none(self, url: str, folder: Path) -> None:
+    def test_a_configured_database_is_used_and_no_other_is_started(self, url: str, folder: Path) -> None:
         data_dir = folder / "var"
         with serving(data_dir, folder / "output", "--demo", variables={"SRM_DATABASE_URL": url}) as service:
             service.wait_until_ready()
 
-            assert service.srm("db", "url").returncode == 1  # none is embedded
+            assert service.srm("db", "url").returncode == 1  # no embedded database runs
             assert [path.name for path in data_dir.iterdir()] == ["token_secret"]
             with psycopg.connect(url) as connection:
                 users = connection.execute(
@@ -294,14 +296,16 @@ class TestExternalDatabase:
             assert service.process.stop() == 0, service.process.text()
             assert_nothing_is_left(data_dir, service.port)
 
-        with psycopg.connect(url) as connection:  # it is left running
+        with psycopg.connect(url) as connection:  # the configured database still runs
             assert connection.execute("SELECT 1").fetchall() == [(1,)]
         assert ("srm-reaper",) in users
-        assert accounts == (0,)  # demo data is for the embedded one
+        assert accounts == (0,)  # --demo loads only into the embedded database
         assert service.curl_lines() == []
         assert "srm demo load" in service.process.text()
 
-    def test_it_shows_an_example_when_the_demo_data_is_there(self, clone: Callable[[], str], folder: Path) -> None:
+    def test_an_example_is_printed_when_a_configured_database_has_the_demo_data(
+        self, clone: Callable[[], str], folder: Path
+    ) -> None:
         url = clone()
         assert srm("demo", "load", SRM_DATABASE_URL=url).returncode == 0
         variables = {"SRM_DATABASE_URL": url, "SRM_TOKEN_SECRET": SECRET}
@@ -309,12 +313,12 @@ class TestExternalDatabase:
             service.wait_until_ready()
 
             assert "successResponse" in service.paste()
-            assert not (folder / "var").exists()  # nothing has to be kept in it
+            assert not (folder / "var").exists()  # nothing has to be written there
             (line,) = service.curl_lines()
             token = shlex.split(line)[shlex.split(line).index("-H") + 1].removeprefix("Client-Token: ")
             assert jwt.decode(token, SECRET, algorithms=["HS256"])["accountId"] == "demo-1"
 
-    def test_it_refuses_a_schema_that_is_behind(
+    def test_an_outdated_schema_is_refused(
         self, clone: Callable[[], str], outside: Callable[[str], str], folder: Path
     ) -> None:
         url = clone()
@@ -326,7 +330,7 @@ class TestExternalDatabase:
         assert_refused(result, "0001", schema.head_revision(), "srm db upgrade")
         assert left_of(folder) == []
 
-    def test_it_refuses_a_database_that_is_out_of_reach(self, folder: Path) -> None:
+    def test_an_unreachable_database_is_refused_without_its_password(self, folder: Path) -> None:
         url = f"postgresql://srm:hunter2@127.0.0.1:{free_port()}/srm"
 
         result = run(serve_command(free_port()), SRM_DATABASE_URL=url, SRM_DATA_DIR=str(folder / "var"))
@@ -336,7 +340,7 @@ class TestExternalDatabase:
 
 
 class TestDataDirectory:
-    def test_it_refuses_one_below_a_file(self, folder: Path) -> None:
+    def test_a_data_directory_below_a_file_is_refused(self, folder: Path) -> None:
         (folder / "file").touch()
 
         result = run(serve_command(free_port()), SRM_DATA_DIR=str(folder / "file" / "var"))
@@ -344,14 +348,14 @@ class TestDataDirectory:
         assert_refused(result, str(folder / "file" / "var"))
         assert left_of(folder) == []
 
-    def test_it_refuses_one_that_is_a_file(self, folder: Path) -> None:
+    def test_a_data_directory_that_is_a_file_is_refused(self, folder: Path) -> None:
         (folder / "var").touch()
 
         assert_refused(run(serve_command(free_port()), SRM_DATA_DIR=str(folder / "var")), str(folder / "var"))
 
     @pytest.mark.parametrize("name", ["v" * 120, "it's ü, 100%"], ids=["long", "odd"])
-    def test_it_takes_any_path(self, folder: Path, name: str) -> None:
-        """The path of a Unix socket has at most 107 bytes, and goes through a shell and through libpq."""
+    def test_a_data_directory_may_have_a_long_or_odd_path(self, folder: Path, name: str) -> None:
+        """A Unix socket path has at most 107 bytes, and passes through a shell and libpq."""
         data_dir = folder / name / "var"
         with serving(data_dir, folder / "output", "--demo") as service:
             service.wait_until_ready()
@@ -385,7 +389,7 @@ def as_nobody(command: list[str], variables: dict[str, str], output: Any = subpr
 
 @pytest.fixture(scope="module")
 def python() -> tuple[str, dict[str, str]]:
-    """An interpreter that the user can run, and what it needs in its environment."""
+    """An interpreter that the user nobody can run, and the variables that it needs."""
     site_packages = sysconfig.get_path("purelib")
     path = os.pathsep.join([str(ROOT), site_packages])
     same_version = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -396,14 +400,14 @@ def python() -> tuple[str, dict[str, str]]:
         with suppress(OSError):
             if interpreter and not as_nobody([interpreter, "-c", "import srm.cli.main"], variables).wait(30):
                 return interpreter, variables
-    pytest.skip("nobody can run this Python: it is in a folder that is closed to others")
+    pytest.skip("the user nobody cannot run this Python: its folder is closed to others")
 
 
 @as_root
 class TestOrdinaryUser:
-    """Root may write everywhere, and its server is another user's; for all others both are different."""
+    """Root may write everywhere and runs the server as another user. An ordinary user does neither."""
 
-    def test_it_serves(self, folder: Path, python: tuple[str, dict[str, str]]) -> None:
+    def test_an_ordinary_user_can_run_everything(self, folder: Path, python: tuple[str, dict[str, str]]) -> None:
         interpreter, variables = python
         data_dir, port = folder / "var", free_port()
         data_dir.mkdir()
@@ -427,7 +431,9 @@ class TestOrdinaryUser:
         assert users == {"nobody"}
         assert (data_dir / "token_secret").stat().st_mode & 0o777 == 0o600
 
-    def test_it_refuses_a_folder_that_it_may_not_write(self, folder: Path, python: tuple[str, dict[str, str]]) -> None:
+    def test_a_data_directory_without_write_permission_is_refused(
+        self, folder: Path, python: tuple[str, dict[str, str]]
+    ) -> None:
         interpreter, variables = python
         command = [interpreter, *serve_command(free_port())[1:]]
 
