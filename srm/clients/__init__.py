@@ -1,1 +1,1 @@
-"""Who asks, and the service that says what an account may watch."""
+"""Authentication of clients, and the client of the entitlement service."""

@@ -1,4 +1,4 @@
-"""Client-Token → Principal: who asks. A JWT (RFC 7519), signed with a shared secret or a key of a JWKS."""
+"""Client-Tokens: JWTs (RFC 7519) that name account and device, signed with a shared secret or a key of a JWKS."""
 
 import json
 import secrets
@@ -12,49 +12,50 @@ import httpx
 import jwt
 
 from srm.config import MIN_SECRET_BYTES, Settings
-from srm.errors import DependencyUnavailable, StartupError, TokenNotValid
+from srm.errors import CommandError, DependencyUnavailable, StartupError, TokenNotValid
 from srm.playback.model import Principal
 
 JWKS_ALGORITHMS = ("RS256", "ES256", "EdDSA")
 JWKS_REREAD_SECONDS = 10
-"""At most one look at the JWKS in this time, however many unknown key ids come in."""
+"""Shortest time between two reads of the JWKS, however many unknown key ids arrive."""
+
 JWKS_TIMEOUT_SECONDS = 2
 
 CACHED_TOKENS = 100_000
-"""Verified tokens that one process remembers; some 60 MB when full."""
+"""Most verified tokens in the cache of one process; about 60 MB."""
 
 SECRET_FILE = "token_secret"  # noqa: S105 a file name
 MAX_CLAIM_LENGTH = 255
 
 
-class Key(Protocol):
-    """What a signature can be checked with."""
+class VerificationKey(Protocol):
+    """Verifies the signature of a token."""
 
     def decode(self, token: str, **kwargs: Any) -> dict[str, Any]:
-        """The claims. A `jwt.PyJWTError` when the token is not valid."""
+        """Verify the token and return its claims. Raises `jwt.PyJWTError` when the token is not valid."""
         ...
 
 
 class SharedSecret:
-    """HS256 with one secret."""
+    """The one secret of HS256. It signs and verifies."""
 
     def __init__(self, secret: str) -> None:
         self._secret = secret
 
     def decode(self, token: str, **kwargs: Any) -> dict[str, Any]:
-        """See Key."""
+        """See VerificationKey."""
         return jwt.decode(token, self._secret, algorithms=["HS256"], **kwargs)
 
     def issue(self, claims: dict[str, Any]) -> str:
-        """A signed token."""
+        """Return a signed token with these claims."""
         return jwt.encode(claims, self._secret, algorithm="HS256")
 
 
 class KeySet:
-    """Public keys of a JWKS (RFC 7517) in a file or behind an http(s) URL.
+    """Public keys of a JWKS (RFC 7517), from a file or an http(s) URL.
 
-    Read when the first token comes, and again when a token names an unknown `kid`, at most once in
-    JWKS_REREAD_SECONDS. Keys once read are kept while the source is away.
+    The first token makes it read the keys. A token with an unknown `kid` makes it read them again, at most once in
+    JWKS_REREAD_SECONDS. While the source is away, it keeps the keys that it has read.
     """
 
     def __init__(self, source: str) -> None:
@@ -64,12 +65,12 @@ class KeySet:
         self._next_read = float("-inf")
 
     def decode(self, token: str, **kwargs: Any) -> dict[str, Any]:
-        """See Key. DependencyUnavailable while not a single key could be read."""
+        """See VerificationKey. Raises DependencyUnavailable as long as no key could be read."""
         key_id = jwt.get_unverified_header(token).get("kid")
         if not isinstance(key_id, str):
             raise jwt.InvalidTokenError("no kid")
         key = self._keys.get(key_id) or self._read_again(key_id)
-        # The algorithm comes from the key, never from the token: a public key is no HS256 secret.
+        # The algorithm comes from the key, never from the token: a public key must not work as an HS256 secret.
         return jwt.decode(token, key.key, algorithms=[key.algorithm_name], **kwargs)
 
     def _read_again(self, key_id: str) -> jwt.PyJWK:
@@ -89,27 +90,28 @@ class KeySet:
         return self._keys[key_id]
 
     def read(self) -> dict[str, jwt.PyJWK]:
-        """The usable keys of the source by their `kid`.
+        """Read the usable keys of the source, by their `kid`.
 
-        OSError or httpx.HTTPError when it cannot be reached, ValueError when it is no JWKS or has no usable key.
+        Raises OSError or httpx.HTTPError when the source cannot be reached, ValueError when it is no JWKS or has no
+        usable key.
         """
         try:
             document = json.loads(self._fetch())
         except RecursionError:
-            raise ValueError("nested too deep") from None
+            raise ValueError("nested too deeply") from None
         members = document.get("keys") if isinstance(document, dict) else None
         if not isinstance(members, list):
             raise ValueError("not a JSON object with a list of keys")
         keys = {}
         for member in members:
             if isinstance(member, dict) and "d" in member:
-                continue  # a private key has no business here
+                continue  # never use a private key
             try:
                 key = jwt.PyJWK(member)
             except (jwt.PyJWTError, ValueError, TypeError, AttributeError):
-                continue  # a kind of key that we do not know is no reason to do without the others
-            is_for_us = key.public_key_use in (None, "sig") and key.algorithm_name in JWKS_ALGORITHMS
-            if isinstance(key.key_id, str) and is_for_us:
+                continue  # skip a key of an unknown kind, use the others
+            is_usable = key.public_key_use in (None, "sig") and key.algorithm_name in JWKS_ALGORITHMS
+            if isinstance(key.key_id, str) and is_usable:
                 keys[key.key_id] = key
         if not keys:
             raise ValueError(f"no key with a kid and one of {', '.join(JWKS_ALGORITHMS)}")
@@ -122,39 +124,39 @@ class KeySet:
 
 
 class TokenVerifier:
-    """Verifies Client-Tokens and remembers the last CACHED_TOKENS that were valid, to use until they expire.
+    """Verifies Client-Tokens. Caches valid ones until they expire, at most CACHED_TOKENS.
 
-    Safe to share between threads. Whether account and device are enabled is not asked here.
+    Safe to share between threads. Setup checks whether account and device are enabled.
     """
 
-    def __init__(self, key: Key, settings: Settings) -> None:
+    def __init__(self, key: VerificationKey, settings: Settings) -> None:
         self._key = key
         self._claims = (settings.token_account_claim, settings.token_device_claim)
         self._expected = {
             "issuer": settings.token_issuer,
             "audience": settings.token_audience,
-            # `iat` tells the age of a token and does not limit its use (RFC 7519, section 4.1.6).
+            # `iat` only tells the age of a token (RFC 7519, section 4.1.6).
             "options": {
                 "require": ["exp"],
                 "verify_aud": settings.token_audience is not None,
                 "verify_iat": False,
             },
         }
-        self._proved = lru_cache(CACHED_TOKENS)(self._prove)
+        self._verified = lru_cache(CACHED_TOKENS)(self._decode)
 
     def verify(self, token: str) -> Principal:
-        """Who the token proves to ask. TokenNotValid otherwise, whatever is wrong with it."""
-        principal, expires_at = self._proved(token)
+        """Return account and device of the token. Raises TokenNotValid, whatever is wrong with the token."""
+        principal, expires_at = self._verified(token)
         if expires_at <= time.time():
             raise TokenNotValid
         return principal
 
-    def _prove(self, token: str) -> tuple[Principal, float]:
-        """Who the token proves to ask, and until when."""
+    def _decode(self, token: str) -> tuple[Principal, float]:
+        """Return account and device of the token, and its expiry as seconds since 1970."""
         try:
             claims = self._key.decode(token, **self._expected)
         except (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
-            # All but the first: JSON inside the token that no honest issuer writes.
+            # Beside PyJWTError: errors from JSON that no honest issuer writes into a token.
             raise TokenNotValid from error
         expires_at = claims["exp"]
         if not isinstance(expires_at, int | float):
@@ -169,15 +171,14 @@ class TokenVerifier:
 
 
 def _is_identifier(value: str) -> bool:
-    """Whether it can be the id of an account or a device, and the database can hold it."""
+    """True when the value can be the id of an account or device, and PostgreSQL can store it."""
     return 1 <= len(value) <= MAX_CLAIM_LENGTH and value.isprintable()
 
 
 def shared_secret(settings: Settings, *, create: bool = False) -> SharedSecret:
-    """The secret that is configured, else the one in the data directory.
+    """Return the configured secret, or the one in the data directory.
 
-    With `create`, one is generated there when it is missing, readable by its owner alone.
-    StartupError when there is none.
+    With `create`, generate a missing one there, readable by its owner only. Raises StartupError when there is none.
     """
     if settings.token_secret is not None:
         return SharedSecret(settings.token_secret.get_secret_value())
@@ -197,14 +198,17 @@ def shared_secret(settings: Settings, *, create: bool = False) -> SharedSecret:
     except OSError as error:
         raise StartupError(f"token secret {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise StartupError(f"token secret {path}: not text; remove it to get a new one") from None
+        raise StartupError(f"token secret {path}: not text; remove the file to get a new one") from None
     if len(secret) < MIN_SECRET_BYTES:
-        raise StartupError(f"token secret {path}: less than {MIN_SECRET_BYTES} bytes; remove it to get a new one")
+        raise StartupError(f"token secret {path}: less than {MIN_SECRET_BYTES} bytes; remove the file to get a new one")
     return SharedSecret(secret)
 
 
-def key_from(settings: Settings) -> Key:
-    """What Client-Tokens are verified with. StartupError when it is missing or cannot be used."""
+def key_from(settings: Settings) -> VerificationKey:
+    """Return the configured key for Client-Tokens. Raises StartupError when it is missing or unusable.
+
+    A JWKS behind a URL is not read yet.
+    """
     if settings.token_jwks is None:
         return shared_secret(settings)
     source = settings.token_jwks
@@ -224,12 +228,15 @@ def _is_url(source: str) -> bool:
 
 
 def issue(settings: Settings, account_id: str, device_id: str, ttl_seconds: int) -> str:
-    """A Client-Token signed with the configured secret. StartupError when there is none to sign with."""
+    """Return a Client-Token signed with the configured secret.
+
+    Raises CommandError for a bad id and when SRM has only public keys, StartupError when there is no secret.
+    """
     if settings.token_jwks is not None:
-        raise StartupError("SRM_TOKEN_JWKS holds public keys: tokens are issued where the private ones are")
+        raise CommandError("SRM_TOKEN_JWKS has public keys only: issue tokens where the private keys are")
     for name in (account_id, device_id):
         if not _is_identifier(name):
-            raise StartupError(f"{name!r} is no id: 1 to {MAX_CLAIM_LENGTH} printable characters")
+            raise CommandError(f"{name!r} is no id: an id has 1 to {MAX_CLAIM_LENGTH} printable characters")
     claims: dict[str, object] = {
         settings.token_account_claim: account_id,
         settings.token_device_claim: device_id,

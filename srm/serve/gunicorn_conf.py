@@ -112,6 +112,6 @@ def post_worker_init(worker: Any) -> None:
     worker.drain_seconds = DRAIN_SECONDS if load().trusted_proxies else 0
     service = getattr(worker.wsgi, "extensions", {}).get("srm.entitlement_service")
     if service is not None:
-        service.leave_threads(worker.cfg.threads)
+        service.set_worker_threads(worker.cfg.threads)
     gc.collect()
     gc.freeze()

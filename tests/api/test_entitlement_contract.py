@@ -1,4 +1,4 @@
-"""docs/entitlement-service.json says what SRM asks an entitlement service, and which answers it takes."""
+"""docs/entitlement-service.json describes the questions that SRM asks, and exactly the answers that SRM accepts."""
 
 import json
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def schema(name: str) -> jsonschema_rs.Validator:
     )
 
 
-def test_it_is_valid_openapi_3_1() -> None:
+def test_the_contract_is_valid_openapi_3_1() -> None:
     assert [error.message for error in jsonschema_rs.validator_for(OPENAPI_31).iter_errors(DOCUMENT)] == []
     for described in DOCUMENT["components"]["schemas"].values():
         jsonschema_rs.meta.validate({"$schema": DIALECT, **described})
@@ -61,7 +61,7 @@ def test_it_is_valid_openapi_3_1() -> None:
 
 @pytest.mark.parametrize("content_type", CONTENT_TYPES)
 @pytest.mark.parametrize("headers", [{}, {"X-Correlation-Id": "!" * 128}, {"X-Correlation-Id": "not sane"}])
-def test_it_describes_the_questions(
+def test_the_contract_accepts_every_question_that_srm_asks(
     make_client: Callable[..., FlaskClient], url: str, factory: Factory, content_type: str, headers: dict[str, str]
 ) -> None:
     with entitlement_server(grant) as server:
@@ -81,7 +81,7 @@ def test_it_describes_the_questions(
 
 
 @pytest.mark.parametrize(("body", "taken"), ANSWERS, ids=lambda value: str(value)[:40])
-def test_it_describes_the_answers_that_are_taken(
+def test_the_contract_accepts_the_answers_that_srm_accepts_and_no_others(
     make_client: Callable[..., FlaskClient], url: str, factory: Factory, body: Any, taken: bool
 ) -> None:
     factory.account("a")

@@ -1,6 +1,6 @@
-"""SRM_ENTITLEMENTS=http: content access as a service of the operator says, and what is done without its answer.
+"""SRM_ENTITLEMENTS=http: the operator's service decides content access. Setups are decided without its answer too.
 
-docs/design.md, Invariant 7: it is asked while no lock is held.
+docs/design.md, Invariant 7: the service is asked while no lock is held.
 """
 
 import base64
@@ -20,7 +20,7 @@ from structlog.testing import LogCapture
 
 from srm import config
 from srm.api import envelope
-from srm.clients import entitlement_service
+from srm.clients import breaker, entitlement_service
 from srm.db.database import Database
 from srm.db.models import Account, Device
 from srm.deadline import DEADLINE
@@ -42,10 +42,10 @@ from tests.support import Factory, error_of, free_port, issue_token, rows, wait_
 
 TIMEOUT_SECONDS = 1
 SLACK_SECONDS = 0.6
-"""For a machine that is busy with other things."""
+"""Allowance for a busy machine."""
 
 ANSWERED = {"deny": "SRM-0007", "allow": "admitted", "unavailable": "SRM-0010"}
-"""What a setup is answered without an answer of the service."""
+"""Result of a setup without an answer of the service, by SRM_ENTITLEMENTS_ON_FAILURE."""
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def account(factory: Factory) -> None:
 
 @pytest.fixture
 def serving(make_client: Callable[..., FlaskClient], url: str, server: EntitlementServer) -> Callable[..., FlaskClient]:
-    """Makes a client of an application that asks the server."""
+    """Return a function that makes a client of an application which asks the server."""
 
     def make(**settings: Any) -> FlaskClient:
         of_service = {"url": server.url, "timeout_seconds": TIMEOUT_SECONDS, **settings}
@@ -73,9 +73,9 @@ def serving(make_client: Callable[..., FlaskClient], url: str, server: Entitleme
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is logged, of here and of the answers."""
+    """Collect the log lines of the entitlement client and of the answers."""
     captured = LogCapture()
-    for module in (entitlement_service, envelope):
+    for module in (entitlement_service, breaker, envelope):
         monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[captured]))
     return captured.entries
 
@@ -90,7 +90,9 @@ def post(client: FlaskClient, content: str = "film", device: str = "tv", account
     return client.post("/srm/v1/sessions", json=body, headers={"Client-Token": issue_token(account, device), **headers})
 
 
-def test_a_setup_that_waited_too_long_for_a_thread_does_not_ask(client: FlaskClient, server: EntitlementServer) -> None:
+def test_a_setup_that_waited_too_long_for_a_thread_does_not_ask_the_service(
+    client: FlaskClient, server: EntitlementServer
+) -> None:
     waited = DEADLINE.set(time.monotonic())
     try:
         assert error_of(post(client)) == (503, "ERROR", "SRM-0010")
@@ -101,13 +103,13 @@ def test_a_setup_that_waited_too_long_for_a_thread_does_not_ask(client: FlaskCli
 
 
 def set_up(client: FlaskClient, content: str = "film", device: str = "tv", account: str = "a", **headers: str) -> str:
-    """`admitted`, or the errorCode."""
+    """Set up a session; return `admitted` or the errorCode."""
     answer = post(client, content, device, account, **headers)
     return "admitted" if "successResponse" in answer.get_json() else error_of(answer)[2]
 
 
 def ask(client: FlaskClient, content: str = "film") -> Access:
-    """What a setup learns of its content access, without the setup."""
+    """Ask for content access as a setup does, without the setup."""
     access: Access = client.application.extensions["srm.entitlement_service"].access_to(
         Principal("a", "tv"), ContentRef("COD", content)
     )
@@ -115,15 +117,17 @@ def ask(client: FlaskClient, content: str = "film") -> Access:
 
 
 def reasons(database: Database) -> list[tuple[str, str | None]]:
-    """(errorCode, reason) of the denials on record."""
+    """List errorCode and reason of the recorded denials."""
     found = rows(database, "SELECT error_code, reason FROM srm.denials ORDER BY denied_at")
     return [(code, reason) for code, reason in found]
 
 
-# What it is asked, and what it answers
+# Questions and answers
 
 
-def test_it_is_asked_for_what_the_setup_is_about(client: FlaskClient, server: EntitlementServer) -> None:
+def test_the_question_has_account_device_and_content_of_the_setup(
+    client: FlaskClient, server: EntitlementServer
+) -> None:
     assert set_up(client, "Fußball", **{"X-Correlation-Id": "from-the-box"}) == "admitted"
 
     (question,) = server.questions
@@ -140,7 +144,7 @@ def test_it_is_asked_for_what_the_setup_is_about(client: FlaskClient, server: En
     }
 
 
-def test_it_is_told_who_asks_when_the_url_says_so(
+def test_credentials_in_the_url_are_sent_as_basic_authentication(
     serving: Callable[..., FlaskClient], server: EntitlementServer, lines: list[Any]
 ) -> None:
     client = serving(url=server.url.replace("http://", "http://srm:p%40ss@"))
@@ -155,7 +159,7 @@ def test_it_is_told_who_asks_when_the_url_says_so(
     assert not any(secret in str(lines) for secret in ("p@ss", "p%40ss", expected))
 
 
-def test_a_denial_is_a_refusal_and_its_reason_is_on_record(
+def test_a_denied_setup_gets_srm_0007_and_the_reason_is_recorded(
     client: FlaskClient, server: EntitlementServer, database: Database, lines: list[Any]
 ) -> None:
     server.behave = deny
@@ -169,14 +173,16 @@ def test_a_denial_is_a_refusal_and_its_reason_is_on_record(
     assert (line["reason"], line["account"]) == ("not in the package", "a")
 
 
-def test_a_denial_needs_no_reason(client: FlaskClient, server: EntitlementServer, database: Database) -> None:
+def test_a_denial_without_a_reason_is_recorded(
+    client: FlaskClient, server: EntitlementServer, database: Database
+) -> None:
     server.behave = lambda call: call.answer({"granted": False, "more": [1]})
 
     assert set_up(client) == "SRM-0007"
     assert reasons(database) == [("SRM-0007", None)]
 
 
-def test_connections_are_kept(client: FlaskClient, server: EntitlementServer) -> None:
+def test_questions_share_one_connection(client: FlaskClient, server: EntitlementServer) -> None:
     for _ in range(5):
         assert set_up(client) == "admitted"
 
@@ -187,7 +193,7 @@ def test_connections_are_kept(client: FlaskClient, server: EntitlementServer) ->
 
 
 @pytest.mark.parametrize("behave", [deny, hang, lambda call: call.hang_up()], ids=["denies", "hangs", "hangs up"])
-def test_the_account_and_the_device_come_first(
+def test_account_and_device_are_checked_before_content_access(
     client: FlaskClient, server: EntitlementServer, factory: Factory, behave: Callable[[Call], None]
 ) -> None:
     server.behave = behave
@@ -200,7 +206,7 @@ def test_the_account_and_the_device_come_first(
     assert set_up(client, account="unknown") == "SRM-0004"
 
 
-def test_content_access_comes_before_the_limits(
+def test_content_access_is_checked_before_the_limits(
     client: FlaskClient, server: EntitlementServer, factory: Factory
 ) -> None:
     factory.change(Account, {"account_id": "a"}, max_sessions=0)
@@ -210,13 +216,13 @@ def test_content_access_comes_before_the_limits(
     assert set_up(client) == "SRM-0007"
 
 
-def test_nobody_is_asked_without_a_valid_token(client: FlaskClient, server: EntitlementServer) -> None:
+def test_the_service_is_not_asked_without_a_valid_token(client: FlaskClient, server: EntitlementServer) -> None:
     assert set_up(client, **{"Client-Token": "x"}) == "SRM-0003"
     assert server.questions == []
 
 
-def test_nothing_is_locked_while_it_is_asked(client: FlaskClient, server: EntitlementServer, url: str) -> None:
-    """The account is free, and no transaction is open."""
+def test_nothing_is_locked_while_the_service_is_asked(client: FlaskClient, server: EntitlementServer, url: str) -> None:
+    """Another connection can lock the account, and no transaction is open."""
     assert set_up(client, "before") == "admitted"  # the connection is there
     looked: list[int] = []
 
@@ -315,14 +321,14 @@ FAILURES: dict[str, tuple[str, Callable[[Call], None]]] = {
 
 
 def assert_told(lines: list[Any], kind: str, answered_as: str) -> None:
-    """One line tells of the failure."""
+    """Assert that exactly one log line tells of the failure."""
     (line,) = [line for line in lines if line["event"] == "no answer of the entitlement service"]
     assert (line["kind"], line["answered_as"], line["account"]) == (kind, answered_as, "a")
     assert line["cause"]
 
 
 @pytest.mark.parametrize(("kind", "behave"), FAILURES.values(), ids=FAILURES.keys())
-def test_whatever_it_does_the_setup_is_answered_in_time(
+def test_a_setup_is_answered_in_time_whatever_the_service_does(
     client: FlaskClient, server: EntitlementServer, kind: str, behave: Callable[[Call], None], lines: list[Any]
 ) -> None:
     server.behave = behave
@@ -339,7 +345,7 @@ def test_whatever_it_does_the_setup_is_answered_in_time(
 
 @pytest.mark.parametrize("on_failure", ANSWERED)
 @pytest.mark.parametrize("how", ["hanging", "reset", "500", "refused"])
-def test_the_operator_says_what_is_done_without_an_answer(
+def test_a_setup_without_an_answer_is_decided_as_configured(
     serving: Callable[..., FlaskClient],
     server: EntitlementServer,
     database: Database,
@@ -359,7 +365,7 @@ def test_the_operator_says_what_is_done_without_an_answer(
 
 
 @pytest.mark.parametrize("address", ["http://nowhere.invalid/", f"http://{'x' * 64}.example/", "https://127.0.0.1:1/"])
-def test_an_address_that_leads_nowhere_is_a_failure_too(serving: Callable[..., FlaskClient], address: str) -> None:
+def test_an_unreachable_address_is_a_failure(serving: Callable[..., FlaskClient], address: str) -> None:
     assert set_up(serving(url=address)) == "SRM-0010"
 
 
@@ -367,7 +373,7 @@ def test_an_address_that_leads_nowhere_is_a_failure_too(serving: Callable[..., F
 def test_a_slow_resolver_does_not_take_the_time_of_the_database(
     serving: Callable[..., FlaskClient], monkeypatch: pytest.MonkeyPatch, on_failure: str, answered: str
 ) -> None:
-    """It is the only thing that has its own time-out; what is done without an answer is done all the same."""
+    """Only the resolver has a timeout of its own. The setup is still decided as configured."""
 
     def slowly(*_: object, **__: object) -> list[object]:
         time.sleep(3)
@@ -379,8 +385,8 @@ def test_a_slow_resolver_does_not_take_the_time_of_the_database(
     assert set_up(client) == answered
 
 
-def test_tls_that_never_begins_is_given_up_in_time(serving: Callable[..., FlaskClient]) -> None:
-    """The connection is made, by the kernel, and nobody ever says a word."""
+def test_a_tls_handshake_that_never_begins_is_given_up_in_time(serving: Callable[..., FlaskClient]) -> None:
+    """The kernel accepts the connection, and no byte ever comes."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = serving(url=f"https://127.0.0.1:{silent.getsockname()[1]}/")
         hang_up = threading.Timer(ENDLESS_SECONDS, silent.shutdown, [socket.SHUT_RDWR])
@@ -394,7 +400,7 @@ def test_tls_that_never_begins_is_given_up_in_time(serving: Callable[..., FlaskC
 
 
 @pytest.mark.parametrize(("is_trusted", "answered"), [(True, "admitted"), (False, "SRM-0010")])
-def test_it_is_asked_over_tls_and_has_to_prove_who_it_is(
+def test_tls_requires_a_trusted_certificate(
     serving: Callable[..., FlaskClient],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -412,10 +418,10 @@ def test_it_is_asked_over_tls_and_has_to_prove_who_it_is(
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_kept_connection_that_was_closed_is_no_failure(
+def test_an_idle_connection_closed_by_the_service_is_no_failure(
     client: FlaskClient, server: EntitlementServer, reset: bool
 ) -> None:
-    """Also when it is closed only as the next question comes."""
+    """The service closes the connection at the moment of the next question."""
     server.behave = lambda call: grant(call) if call.number == 1 else call.hang_up(reset=reset)
 
     for _ in range(4):
@@ -432,7 +438,7 @@ def test_a_broken_connection_is_tried_once_more_and_not_twice(client: FlaskClien
     assert len(server.questions) == 2
 
 
-def test_both_tries_share_the_time(client: FlaskClient, server: EntitlementServer) -> None:
+def test_both_tries_share_one_timeout(client: FlaskClient, server: EntitlementServer) -> None:
     def late(call: Call) -> None:
         call.hang(TIMEOUT_SECONDS * 0.7)
         if len(server.questions) == 1:
@@ -445,7 +451,7 @@ def test_both_tries_share_the_time(client: FlaskClient, server: EntitlementServe
     assert len(server.questions) == 2
 
 
-def test_what_took_too_long_is_not_asked_again(client: FlaskClient, server: EntitlementServer) -> None:
+def test_a_timeout_is_not_tried_again(client: FlaskClient, server: EntitlementServer) -> None:
     server.behave = hang
 
     set_up(client)
@@ -461,14 +467,14 @@ def test_a_redirect_is_not_followed(client: FlaskClient, server: EntitlementServ
     assert len(server.questions) == 1
 
 
-# Answers that are kept
+# Cached answers
 
 
 def keep_for(seconds: float, **more: Any) -> Callable[[Call], None]:
     return lambda call: call.answer({"granted": True, "keepForSeconds": seconds, **more})
 
 
-def test_an_answer_is_kept_as_long_as_it_allows(client: FlaskClient, server: EntitlementServer) -> None:
+def test_an_answer_is_cached_as_long_as_it_allows(client: FlaskClient, server: EntitlementServer) -> None:
     server.behave = keep_for(1)
     began_at = time.monotonic()
     for _ in range(3):
@@ -481,7 +487,7 @@ def test_an_answer_is_kept_as_long_as_it_allows(client: FlaskClient, server: Ent
     assert len(server.questions) >= 2
 
 
-def test_a_kept_denial_keeps_its_reason(client: FlaskClient, server: EntitlementServer, database: Database) -> None:
+def test_a_cached_denial_keeps_its_reason(client: FlaskClient, server: EntitlementServer, database: Database) -> None:
     server.behave = lambda call: call.answer({"granted": False, "reason": "expired", "keepForSeconds": 60})
 
     assert [set_up(client), set_up(client)] == ["SRM-0007", "SRM-0007"]
@@ -489,7 +495,9 @@ def test_a_kept_denial_keeps_its_reason(client: FlaskClient, server: Entitlement
     assert reasons(database) == [("SRM-0007", "expired")] * 2
 
 
-def test_an_answer_is_for_this_question_alone(client: FlaskClient, server: EntitlementServer, factory: Factory) -> None:
+def test_a_cached_answer_holds_for_its_account_device_and_content_only(
+    client: FlaskClient, server: EntitlementServer, factory: Factory
+) -> None:
     server.behave = keep_for(60)
     factory.account("b", products=())
 
@@ -504,7 +512,9 @@ def test_an_answer_is_for_this_question_alone(client: FlaskClient, server: Entit
 
 
 @pytest.mark.parametrize("body", [{"granted": True}, {"granted": True, "keepForSeconds": 0}])
-def test_an_answer_that_allows_nothing_is_not_kept(client: FlaskClient, server: EntitlementServer, body: Any) -> None:
+def test_an_answer_without_keep_for_seconds_is_not_cached(
+    client: FlaskClient, server: EntitlementServer, body: Any
+) -> None:
     server.behave = lambda call: call.answer(body)
 
     set_up(client)
@@ -513,7 +523,7 @@ def test_an_answer_that_allows_nothing_is_not_kept(client: FlaskClient, server: 
     assert len(server.questions) == 2
 
 
-def test_a_failure_is_not_kept(client: FlaskClient, server: EntitlementServer) -> None:
+def test_a_failure_is_not_cached(client: FlaskClient, server: EntitlementServer) -> None:
     server.behave = lambda call: call.answer({"granted": False, "keepForSeconds": 60}, "500 Internal Server Error")
     assert set_up(client) == "SRM-0010"
 
@@ -521,7 +531,7 @@ def test_a_failure_is_not_kept(client: FlaskClient, server: EntitlementServer) -
     assert set_up(client) == "admitted"
 
 
-def test_what_is_kept_is_bounded_in_number(
+def test_the_cache_has_a_limited_size(
     serving: Callable[..., FlaskClient], server: EntitlementServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(entitlement_service, "CACHED_ANSWERS", 2)
@@ -536,7 +546,7 @@ def test_what_is_kept_is_bounded_in_number(
     assert len(server.questions) == 4
 
 
-def test_what_is_kept_is_bounded_in_time(
+def test_the_cache_keeps_no_answer_longer_than_its_maximum(
     client: FlaskClient, server: EntitlementServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(entitlement_service, "MAX_KEEP_SECONDS", 0.1)
@@ -554,14 +564,14 @@ def test_what_is_kept_is_bounded_in_time(
 
 def trip(client: FlaskClient, server: EntitlementServer) -> None:
     server.behave = lambda call: call.answer({}, "500 Internal Server Error")
-    for _ in range(entitlement_service.FAILURES_IN_A_ROW):
+    for _ in range(breaker.FAILURES_IN_A_ROW):
         assert set_up(client) == "SRM-0010"
 
 
-def test_after_some_failures_it_is_left_alone_and_then_asked_again(
+def test_failures_in_a_row_open_the_breaker_and_later_an_answer_closes_it(
     client: FlaskClient, server: EntitlementServer, monkeypatch: pytest.MonkeyPatch, lines: list[Any]
 ) -> None:
-    monkeypatch.setattr(entitlement_service, "LEFT_ALONE_SECONDS", 0.3)
+    monkeypatch.setattr(breaker, "OPEN_SECONDS", 0.3)
     trip(client, server)
     asked = len(server.questions)
     server.behave = grant
@@ -574,26 +584,26 @@ def test_after_some_failures_it_is_left_alone_and_then_asked_again(
 
     assert len(server.questions) == asked + 2
     kinds = [line["kind"] for line in lines if "kind" in line]
-    assert kinds == ["answer"] * entitlement_service.FAILURES_IN_A_ROW + ["left alone"]
+    assert kinds == ["answer"] * breaker.FAILURES_IN_A_ROW + ["left alone"]
     assert [line["event"] for line in lines if line["event"].startswith("entitlement service")] == [
         "entitlement service is left alone",
         "entitlement service is back",
     ]
 
 
-def test_an_answer_in_between_counts_anew(client: FlaskClient, server: EntitlementServer) -> None:
+def test_an_answer_resets_the_count_of_failures(client: FlaskClient, server: EntitlementServer) -> None:
     for _ in range(3):
         server.behave = lambda call: call.answer({}, "500 Internal Server Error")
-        for _ in range(entitlement_service.FAILURES_IN_A_ROW - 1):
+        for _ in range(breaker.FAILURES_IN_A_ROW - 1):
             set_up(client)
         server.behave = deny
         assert set_up(client) == "SRM-0007"
 
 
-def test_a_try_that_fails_leaves_it_alone_again(
+def test_a_failed_trial_opens_the_breaker_again(
     client: FlaskClient, server: EntitlementServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(entitlement_service, "LEFT_ALONE_SECONDS", 0.3)
+    monkeypatch.setattr(breaker, "OPEN_SECONDS", 0.3)
     trip(client, server)
     time.sleep(0.35)
     asked = len(server.questions)
@@ -604,10 +614,10 @@ def test_a_try_that_fails_leaves_it_alone_again(
     assert len(server.questions) == asked + 1
 
 
-def test_one_tries_while_the_others_do_not_wait(
+def test_one_setup_tries_the_service_while_the_others_do_not_wait(
     client: FlaskClient, server: EntitlementServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(entitlement_service, "LEFT_ALONE_SECONDS", 0.1)
+    monkeypatch.setattr(breaker, "OPEN_SECONDS", 0.1)
     trip(client, server)
     time.sleep(0.15)
     asked = len(server.questions)
@@ -629,7 +639,7 @@ def test_one_tries_while_the_others_do_not_wait(
     assert len(server.questions) == asked + 1
 
 
-def test_so_many_are_asked_at_once_and_no_more(
+def test_the_number_of_concurrent_calls_is_limited(
     client: FlaskClient, server: EntitlementServer, lines: list[Any]
 ) -> None:
     server.behave = hang
@@ -646,10 +656,10 @@ def test_so_many_are_asked_at_once_and_no_more(
 
 
 @pytest.mark.parametrize(("threads", "calls"), [(1, 1), (2, 1), (3, 1), (4, 2), (8, 6), (64, 6)])
-def test_some_threads_are_left_for_others(
+def test_some_threads_of_a_worker_never_wait_for_the_service(
     client: FlaskClient, server: EntitlementServer, threads: int, calls: int
 ) -> None:
-    client.application.extensions["srm.entitlement_service"].leave_threads(threads)
+    client.application.extensions["srm.entitlement_service"].set_worker_threads(threads)
     server.behave = hang
 
     with ThreadPoolExecutor(8) as pool:
@@ -658,8 +668,10 @@ def test_some_threads_are_left_for_others(
     assert len(server.questions) == calls
 
 
-def test_a_place_is_free_again_after_every_outcome(client: FlaskClient, server: EntitlementServer) -> None:
-    """More of each than there are places."""
+def test_every_outcome_frees_its_place_among_the_concurrent_calls(
+    client: FlaskClient, server: EntitlementServer
+) -> None:
+    """Each outcome comes more often than there are places."""
     for number in range(config.ENTITLEMENT_CALLS_AT_ONCE + 1):
         server.behave = lambda call: call.hang_up()
         assert set_up(client) == "SRM-0010"
@@ -671,7 +683,7 @@ def test_a_place_is_free_again_after_every_outcome(client: FlaskClient, server: 
 
 
 def measured(client: FlaskClient) -> dict[str, float]:
-    """What /metrics shows of entitlements, by name and labels."""
+    """Read the metrics of entitlements, by name and labels."""
     lines = client.get("/metrics").text.splitlines()
     return {
         name: float(value)
@@ -681,12 +693,12 @@ def measured(client: FlaskClient) -> dict[str, float]:
 
 
 def grown(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """What has changed, but for the seconds."""
+    """Return the changes of the metrics, without those in seconds."""
     changes = {name: value - before.get(name, 0) for name, value in after.items()}
     return {name: change for name, change in changes.items() if change and name != "srm_entitlement_seconds_sum"}
 
 
-def test_it_counts_what_is_answered_by_whom(client: FlaskClient, server: EntitlementServer) -> None:
+def test_metrics_count_answers_by_result_and_source(client: FlaskClient, server: EntitlementServer) -> None:
     before = measured(client)
     server.behave = keep_for(60)
     set_up(client)
@@ -703,7 +715,7 @@ def test_it_counts_what_is_answered_by_whom(client: FlaskClient, server: Entitle
 
 
 @pytest.mark.parametrize("on_failure", ANSWERED)
-def test_it_counts_failures_by_cause_and_by_what_was_done(
+def test_metrics_count_failures_by_cause_and_decision(
     serving: Callable[..., FlaskClient], server: EntitlementServer, on_failure: str
 ) -> None:
     client = serving(on_failure=on_failure)

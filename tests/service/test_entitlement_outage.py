@@ -1,6 +1,6 @@
-"""The entitlement service hangs: setups are answered in time, and keep-alives notice nothing of it.
+"""The entitlement service hangs: setups are answered in time, and keep-alives are not delayed.
 
-docs/design.md, Invariant 7: it is asked while no lock is held.
+docs/design.md, Invariant 7: the service is asked while no lock is held.
 """
 
 import sys
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.alone
 
 TIMEOUT_SECONDS = 2
 SETUPS_AT_ONCE = 24
-"""More than all threads of the process."""
+"""More than the process has threads."""
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def server() -> Iterator[EntitlementServer]:
 
 @contextmanager
 def serving(clone: Callable[[], str], server: EntitlementServer, tmp_path: Path, threads: int | None) -> Iterator[str]:
-    """One process that asks the server; its base URL."""
+    """Run one API process that asks the server; yield its base URL."""
     url = clone()
     database = Database(url, application_name="srm-tests")
     Factory(database).account("a", max_sessions=None)
@@ -48,7 +48,7 @@ def serving(clone: Callable[[], str], server: EntitlementServer, tmp_path: Path,
 
 
 def keep_alives(player: Player, session: str, until: Callable[[], bool]) -> list[float]:
-    """How long each took, of a steady stream of them."""
+    """Send keep-alives until the condition holds; return the seconds that each took."""
     took = []
     while not until():
         answer = player.keep_alive(session)
@@ -91,8 +91,8 @@ def test_keep_alives_do_not_wait_while_setups_hang(
 
 
 @pytest.mark.parametrize(("entitlements", "threads"), [("local", 2), ("allow", 2), ("http", 8)])
-def test_there_are_threads_for_setups_that_wait(entitlements: str, threads: int) -> None:
-    """And no more than usual where none do; a wrong setting is told by the start."""
+def test_a_worker_has_more_threads_when_setups_wait_for_the_service(entitlements: str, threads: int) -> None:
+    """Otherwise a worker has two threads."""
     result = run(
         [sys.executable, "-c", "from srm import gunicorn_conf; print(gunicorn_conf.threads)"],
         SRM_ENTITLEMENTS=entitlements,
@@ -102,7 +102,7 @@ def test_there_are_threads_for_setups_that_wait(entitlements: str, threads: int)
     assert (result.returncode, result.stdout) == (0, f"{threads}\n"), result.stderr
 
 
-def test_it_does_not_start_without_an_address(tmp_path: Path) -> None:
+def test_the_service_does_not_start_without_an_entitlement_url(tmp_path: Path) -> None:
     result = run(python_m("gunicorn", "--config", "python:srm.gunicorn_conf", "wsgi:app"), SRM_ENTITLEMENTS="http")
 
     assert result.returncode != 0
@@ -110,7 +110,7 @@ def test_it_does_not_start_without_an_address(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_it_is_well_again_when_the_service_is(
+def test_setups_are_admitted_again_when_the_service_answers_again(
     clone: Callable[[], str], server: EntitlementServer, tmp_path: Path
 ) -> None:
     with serving(clone, server, tmp_path, None) as base, Player(base, "a", "tv") as viewer:

@@ -1,4 +1,7 @@
-"""Keys and their sources, the cache of verified tokens, and issuing. What is wrong in a token: tests/api."""
+"""Keys and their sources, the cache of verified tokens, and issuing.
+
+tests/api/test_client_token.py has invalid tokens.
+"""
 
 import base64
 import json
@@ -16,9 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from srm.clients import tokens
-from srm.clients.tokens import KeySet, SharedSecret, TokenVerifier
+from srm.clients.tokens import KeySet, SharedSecret, TokenVerifier, VerificationKey
 from srm.config import Settings
-from srm.errors import DependencyUnavailable, StartupError, TokenNotValid
+from srm.errors import CommandError, DependencyUnavailable, StartupError, TokenNotValid
 from srm.playback.model import Principal
 from tests.support import SECRET, free_port, issue_token, sign, wait_until
 
@@ -46,16 +49,16 @@ def signed(algorithm: str = "RS256", kid: str | None = None, key: Any = None, **
     return jwt.encode({**CLAIMS, **claims}, key or PRIVATE[algorithm], algorithm=algorithm, headers=header)
 
 
-def verifier_of(key: tokens.Key, **settings: Any) -> TokenVerifier:
+def verifier_of(key: VerificationKey, **settings: Any) -> TokenVerifier:
     return TokenVerifier(key, Settings(**settings))
 
 
-def verify(key: tokens.Key, token: str) -> Principal:
+def verify(key: VerificationKey, token: str) -> Principal:
     return verifier_of(key).verify(token)
 
 
 class Source:
-    """An HTTP server that hands out a JWKS."""
+    """An HTTP server that serves a JWKS."""
 
     def __init__(self) -> None:
         self.status = 200
@@ -112,7 +115,7 @@ def let_the_interval_pass(keys: KeySet) -> None:
 # Shared secret
 
 
-def test_a_shared_secret_verifies_what_it_has_issued() -> None:
+def test_a_shared_secret_verifies_the_tokens_it_has_issued() -> None:
     assert verify(SharedSecret(SECRET), SharedSecret(SECRET).issue(CLAIMS)) == Principal("a", "tv")
 
 
@@ -170,7 +173,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("token", WRONG.values(), ids=WRONG.keys())
-def test_the_key_decides_and_never_the_token(file: Path, token: Any) -> None:
+def test_the_key_decides_the_algorithm_and_never_the_token(file: Path, token: Any) -> None:
     with pytest.raises(TokenNotValid):
         verify(KeySet(str(file)), token())
 
@@ -200,7 +203,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("key", UNFIT.values(), ids=UNFIT.keys())
-def test_a_key_that_is_not_for_signatures_of_ours_is_left_out(tmp_path: Path, key: Any) -> None:
+def test_a_key_that_cannot_sign_client_tokens_is_skipped(tmp_path: Path, key: Any) -> None:
     file = tmp_path / "jwks.json"
     file.write_text(json.dumps({"keys": [key, *JWKS["keys"]]}))
     keys = tokens.key_from(Settings(token_jwks=str(file)))
@@ -214,7 +217,7 @@ def test_a_key_that_is_not_for_signatures_of_ours_is_left_out(tmp_path: Path, ke
 # Rotation
 
 
-def test_an_unknown_kid_makes_it_read_once_more_and_then_not_for_a_while(source: Source) -> None:
+def test_an_unknown_kid_makes_the_source_be_read_once_more_and_then_not_for_a_while(source: Source) -> None:
     keys = KeySet(source.url)
     verify(keys, signed())
     let_the_interval_pass(keys)
@@ -228,7 +231,7 @@ def test_an_unknown_kid_makes_it_read_once_more_and_then_not_for_a_while(source:
     assert source.reads == 2
 
 
-def test_it_reads_again_after_the_interval(source: Source) -> None:
+def test_an_unknown_kid_makes_the_source_be_read_again_after_the_interval(source: Source) -> None:
     keys = KeySet(source.url)
     verify(keys, signed())
     source.publish(rsa_jwk(OTHER_RSA, kid="next"))
@@ -255,7 +258,7 @@ def test_a_key_that_was_withdrawn_is_gone_after_the_next_read(source: Source) ->
     assert verify(keys, signed("ES256")) == Principal("a", "tv")
 
 
-def test_many_threads_make_it_read_once(source: Source) -> None:
+def test_many_threads_read_the_source_once(source: Source) -> None:
     keys = KeySet(source.url)
     token = signed()
     found: list[Principal] = []
@@ -269,7 +272,7 @@ def test_many_threads_make_it_read_once(source: Source) -> None:
     assert source.reads == 1
 
 
-# The source is away, or hands out something else
+# The source is away, or serves no JWKS
 
 ANSWERS: dict[str, dict[str, Any]] = {
     "redirect": {"status": 302, "headers": {"Location": "/elsewhere"}},
@@ -302,7 +305,9 @@ def test_keys_once_read_are_kept_whatever_the_source_answers(source: Source, ans
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
-def test_without_keys_it_is_unavailable_whatever_the_source_answers(source: Source, answer: dict[str, Any]) -> None:
+def test_without_keys_verification_is_unavailable_whatever_the_source_answers(
+    source: Source, answer: dict[str, Any]
+) -> None:
     vars(source).update(answer)
     keys = KeySet(source.url)
 
@@ -323,7 +328,7 @@ def test_keys_once_read_are_kept_while_the_source_is_away(source: Source) -> Non
     assert verify(keys, signed()) == Principal("a", "tv")
 
 
-def test_without_keys_it_is_unavailable_until_the_source_comes_back(source: Source) -> None:
+def test_without_keys_verification_is_unavailable_until_the_source_comes_back(source: Source) -> None:
     keys = KeySet(f"http://127.0.0.1:{free_port()}/jwks.json")
     with pytest.raises(DependencyUnavailable):
         verify(keys, signed())
@@ -357,7 +362,7 @@ def test_a_token_is_verified_once() -> None:
     assert key.count == 1
 
 
-def test_a_token_is_forgotten_when_it_expires() -> None:
+def test_a_cached_token_is_refused_when_it_expires() -> None:
     expires_at = int(time.time()) + 2
     token = issue_token("a", "tv", exp=expires_at)
     verifier = verifier_of(CountingKey())
@@ -369,7 +374,7 @@ def test_a_token_is_forgotten_when_it_expires() -> None:
         verifier.verify(token)
 
 
-def test_the_oldest_token_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_cache_drops_the_oldest_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "CACHED_TOKENS", 2)
     key = CountingKey()
     verifier = verifier_of(key)
@@ -377,14 +382,14 @@ def test_the_oldest_token_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for token in (first, second, third):
         verifier.verify(token)
-    assert verifier._proved.cache_info().currsize == 2
+    assert verifier._verified.cache_info().currsize == 2
     verifier.verify(third)
     assert key.count == 3
     verifier.verify(first)
     assert key.count == 4
 
 
-def test_refusals_are_not_remembered() -> None:
+def test_invalid_tokens_are_not_cached() -> None:
     key = CountingKey()
     verifier = verifier_of(key)
 
@@ -393,11 +398,11 @@ def test_refusals_are_not_remembered() -> None:
             verifier.verify(token)
 
     assert key.count == 4
-    assert verifier._proved.cache_info().currsize == 0
+    assert verifier._verified.cache_info().currsize == 0
 
 
 @pytest.mark.parametrize("expires_at", [10**12, 10**30, 1e300, pytest.param(CLAIMS["exp"] + 0.5, id="a fraction")])
-def test_a_token_may_last_for_ever(expires_at: float) -> None:
+def test_a_token_may_expire_in_the_far_future(expires_at: float) -> None:
     verifier = verifier_of(SharedSecret(SECRET))
 
     for _ in range(2):
@@ -429,14 +434,14 @@ def test_each_data_directory_gets_a_secret_of_its_own(tmp_path: Path) -> None:
         verify(second, first.issue(CLAIMS))
 
 
-def test_the_configured_secret_wins(tmp_path: Path) -> None:
+def test_a_configured_secret_wins_over_the_data_directory(tmp_path: Path) -> None:
     key = tokens.shared_secret(Settings(token_secret=SECRET, data_dir=tmp_path), create=True)
 
     assert verify(key, issue_token("a", "tv")) == Principal("a", "tv")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_secret_it_says_what_to_set(tmp_path: Path) -> None:
+def test_a_missing_secret_stops_the_start_and_says_what_to_set(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="SRM_TOKEN_SECRET or SRM_TOKEN_JWKS"):
         tokens.key_from(Settings(data_dir=tmp_path))
 
@@ -446,7 +451,7 @@ def test_without_a_secret_it_says_what_to_set(tmp_path: Path) -> None:
     [b"", b"short", b" \n", b"\xff" * 40, None],
     ids=["empty", "short", "blank", "not UTF-8", "a folder"],
 )
-def test_a_secret_that_cannot_be_used_is_told_without_it(tmp_path: Path, content: bytes | None) -> None:
+def test_an_unusable_secret_stops_the_start_and_is_not_shown(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "token_secret"
     if content is None:
         file.mkdir()
@@ -477,7 +482,7 @@ def test_a_jwks_file_that_cannot_be_used_stops_the_start(tmp_path: Path, content
 
 
 @pytest.mark.parametrize("url", ["http://host:port/jwks.json", "http://", "https:///jwks.json"])
-def test_a_jwks_url_that_is_none_stops_the_start(url: str) -> None:
+def test_an_invalid_jwks_url_stops_the_start(url: str) -> None:
     with pytest.raises(StartupError, match="SRM_TOKEN_JWKS="):
         tokens.key_from(Settings(token_jwks=url))
 
@@ -485,7 +490,7 @@ def test_a_jwks_url_that_is_none_stops_the_start(url: str) -> None:
 # Issuing
 
 
-def test_what_is_issued_is_accepted_under_the_same_settings() -> None:
+def test_an_issued_token_is_accepted_under_the_settings_that_issued_it() -> None:
     settings = Settings(
         token_secret=SECRET,
         token_issuer="operator",
@@ -502,12 +507,12 @@ def test_what_is_issued_is_accepted_under_the_same_settings() -> None:
     assert TokenVerifier(tokens.key_from(settings), settings).verify(token) == Principal("a", "tv")
 
 
-def test_without_issuer_and_audience_they_are_left_out() -> None:
+def test_an_issued_token_has_no_issuer_and_audience_unless_configured() -> None:
     token = tokens.issue(Settings(token_secret=SECRET), "a", "tv", 60)
 
     assert jwt.decode(token, SECRET, algorithms=["HS256"]).keys() == {"accountId", "deviceId", "exp"}
 
 
-def test_it_cannot_issue_with_public_keys(file: Path) -> None:
-    with pytest.raises(StartupError, match="SRM_TOKEN_JWKS"):
+def test_public_keys_cannot_issue_a_token(file: Path) -> None:
+    with pytest.raises(CommandError, match="SRM_TOKEN_JWKS"):
         tokens.issue(Settings(token_jwks=str(file)), "a", "tv", 60)
