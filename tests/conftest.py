@@ -53,10 +53,6 @@ def server_url() -> Iterator[str]:
         yield server.url
 
 
-ALWAYS_AVAILABLE = "UPDATE srm.availability SET seen_at = 'infinity', available_since = '-infinity', outage_at = NULL"
-"""What most tests are about has nothing to do with outages, and nothing ticks when they call the application."""
-
-
 def _execute(server_url: str, statement: str) -> None:
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(statement)
@@ -79,7 +75,7 @@ def template(server_url: str) -> Iterator[str]:
     _execute(server_url, f'CREATE DATABASE "{name}"')
     support.make_roles(_in(server_url, name))
     schema.upgrade(support.as_role("srm_owner", _in(server_url, name)))
-    _execute(_in(server_url, name), ALWAYS_AVAILABLE)
+    _execute(_in(server_url, name), support.ALWAYS_AVAILABLE)
     database = Database(support.as_role("srm_application", _in(server_url, name)), application_name="srm-tests")
     Reaper(database, ended_retention_seconds=300, history_retention_days=90).make_partitions()
     factory = Factory(database)
@@ -115,15 +111,7 @@ def url(shared_url: str, outside: Callable[[str], str]) -> Iterator[str]:
     """A database with the catalogue of the template, and nothing else; for the role of the application."""
     yield shared_url
     with psycopg.connect(outside(shared_url), autocommit=True) as connection:
-        connection.execute(
-            "TRUNCATE srm.sessions, srm.session_history, srm.denials, srm.entitlements, srm.devices, srm.accounts, "
-            "srm.account_profiles, srm.profile_device_groups, srm.profile_content_groups, srm.content_groups, "
-            "srm.operators, srm.operator_audit"
-        )
-        connection.execute(ALWAYS_AVAILABLE)
-        connection.execute("DELETE FROM srm.product_contents WHERE product_id <> 'basic'")
-        connection.execute("DELETE FROM srm.products WHERE product_id <> 'basic'")
-        connection.execute("DELETE FROM srm.contents WHERE content_id <> 'film'")
+        support.empty(connection)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from multiprocessing.synchronize import Barrier
 from typing import Protocol, TypeVar
 from uuid import UUID
 
@@ -29,8 +30,11 @@ Result = TypeVar("Result")
 
 TIMEOUT_SECONDS = 1
 
-START_SECONDS = 2
-"""That a new process needs to load its modules; not counted."""
+SEEN_ENOUGH = 16
+"""So often each thing has to happen in a process, before its players may stop."""
+
+PATIENCE_SECONDS = 60
+"""Then they stop, whatever has happened."""
 
 
 class Service(Protocol):
@@ -102,6 +106,10 @@ class Tally:
     came_back: list[str] = field(default_factory=list)
     ended_early: list[str] = field(default_factory=list)
 
+    def least(self) -> int:
+        """How often the rarest of the things has happened that must happen."""
+        return min(self.admitted, self.refused, self.kept_at_the_edge, self.lapsed_at_the_edge, self.late)
+
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
@@ -138,22 +146,22 @@ class EdgePlayer:
         self._service = service
         self._jitter_seconds = jitter_seconds
         self._lead_seconds = jitter_seconds
-        self._tally = Tally()
+        self.tally = Tally()
 
-    def play(self, until: float) -> Tally:
-        while time.time() < until:
+    def play(self, goes_on: Callable[[], bool]) -> Tally:
+        while goes_on():
             session_id, contact = _timed(self._service.set_up)
             if session_id is None:
-                self._tally.refused += 1
+                self.tally.refused += 1
             else:
-                self._tally.admitted += 1
-                self._hold(session_id, contact, until)
-        return self._tally
+                self.tally.admitted += 1
+                self._hold(session_id, contact, goes_on)
+        return self.tally
 
-    def _hold(self, session_id: str, last: Contact, until: float) -> None:
+    def _hold(self, session_id: str, last: Contact, goes_on: Callable[[], bool]) -> None:
         """Keep it alive at the edge until it lapses, or until tired of it."""
         for _ in range(random.randint(1, 6)):
-            if last.answered_at + TIMEOUT_SECONDS > until:
+            if not goes_on():
                 return
             kind = random.choices(("edge", "late", "soon"), (7, 2, 1))[0]
             time.sleep(max(0, self._next_at(kind, last) - time.time()))
@@ -179,17 +187,17 @@ class EdgePlayer:
 
     def _judge(self, session_id: str, last: Contact, is_active: bool, contact: Contact) -> None:
         """The database has heard of the session between request and answer, so much is certain."""
-        self._tally.kept += is_active
+        self.tally.kept += is_active
         if contact.sent_at >= last.answered_at + TIMEOUT_SECONDS:
-            self._tally.late += 1
+            self.tally.late += 1
             if is_active:
-                self._tally.came_back.append(session_id)
+                self.tally.came_back.append(session_id)
         if not is_active and contact.answered_at < last.sent_at + TIMEOUT_SECONDS:
-            self._tally.ended_early.append(session_id)
+            self.tally.ended_early.append(session_id)
 
     def _learn(self, is_active: bool) -> None:
-        self._tally.kept_at_the_edge += is_active
-        self._tally.lapsed_at_the_edge += not is_active
+        self.tally.kept_at_the_edge += is_active
+        self.tally.lapsed_at_the_edge += not is_active
         self._lead_seconds += (-1 if is_active else 1) * self._jitter_seconds / 4
 
 
@@ -199,12 +207,30 @@ def _timed(call: Callable[[], Result]) -> tuple[Result, Contact]:
     return result, Contact(sent_at, time.time())
 
 
-def _play(place: Place, players: list[tuple[str, str]], until: float, jitter_seconds: float) -> Tally:
-    """The players of one process, each in a thread."""
+_started: Barrier
+
+
+def _share(barrier: Barrier) -> None:
+    """Called first in each process: it has loaded its modules."""
+    global _started
+    _started = barrier
+
+
+def _play(place: Place, players: list[tuple[str, str]], seconds: float, jitter_seconds: float) -> Tally:
+    """The players of one process, each in a thread: at least so long, and until they have seen enough."""
+    tallies: list[Tally] = []
+    _started.wait(PATIENCE_SECONDS)
+    started_at = time.time()
+
+    def goes_on() -> bool:
+        played = time.time() - started_at
+        return played < seconds or (played < PATIENCE_SECONDS and sum(tallies, Tally()).least() < SEEN_ENOUGH)
 
     def play(account: str, device: str) -> Tally:
         with place.player(account, device) as service:
-            return EdgePlayer(service, jitter_seconds).play(until)
+            player = EdgePlayer(service, jitter_seconds)
+            tallies.append(player.tally)
+            return player.play(goes_on)
 
     with ThreadPoolExecutor(len(players)) as threads:
         return sum(threads.map(play, *zip(*players, strict=True)), Tally())
@@ -248,10 +274,13 @@ def rows_held_up(url: str) -> Iterator[None]:
 def play_on_the_edge(
     place: Place, players: list[tuple[str, str]], *, seconds: float, processes: int, jitter_seconds: float
 ) -> Tally:
-    """Let (account, device)s play for that long, spread over so many processes; all that happened."""
+    """Let (account, device)s play, spread over so many processes; all that happened.
+
+    At least for `seconds` once all processes have started, and until each has seen enough.
+    """
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-        until = time.time() + START_SECONDS + seconds
+    barrier = spawn.Barrier(processes)
+    with ProcessPoolExecutor(processes, spawn, initializer=_share, initargs=(barrier,)) as pool:
         shares = [players[start::processes] for start in range(processes)]
-        played = [pool.submit(_play, place, share, until, jitter_seconds) for share in shares]
+        played = [pool.submit(_play, place, share, seconds, jitter_seconds) for share in shares]
         return sum((share.result() for share in played), Tally())

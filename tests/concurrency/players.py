@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from srm.db.database import Database
 from srm.errors import SessionLimitReached
 from srm.playback import setup
 from srm.playback.model import ContentRef, Principal
-from tests.support import SETUP, issue_token, rows
+from tests.support import SETUP, issue_token
 
 Result = TypeVar("Result")
 
@@ -113,12 +114,6 @@ def set_up(database: Database, account: str, device: str) -> UUID | None:
         return None
 
 
-def deadlocks(database: Database) -> int:
-    """How many the server has had to resolve in this database (SQLSTATE 40P01)."""
-    count: int = rows(database, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")[0][0]
-    return count
-
-
 def patiently(ask: Callable[[], Answer]) -> Answer:
     """Ask again, as a client does, as long as the answer is 503: the service is overloaded."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
@@ -127,6 +122,27 @@ def patiently(ask: Callable[[], Answer]) -> Answer:
         if answer.status != 503 or time.monotonic() > give_up_at:
             return answer
         time.sleep(0.2)
+
+
+class Race:
+    """Goes on until so much has happened as is asked for; or until PATIENCE_SECONDS have passed, and then fails."""
+
+    def __init__(self, **goals: int) -> None:
+        self._goals = goals
+        self._lock = threading.Lock()
+        self._give_up_at = time.monotonic() + PATIENCE_SECONDS
+        self.counts: Counter[str] = Counter()
+
+    def count(self, name: str) -> None:
+        """One more of these has happened."""
+        with self._lock:
+            self.counts[name] += 1
+
+    def goes_on(self) -> bool:
+        """Whether something is still to happen. AssertionError when it takes too long."""
+        missing = {name: goal for name, goal in self._goals.items() if self.counts[name] < goal}
+        assert not missing or time.monotonic() < self._give_up_at, f"{self.counts}, expected {missing}"
+        return bool(missing)
 
 
 def at_once(count: int, work: Callable[[int, threading.Barrier], Result]) -> list[Result]:

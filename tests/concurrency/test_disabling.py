@@ -7,14 +7,14 @@ import random
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import pytest
 
 from srm.db.database import Database
 from tests import support
-from tests.concurrency.players import Player, at_once, deadlocks, patiently
+from tests.concurrency.conftest import Service
+from tests.concurrency.players import Player, at_once, patiently
 from tests.support import Factory, rows
 
 PLAYERS = 6
@@ -79,29 +79,26 @@ class Round:
 
 
 @pytest.mark.parametrize("call", DISABLING)
-def test_nothing_is_active_once_it_is_disabled(
-    own_url: str, own_database: Database, tmp_path: Path, call: Disabling
-) -> None:
-    factory = Factory(own_database)
+def test_nothing_is_active_once_it_is_disabled(service: Service, call: Disabling) -> None:
+    database = service.database
+    factory = Factory(database)
     accounts = [factory.account(f"a{number}", max_sessions=None, timeout_seconds=None) for number in range(ROUNDS)]
     key = factory.operator("admin")
     admitted = 0
 
-    with support.api(own_url, tmp_path / "api.log", workers=2, threads=PLAYERS) as (base, _):
-        for account in accounts:
-            round_ = Round(base, account)
+    for account in accounts:
+        round_ = Round(service.base, account)
 
-            def work(index: int, barrier: threading.Barrier, round_: Round = round_) -> int:
-                return round_.play(barrier, call) if index else round_.disable(barrier, call, key, own_database)
+        def work(index: int, barrier: threading.Barrier, round_: Round = round_) -> int:
+            return round_.play(barrier, call) if index else round_.disable(barrier, call, key, database)
 
-            active, *counts = at_once(1 + PLAYERS, work)
-            assert active == 0
-            assert rows(own_database, ACTIVE, account=account)[0][0] == 0
-            ended = rows(own_database, ENDED, account=account)
-            assert ended == ([(call.reason, sum(counts))] if sum(counts) else [])
-            admitted += sum(counts)
+        active, *counts = at_once(1 + PLAYERS, work)
+        assert active == 0
+        assert rows(database, ACTIVE, account=account)[0][0] == 0
+        ended = rows(database, ENDED, account=account)
+        assert ended == ([(call.reason, sum(counts))] if sum(counts) else [])
+        admitted += sum(counts)
 
     assert admitted > ROUNDS
-    assert rows(own_database, "SELECT count(*) FROM srm.operator_audit WHERE action = 'end'") == [(admitted,)]
-    assert deadlocks(own_database) == 0
-    support.assert_audit_clean(own_url)
+    assert rows(database, "SELECT count(*) FROM srm.operator_audit WHERE action = 'end'") == [(admitted,)]
+    support.assert_audit_clean(service.url)

@@ -2,15 +2,14 @@
 
 import threading
 from functools import partial
-from pathlib import Path
 
-from srm.db.database import Database
 from tests import support
-from tests.concurrency.players import Player, at_once, deadlocks, patiently
+from tests.concurrency.conftest import Service
+from tests.concurrency.players import Player, at_once, patiently
 from tests.support import Factory
 
 CLIENTS = 20
-ROUNDS = 50
+ROUNDS = 20
 
 
 def repeat(base: str, barrier: threading.Barrier) -> list[str | None]:
@@ -26,15 +25,13 @@ def repeat(base: str, barrier: threading.Barrier) -> list[str | None]:
     return [answer.session_id for answer in given]
 
 
-def test_one_session_for_all_repeats(own_url: str, own_database: Database, tmp_path: Path) -> None:
-    Factory(own_database).account("a", "tv", max_sessions=1)
+def test_one_session_for_all_repeats(service: Service) -> None:
+    Factory(service.database).account("a", "tv", max_sessions=1)
 
-    with support.api(own_url, tmp_path / "api.log", workers=4) as (base, _):
-        by_client = at_once(CLIENTS, lambda _, barrier: repeat(base, barrier))
+    by_client = at_once(CLIENTS, lambda _, barrier: repeat(service.base, barrier))
 
     by_round = [set(given) for given in zip(*by_client, strict=True)]
     assert all(len(given) == 1 and None not in given for given in by_round)
     assert len(set.union(*by_round)) == ROUNDS
-    assert support.rows(own_database, "SELECT count(*) FROM srm.sessions")[0][0] == ROUNDS
-    support.assert_audit_clean(own_url)
-    assert deadlocks(own_database) == 0
+    assert support.session_count(service.database) == ROUNDS
+    support.assert_audit_clean(service.url)

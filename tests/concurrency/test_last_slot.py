@@ -6,7 +6,6 @@ when the account is not locked.
 
 import threading
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +13,7 @@ from srm.db.database import Database
 from srm.playback.model import Principal
 from srm.playback.teardown import tear_down_or_explain
 from tests import support
+from tests.concurrency.conftest import Service
 from tests.concurrency.players import Answer, Player, at_once, connections, patiently, set_up
 from tests.support import Factory
 
@@ -43,20 +43,19 @@ def race(base: str, device: str, barrier: threading.Barrier, rounds: int) -> lis
     return answers
 
 
-@pytest.mark.parametrize(("free", "taken", "rounds"), [(1, 2, 200), (5, 0, 20)])
-def test_it_admits_as_many_as_there_are_slots(
-    own_url: str, own_database: Database, tmp_path: Path, free: int, taken: int, rounds: int
-) -> None:
-    make_account(own_database, free=free, taken=taken)
+@pytest.mark.parametrize(
+    ("free", "taken", "rounds"), [(1, 2, 40), (5, 0, 10), pytest.param(1, 2, 1000, marks=pytest.mark.long(120))]
+)
+def test_it_admits_as_many_as_there_are_slots(service: Service, free: int, taken: int, rounds: int) -> None:
+    make_account(service.database, free=free, taken=taken)
 
-    with support.api(own_url, tmp_path / "api.log", workers=4) as (base, _):
-        by_client = at_once(CLIENTS, lambda i, barrier: race(base, DEVICES[i], barrier, rounds))
+    by_client = at_once(CLIENTS, lambda i, barrier: race(service.base, DEVICES[i], barrier, rounds))
 
     for answers in zip(*by_client, strict=True):
         assert len([answer for answer in answers if answer.session_id]) == free
         assert [answer.error_code for answer in answers if not answer.session_id] == ["SRM-0006"] * (CLIENTS - free)
-    support.assert_audit_clean(own_url)
-    assert support.rows(own_database, "SELECT count(*) FROM srm.sessions")[0][0] == taken + free * rounds
+    support.assert_audit_clean(service.url)
+    assert support.session_count(service.database) == taken + free * rounds
 
 
 def race_directly(url: str, device: str, barrier: threading.Barrier, rounds: int) -> list[bool]:
@@ -76,7 +75,7 @@ def race_directly(url: str, device: str, barrier: threading.Barrier, rounds: int
 def test_it_admits_as_many_as_there_are_slots_on_direct_connections(own_url: str, own_database: Database) -> None:
     make_account(own_database, free=1, taken=2)
 
-    by_client = at_once(CLIENTS, lambda i, barrier: race_directly(own_url, DEVICES[i], barrier, rounds=50))
+    by_client = at_once(CLIENTS, lambda i, barrier: race_directly(own_url, DEVICES[i], barrier, rounds=20))
 
-    assert [sum(admitted) for admitted in zip(*by_client, strict=True)] == [1] * 50
+    assert [sum(admitted) for admitted in zip(*by_client, strict=True)] == [1] * 20
     support.assert_audit_clean(own_url)

@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +18,11 @@ from srm.db.database import Database
 from srm.db.models import AccountProfile, ProfileContentGroup, ProfileDeviceGroup
 from srm.playback.limits import Limits
 from tests import rules, support
-from tests.concurrency.players import Player, at_once, deadlocks, patiently
+from tests.concurrency.conftest import Service
+from tests.concurrency.players import Player, Race, at_once, patiently
 from tests.support import Factory
 
-pytestmark = pytest.mark.alone
-
 CLIENTS = 32
-SECONDS = 3
 DEVICES = {f"device-{index}": ("tv", "mobile", "computer", "game")[index % 4] for index in range(CLIENTS)}
 CONTENTS = {"film": (), "race": ("cars", "sports"), "match": ("sports",)}
 ADDRESSES = ("192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::")
@@ -66,13 +63,11 @@ def make_account(database: Database, limits: dict[str, Any], **profile: Any) -> 
     factory.add(ProfileContentGroup, **of_profile, content_group="sports", max_sessions=limits.get("content_group"))
 
 
-def zap(base: str, device: str, barrier: threading.Barrier, *, and_tear_down: bool) -> tuple[int, int]:
-    """Set up again and again, anywhere and anything; how many were admitted, and how many refused."""
-    admitted = refused = 0
+def zap(base: str, device: str, barrier: threading.Barrier, race: Race, *, and_tear_down: bool) -> None:
+    """Set up again and again, anywhere and anything. Counts those `admitted` and `refused`."""
     with Player(base, "a", device) as player:
         barrier.wait()
-        stop_at = time.monotonic() + SECONDS
-        while time.monotonic() < stop_at:
+        while race.goes_on():
             content = {"contentID": random.choice(list(CONTENTS)), "contentType": "COD"}
             address = random.choice(ADDRESSES)
             forwarded = address if address[0] == "1" else f"{address}{random.randrange(1, 0xFFFF):x}"
@@ -80,25 +75,21 @@ def zap(base: str, device: str, barrier: threading.Barrier, *, and_tear_down: bo
             answer = patiently(partial(ask, **{"X-Forwarded-For": forwarded}))
             if (session_id := answer.session_id) is None:
                 assert answer.error_code == "SRM-0006"
-                refused += 1
+                race.count("refused")
                 continue
-            admitted += 1
+            race.count("admitted")
             assert patiently(partial(player.keep_alive, session_id)).status in (200, 410)
             if and_tear_down:
                 time.sleep(random.uniform(0, 0.02))
                 assert patiently(partial(player.tear_down, session_id)).status in (200, 410)
-    return admitted, refused
 
 
-def play(database: Database, url: str, log: Path, *, and_tear_down: bool) -> tuple[int, int]:
-    """Let all of them zap; how many were admitted, and how many refused."""
-    with support.api(url, log, workers=4, variables={"SRM_TRUSTED_PROXIES": "1"}) as (base, _):
-        devices = list(DEVICES)
-        work = partial(zap, and_tear_down=and_tear_down)
-        tallies = at_once(CLIENTS, lambda i, barrier: work(base, devices[i], barrier))
-    support.assert_audit_clean(url)
-    assert deadlocks(database) == 0
-    return sum(tally[0] for tally in tallies), sum(tally[1] for tally in tallies)
+def play(service: Service, race: Race, *, and_tear_down: bool) -> None:
+    """Let all of them zap until the race is over."""
+    devices = list(DEVICES)
+    work = partial(zap, race=race, and_tear_down=and_tear_down)
+    at_once(CLIENTS, lambda i, barrier: work(service.base, devices[i], barrier))
+    support.assert_audit_clean(service.url)
 
 
 @dataclass(frozen=True)
@@ -140,29 +131,28 @@ def limits_of(session: Played, on_limit: str) -> Limits:
 
 
 @pytest.mark.parametrize("rule", EACH_ALONE)
-def test_no_limit_is_ever_exceeded(own_url: str, own_database: Database, tmp_path: Path, rule: str) -> None:
-    make_account(own_database, EACH_ALONE[rule])
+def test_no_limit_is_ever_exceeded(service: Service, rule: str) -> None:
+    make_account(service.database, EACH_ALONE[rule])
+    race = Race(admitted=3 * CLIENTS, refused=3 * CLIENTS)
 
-    admitted, refused = play(own_database, own_url, tmp_path / "api.log", and_tear_down=True)
+    play(service, race, and_tear_down=True)
 
-    assert admitted > CLIENTS
-    assert refused > CLIENTS
-    denials = support.rows(own_database, "SELECT rule, count(*) AS count FROM srm.denials GROUP BY rule")
-    assert sum(row.count for row in denials) >= refused  # more where an answer 503 came after a refusal
+    denials = support.rows(service.database, "SELECT rule, count(*) AS count FROM srm.denials GROUP BY rule")
+    assert sum(row.count for row in denials) >= race.counts["refused"]  # more where an answer 503 came after a refusal
     assert {row.rule.partition(":")[0] for row in denials} == set(EACH_ALONE[rule])
 
 
 @pytest.mark.parametrize("on_limit", ["evict_oldest", "evict_newest"])
-def test_nobody_is_evicted_without_need(own_url: str, own_database: Database, tmp_path: Path, on_limit: str) -> None:
+def test_nobody_is_evicted_without_need(service: Service, on_limit: str) -> None:
     """Nobody tears down here: what is active changes by setups alone, so it is known what each of them found."""
-    make_account(own_database, dict(ALL_TOGETHER), on_limit=on_limit)
+    make_account(service.database, dict(ALL_TOGETHER), on_limit=on_limit)
+    race = Race(admitted=10 * CLIENTS)
 
-    admitted, refused = play(own_database, own_url, tmp_path / "api.log", and_tear_down=False)
+    play(service, race, and_tear_down=False)
 
-    assert admitted > 10 * CLIENTS
-    assert refused == 0
+    assert race.counts["refused"] == 0
     active: list[Played] = []
-    for new in played(own_database):
+    for new in played(service.database):
         evicted = {session for session in active if session.ended_at and session.ended_at <= new.started_at}
         assert evicted == set(rules.fewest(limits_of(new, on_limit), active, new) or ())
         active = [*(session for session in active if session not in evicted), new]

@@ -9,19 +9,16 @@ import random
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from srm.db.database import Database
 from srm.db.models import AccountProfile
 from tests import support
-from tests.concurrency.players import Player, at_once, deadlocks, patiently
+from tests.concurrency.conftest import Service
+from tests.concurrency.players import Player, Race, at_once, patiently
 from tests.support import SETUP, Factory
 
-pytestmark = pytest.mark.alone
-
-SECONDS = 8
 CLIENTS = 16
 LIMIT = 3
 DEVICES = [f"device-{index}" for index in range(CLIENTS)]
@@ -35,81 +32,72 @@ def make_account(database: Database, **profile: str) -> None:
         factory.change(AccountProfile, {"profile_id": "profile of a"}, **profile)
 
 
-def zap(base: str, device: str, barrier: threading.Barrier) -> tuple[int, int]:
-    """Set up again and again, and keep the last session alive; how many were admitted, and how many refused."""
-    admitted = refused = 0
+def zap(base: str, device: str, barrier: threading.Barrier, race: Race) -> None:
+    """Set up again and again, and keep the last session alive. Counts those `admitted` and `refused`."""
     with Player(base, "a", device) as player:
         barrier.wait()
-        stop_at = time.monotonic() + SECONDS
-        while time.monotonic() < stop_at:
+        while race.goes_on():
             answer = patiently(player.set_up)
             if answer.session_id is None:
                 assert answer.error_code == "SRM-0006"
-                refused += 1
+                race.count("refused")
                 continue
-            admitted += 1
+            race.count("admitted")
             session_id = answer.session_id
             for _ in range(random.randint(0, 2)):
                 assert patiently(lambda: player.keep_alive(session_id)).status in (200, 410)  # noqa: B023 at once
-    return admitted, refused
 
 
 @pytest.mark.parametrize("on_limit", ["evict_oldest", "evict_newest"])
-def test_evictions_that_meet(own_url: str, own_database: Database, tmp_path: Path, on_limit: str) -> None:
-    make_account(own_database, on_limit=on_limit)
+def test_evictions_that_meet(service: Service, on_limit: str) -> None:
+    make_account(service.database, on_limit=on_limit)
+    race = Race(admitted=20 * CLIENTS)
 
-    with support.api(own_url, tmp_path / "api.log", workers=4) as (base, _):
-        tallies = at_once(CLIENTS, lambda i, barrier: zap(base, DEVICES[i], barrier))
+    at_once(CLIENTS, lambda i, barrier: zap(service.base, DEVICES[i], barrier, race))
 
-    admitted = sum(tally[0] for tally in tallies)
-    assert admitted > 10 * CLIENTS
-    assert sum(tally[1] for tally in tallies) == 0
+    assert race.counts["refused"] == 0
+    admitted = race.counts["admitted"]
     (ended,) = support.rows(
-        own_database,
+        service.database,
         "SELECT count(*) AS sessions, count(*) FILTER (WHERE end_reason = 'evicted') AS evicted,"
         " count(*) FILTER (WHERE ended_at IS NULL) AS active FROM srm.sessions",
     )
     assert (ended.sessions, ended.evicted, ended.active) == (admitted, admitted - LIMIT, LIMIT)
-    support.assert_audit_clean(own_url)
-    assert deadlocks(own_database) == 0
+    support.assert_audit_clean(service.url)
 
 
-def test_devices_that_zap_leave_no_slots_behind(own_url: str, own_database: Database, tmp_path: Path) -> None:
-    make_account(own_database, same_device="replace")
+def test_devices_that_zap_leave_no_slots_behind(service: Service) -> None:
+    make_account(service.database, same_device="replace")
+    race = Race(admitted=10 * CLIENTS, refused=10 * CLIENTS)
 
-    with support.api(own_url, tmp_path / "api.log", workers=4) as (base, _):
-        tallies = at_once(CLIENTS, lambda i, barrier: zap(base, DEVICES[i], barrier))
+    at_once(CLIENTS, lambda i, barrier: zap(service.base, DEVICES[i], barrier, race))
 
-    admitted = sum(tally[0] for tally in tallies)
-    assert admitted > 10 * LIMIT
+    admitted = race.counts["admitted"]
     (ended,) = support.rows(
-        own_database,
+        service.database,
         "SELECT count(*) FILTER (WHERE end_reason = 'replaced') AS replaced,"
         " count(*) FILTER (WHERE ended_at IS NULL) AS active,"
         " count(DISTINCT device_id) FILTER (WHERE ended_at IS NULL) AS devices FROM srm.sessions",
     )
     assert (ended.replaced, ended.active, ended.devices) == (admitted - LIMIT, LIMIT, LIMIT)
-    support.assert_audit_clean(own_url)
-    assert deadlocks(own_database) == 0
+    support.assert_audit_clean(service.url)
 
 
-def zap_and_tear_down(base: str, device: str, barrier: threading.Barrier) -> int:
-    """Set up and, at a random moment, tear down, again and again; how many were admitted."""
-    admitted = 0
+def zap_and_tear_down(base: str, device: str, barrier: threading.Barrier, race: Race) -> None:
+    """Set up and, at a random moment, tear down, again and again. Counts what teardowns are answered."""
     with Player(base, "a", device) as player:
         barrier.wait()
-        stop_at = time.monotonic() + SECONDS / 2
-        while time.monotonic() < stop_at:
+        while race.goes_on():
             time.sleep(random.uniform(0, 0.01))  # long enough for others to tear theirs down
             answer = patiently(player.set_up)
             if (session_id := answer.session_id) is None:
                 assert answer.error_code == "SRM-0006"
                 continue
-            admitted += 1
             time.sleep(random.uniform(0, 0.003))
             if random.random() < 0.8:
-                assert patiently(partial(player.tear_down, session_id)).status in (200, 410)
-    return admitted
+                answer = patiently(partial(player.tear_down, session_id))
+                assert answer.status in (200, 410)
+                race.count({200: "torn_down", 410: "too_late"}[answer.status])
 
 
 @pytest.mark.parametrize(
@@ -117,22 +105,18 @@ def zap_and_tear_down(base: str, device: str, barrier: threading.Barrier) -> int
     [{"on_limit": "evict_oldest"}, {"on_limit": "evict_newest"}, {"same_device": "replace"}],
     ids=lambda profile: "-".join(profile.values()),
 )
-def test_teardowns_that_meet_setups_that_end_the_session(
-    own_url: str, own_database: Database, tmp_path: Path, profile: dict[str, str]
-) -> None:
+def test_teardowns_that_meet_setups_that_end_the_session(service: Service, profile: dict[str, str]) -> None:
     """Two players on each device: one may tear down what the setup of the other is about to end."""
-    make_account(own_database, **profile)
+    make_account(service.database, **profile)
+    race = Race(torn_down=3 * CLIENTS, too_late=CLIENTS)
 
-    with support.api(own_url, tmp_path / "api.log", workers=4) as (base, _):
-        admitted = at_once(2 * LIMIT, lambda i, barrier: zap_and_tear_down(base, DEVICES[i // 2], barrier))
+    at_once(2 * LIMIT, lambda i, barrier: zap_and_tear_down(service.base, DEVICES[i // 2], barrier, race))
 
-    assert sum(admitted) > 10 * CLIENTS
-    ended = support.rows(own_database, "SELECT end_reason, count(*) FROM srm.sessions GROUP BY end_reason")
+    ended = support.rows(service.database, "SELECT end_reason, count(*) FROM srm.sessions GROUP BY end_reason")
     counts = {reason: count for reason, count in ended if reason}
     assert counts.keys() == {"teardown", "replaced" if "same_device" in profile else "evicted"}
     assert min(counts.values()) > CLIENTS
-    support.assert_audit_clean(own_url)
-    assert deadlocks(own_database) == 0
+    support.assert_audit_clean(service.url)
 
 
 def take_over(
@@ -154,19 +138,17 @@ def take_over(
     return given
 
 
-def test_one_of_many_takes_the_place_of_a_session(own_url: str, own_database: Database, tmp_path: Path) -> None:
-    devices, rounds = 10, 50
-    factory = Factory(own_database)
-    make_account(own_database)
+def test_one_of_many_takes_the_place_of_a_session(service: Service) -> None:
+    devices, rounds = 10, 30
+    factory = Factory(service.database)
+    make_account(service.database)
     for _ in range(LIMIT - 1):  # that stay
         factory.session("a", "device-15", timeout_seconds=None)
     occupants = [str(factory.session("a", "device-14", timeout_seconds=None))]
 
-    with support.api(own_url, tmp_path / "api.log", workers=4) as (base, _):
-        by_device = at_once(devices, lambda i, barrier: take_over(base, DEVICES[i], barrier, occupants, rounds))
+    by_device = at_once(devices, lambda i, barrier: take_over(service.base, DEVICES[i], barrier, occupants, rounds))
 
     assert [sum(id_ is not None for id_ in given) for given in zip(*by_device, strict=True)] == [1] * rounds
-    replaced = support.rows(own_database, "SELECT session_id FROM srm.sessions WHERE end_reason = 'replaced'")
+    replaced = support.rows(service.database, "SELECT session_id FROM srm.sessions WHERE end_reason = 'replaced'")
     assert {str(row.session_id) for row in replaced} == set(occupants[:-1])
-    support.assert_audit_clean(own_url)
-    assert deadlocks(own_database) == 0
+    support.assert_audit_clean(service.url)

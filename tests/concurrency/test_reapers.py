@@ -32,8 +32,10 @@ ENDED_RIGHTLY = """
 """
 
 
-def insert(database: Database, count: int, *, silent_for: str = "31 + random()", account: str = "i % 100") -> None:
-    """Sessions with a timeout of 30 seconds; the last two are SQL expressions."""
+def insert(
+    database: Database, count: int, *, silent_for: str = "31 + random()", account: str = "i % 100", timeout: int = 30
+) -> None:
+    """Sessions that were last heard of so long ago; `silent_for` and `account` are SQL expressions."""
     support.rows(
         database,
         f"""
@@ -41,7 +43,7 @@ def insert(database: Database, count: int, *, silent_for: str = "31 + random()",
                                   started_at, last_keep_alive_at, timeout_seconds, max_sessions)
         SELECT {account}, gen_random_uuid(), 'tv', 'COD', 'film',
                statement_timestamp() - interval '1 hour',
-               statement_timestamp() - make_interval(secs => {silent_for}), 30, NULL
+               statement_timestamp() - make_interval(secs => {silent_for}), {timeout}, NULL
         FROM generate_series(1, {count}) i RETURNING 1
         """,
     )
@@ -128,7 +130,7 @@ def test_they_leave_live_sessions_alone(own_url: str, own_database: Database, tm
     factory = Factory(own_database)
     kept = factory.session("a", "tv", timeout_seconds=30)
     endless = factory.session("a", "tv", timeout_seconds=None, silent_for=3600 * 24 * 365)
-    insert(own_database, 1000, silent_for="20 * random()", account="'b'")
+    insert(own_database, 1000, silent_for="200 * random()", account="'b'", timeout=300)
 
     with ExitStack() as stack:
         for name in ("one.log", "two.log"):

@@ -1,15 +1,13 @@
 """Operators who change the same thing at the same moment: nobody overwrites what he has not read, nothing is lost."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from srm.db.database import Database
-from tests import support
-from tests.concurrency.players import at_once, deadlocks
+from tests.concurrency.conftest import Service
+from tests.concurrency.players import at_once
 from tests.support import Factory
 
 AGENTS = 6
@@ -54,15 +52,12 @@ class Agents:
 
 
 @pytest.fixture
-def agents(own_url: str, own_database: Database, tmp_path: Path) -> Iterator[Agents]:
-    factory = Factory(own_database)
+def agents(service: Service) -> Iterator[Agents]:
+    factory = Factory(service.database)
     factory.profile("p")
-    key = factory.operator("admin")
-    with support.api(own_url, tmp_path / "api.log", workers=2, threads=AGENTS) as (base, _):
-        agents = Agents(base, key)
-        yield agents
-        agents.close()
-    assert deadlocks(own_database) == 0
+    agents = Agents(service.base, factory.operator("admin"))
+    yield agents
+    agents.close()
 
 
 @pytest.mark.parametrize("kind", NEW)
