@@ -26,7 +26,7 @@ test: $(VENV)/dev ## Run all tests, or some: T=tests/api/test_set_up.py (files),
 ifneq ($(strip $(T)$(K)),)
 	$(PYTEST) $(T) $(if $(K),-k "$(K)")
 else
-	$(PYTEST) -m "not alone" $(TWO_AT_ONCE)
+	$(PYTEST) -m "not alone and not long" $(TWO_AT_ONCE)
 	$(PYTEST) -m alone
 endif
 
