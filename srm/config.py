@@ -1,7 +1,7 @@
-"""Every option of SRM: environment variables with the prefix `SRM_`, read once.
+"""Settings of SRM: environment variables with the prefix `SRM_`, read once at the start of a process.
 
-A variable that is set but empty counts as not set. A wrong value stops the start with a message that
-names the variable, the value and what is allowed; values of secrets are never shown.
+An empty variable counts as unset. A wrong value stops the start with one line that names the variable, the value and
+what is allowed. The value of a secret is never shown.
 """
 
 import re
@@ -21,105 +21,118 @@ MIN_SECRET_BYTES = 32
 
 MAX_PORT = 65535
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
-"""As browsers write it: in small letters, without a path (RFC 6454, section 6.2)."""
+"""An origin as browsers send it: in lower case, without a path (RFC 6454, section 6.2)."""
 
 DEFAULT_PORTS = {("http", "80"), ("https", "443")}
-"""Which they leave out."""
+"""Ports that browsers leave out of an origin."""
 
 HOST = re.compile(r"[^\s%/@]+")
 ADDRESS = re.compile(r"([^\s:/]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}|unix:\S+")
 
 ENTITLEMENT_CALLS_AT_ONCE = 6
-"""Most calls of the entitlement service that are under way in one process. Each holds a thread."""
+"""Most concurrent calls of the entitlement service in one process. Each call holds a thread."""
 
 OnFailure = Literal["deny", "allow", "unavailable"]
 Name = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Settings(BaseSettings):
-    """What an operator can set. Immutable; safe to print: secrets are masked."""
+    """All settings. Immutable, and safe to print: secrets are masked."""
 
     model_config = SettingsConfigDict(env_prefix="SRM_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     database_url: SecretStr | None = Field(
         default=None,
-        description="PostgreSQL to use, `postgresql://user:password@host/database`. "
-        "Unset: the embedded server in `SRM_DATA_DIR`",
+        description="URL of the PostgreSQL database: `postgresql://user:password@host/database`. "
+        "Unset: `srm serve` runs an embedded server in `SRM_DATA_DIR`.",
     )
     data_dir: Path = Field(
-        default=Path("var"), description="Folder of the embedded database and of the generated token secret"
+        default=Path("var"), description="Folder for the embedded database and the generated token secret."
     )
     bind: str = Field(
         default="127.0.0.1:8080",
-        description="Where `srm serve` listens: `host:port`, `[ipv6]:port` or `unix:/path`",
+        description="Address on which the API listens: `host:port`, `[ipv6]:port` or `unix:/path`.",
     )
     token_secret: SecretStr | None = Field(
         default=None,
-        description=f"Key of HS256 Client-Tokens, at least {MIN_SECRET_BYTES} bytes. "
-        "Unset, and no JWKS either: `srm serve` generates one in `SRM_DATA_DIR`",
+        description=f"Secret that signs Client-Tokens with HS256; at least {MIN_SECRET_BYTES} bytes. "
+        "Unset, and `SRM_TOKEN_JWKS` too: `srm serve` generates a secret in `SRM_DATA_DIR`.",
     )
     token_jwks: Name | None = Field(
         default=None,
-        description="File or http(s) URL of a JWKS with the public keys of RS256, ES256 or EdDSA "
-        "Client-Tokens, chosen by `kid`. Excludes `SRM_TOKEN_SECRET`",
+        description="File or http(s) URL of a JWKS. It has the public keys for RS256, ES256 or EdDSA Client-Tokens, "
+        "chosen by `kid`. Set this or `SRM_TOKEN_SECRET`, not both.",
     )
-    token_issuer: Name | None = Field(default=None, description="Required `iss` of a Client-Token, when set")
-    token_audience: Name | None = Field(default=None, description="Required `aud` of a Client-Token, when set")
-    token_account_claim: Name = Field(default="accountId", description="Claim with the account")
-    token_device_claim: Name = Field(default="deviceId", description="Claim with the device")
+    token_issuer: Name | None = Field(
+        default=None, description="Value that `iss` of a Client-Token must have. Unset: any."
+    )
+    token_audience: Name | None = Field(
+        default=None, description="Value that `aud` of a Client-Token must have. Unset: any."
+    )
+    token_account_claim: Name = Field(
+        default="accountId", description="Claim of a Client-Token that has the account id."
+    )
+    token_device_claim: Name = Field(default="deviceId", description="Claim of a Client-Token that has the device id.")
     reaper_interval_seconds: float = Field(
         default=2,
         ge=0.1,
         le=15,
-        description="Seconds from one run of the reaper to the next; the alerts take it for dead after a minute",
+        description="Seconds from one run of the reaper to the next. Alerts count it as dead after a minute.",
     )
     ended_retention_seconds: int = Field(
         default=300,
         ge=0,
         le=86400,
-        description="Seconds that an ended session stays in `sessions`, so that its client can learn why",
+        description="Seconds that an ended session stays in `sessions`. As long, its client can learn why it ended.",
     )
     history_retention_days: int = Field(
-        default=90, ge=1, le=3650, description="Days that `session_history` and `denials` reach back, at least"
+        default=90,
+        ge=1,
+        le=3650,
+        description="Days that rows stay in `session_history` and `denials`. A month is dropped as a whole, "
+        "when its last day is that old.",
     )
     entitlements: Literal["local", "http", "allow"] = Field(
         default="local",
-        description="Who says whether an account may watch a content. `local`: the tables; `http`: the service at "
-        "`SRM_ENTITLEMENTS_URL`; `allow`: nobody, it may",
+        description="What decides whether an account may watch a content. `local`: the tables. "
+        "`http`: the service at `SRM_ENTITLEMENTS_URL`. `allow`: every account may watch everything.",
     )
     entitlements_url: SecretStr | None = Field(
         default=None,
-        description="http(s) URL of the entitlement service (docs/entitlement-service.json); user and password in it, "
-        "if any, are sent as Basic authentication. Of no use but with `SRM_ENTITLEMENTS=http`, which needs it",
+        description="http(s) URL of the entitlement service (docs/entitlement-service.json). SRM sends a user and "
+        "password in it as Basic authentication. Required with `SRM_ENTITLEMENTS=http`, unused otherwise.",
     )
     entitlements_on_failure: OnFailure = Field(
         default="unavailable",
-        description="What a setup is answered when the service is not there. `deny`: SRM-0007; `allow`: it goes on; "
-        "`unavailable`: 503 SRM-0010",
+        description="Result of a setup when the entitlement service does not answer. `deny`: SRM-0007. "
+        "`allow`: the setup goes on. `unavailable`: 503 with SRM-0010.",
     )
     entitlements_timeout_seconds: float = Field(
-        default=1, gt=0, le=2, description="Seconds in which the service has to have answered, a second try included"
+        default=1,
+        gt=0,
+        le=2,
+        description="Seconds that the entitlement service may take to answer, a second try included.",
     )
     trusted_proxies: int = Field(
         default=0,
         ge=0,
         le=16,
-        description="Proxies in front, each of which appends to X-Forwarded-For whom it was asked by: so many of its "
-        "entries, from the last, are believed. 0: the client's address is that of the connection",
+        description="Number of proxies in front of the API. Each must append its client's address to X-Forwarded-For; "
+        "SRM trusts as many entries from the end. 0: SRM takes the address of the connection.",
     )
     cors_origins: Annotated[frozenset[str], NoDecode] = Field(
         default=frozenset(),
-        description="Origins of the pages with players in browsers, `https://player.example`, separated by commas; or "
-        "`*`, every page. Unset: none, only players that are not in a browser",
+        description="Origins of web pages that may call the API, separated by commas: `https://player.example`. "
+        "`*`: every page. Unset: no page; players outside a browser need no origin.",
     )
     access_log_sample: float = Field(
         default=0.001,
         ge=0,
         le=1,
-        description="Share of the requests without an error that leave a line in the log. Errors and refusals all do",
+        description="Share of the successful requests that are logged. Every error and denial is logged.",
     )
     log_format: Literal["console", "json"] = Field(
-        default="console", description="`console` for people, `json` for log collectors"
+        default="console", description="Format of log lines. `console`: for people. `json`: for log collectors."
     )
 
     @field_validator("database_url")
@@ -129,7 +142,7 @@ class Settings(BaseSettings):
             return None
         try:
             backend = make_url(value.get_secret_value()).get_backend_name()
-        except (ArgumentError, ValueError):  # ValueError: a port that is no number
+        except (ArgumentError, ValueError):  # ValueError: the port is no number
             backend = ""
         if backend not in ("postgresql", "postgres"):
             raise ValueError("must be a URL that starts with postgresql://")
@@ -162,7 +175,7 @@ class Settings(BaseSettings):
             if not ORIGIN.fullmatch(origin) or (scheme, port) in DEFAULT_PORTS:
                 raise ValueError(
                     "must be * or origins as a browser sends them, separated by commas: https://player.example, "
-                    "small letters, no path, no default port"
+                    "lower case, no path, no default port"
                 )
         return origins
 
@@ -183,7 +196,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _service_has_an_address(self) -> "Settings":
         if self.entitlements == "http" and self.entitlements_url is None:
-            raise ValueError("SRM_ENTITLEMENTS='http': SRM_ENTITLEMENTS_URL must say where, http(s)://host/path")
+            raise ValueError("SRM_ENTITLEMENTS='http': SRM_ENTITLEMENTS_URL is missing: set it to http(s)://host/path")
         return self
 
     @model_validator(mode="after")
@@ -193,9 +206,9 @@ class Settings(BaseSettings):
         return self
 
     def require_database_url(self) -> str:
-        """The database that is configured. StartupError when none is; only some commands bring one."""
+        """Return the configured database URL. Raises StartupError when there is none."""
         if self.database_url is None:
-            raise StartupError("no database: set SRM_DATABASE_URL, or start `srm serve`, which brings one")
+            raise StartupError("no database: set SRM_DATABASE_URL, or use `srm serve`, which brings one")
         return self.database_url.get_secret_value()
 
 
@@ -203,7 +216,7 @@ SECRETS = {name for name, field in Settings.model_fields.items() if "SecretStr" 
 
 
 def load(**overrides: object) -> Settings:
-    """Settings from the environment, or from the overrides. StartupError, in one line, when a value is wrong."""
+    """Read the settings from the environment. `overrides` win over it. Raises StartupError for wrong values."""
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Log lines: one format for the service, the reaper, gunicorn and the libraries."""
+"""Log lines of SRM, gunicorn and the libraries, in one format."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ from uuid import UUID
 import structlog
 
 CORRELATION_ID: ContextVar[str | None] = ContextVar("correlation_id", default=None)
-"""Of the request that is being answered; it stands on every line logged meanwhile."""
+"""Id of the current request; every log line of the request has it."""
 
 
 def _add_correlation_id(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -21,34 +21,34 @@ def _add_correlation_id(_: Any, __: str, event: structlog.typing.EventDict) -> s
 
 
 def session_ended(log: Any, account: str, device: str, session: UUID | str, end_reason: str, **more: object) -> None:
-    """The line for a session that has ended, whoever ended it."""
+    """Log the end of a session. `more`: members to add to the line."""
     log.info("session ended", account=account, device=device, session=str(session), end_reason=end_reason, **more)
 
 
-class Unfailing:
-    """A stream on which nothing fails: with the disk full a line is lost, not the request that it tells of."""
+class BestEffortStream:
+    """A stream that ignores errors: on a full disk a line is lost, and the request goes on."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        """Write what can be written."""
+        """Write the text; lose it on an error."""
         with suppress(OSError):
             self._stream.write(text)
 
     def flush(self) -> None:
-        """Flush what can be flushed; the rest waits for the next time."""
+        """Flush; leave the rest for the next flush on an error."""
         with suppress(OSError):
             self._stream.flush()
 
 
 def configure(log_format: Literal["console", "json"]) -> None:
-    """Send every log line of this process, libraries included, to standard error in the format.
+    """Send every log line of this process, libraries included, to standard error.
 
-    Our own lines go there directly: there is one for every refusal, and by way of the standard library it
-    would cost as much as the refusal.
+    Lines of SRM bypass the standard library. There is one line for every denial, and `logging` would cost as much as
+    the denial itself.
     """
-    stream = sys.__stderr__ or sys.stderr  # the process's own, whoever replaces sys.stderr later
+    stream = sys.__stderr__ or sys.stderr  # sys.stderr may be replaced later
     shared: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         _add_correlation_id,
@@ -56,7 +56,7 @@ def configure(log_format: Literal["console", "json"]) -> None:
     ]
     if log_format == "json":
         rendering: list[structlog.typing.Processor] = [
-            # Without the values of variables: a token is among them.
+            # Without the values of variables, because a token may be among them.
             structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(),
         ]
@@ -66,7 +66,7 @@ def configure(log_format: Literal["console", "json"]) -> None:
         ]
     structlog.configure(
         processors=[*shared, *rendering],
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", Unfailing(stream))),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", BestEffortStream(stream))),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )

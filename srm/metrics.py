@@ -1,8 +1,8 @@
-"""What the service counts and measures, for Prometheus.
+"""The registry of all metrics, and their text for Prometheus.
 
-Under gunicorn each process keeps its numbers in files of a folder that all of them share, and whichever is asked adds
-them up. The folder, and the process's slot in it, have to be named in the environment before this module is loaded:
-`srm.gunicorn_conf` does. Elsewhere there is one process, and its memory.
+Under gunicorn each process keeps its numbers in files of one shared folder, and the process that is asked adds them up.
+The environment must name the folder, and the files of the process, before this module is imported. srm.gunicorn_conf
+does so. Elsewhere the numbers are in the memory of one process.
 """
 
 import os
@@ -12,21 +12,21 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Fixed by prometheus-client."""
+"""Name of the variable; prometheus-client defines it."""
 
 SLOT_VARIABLE = "SRM_METRICS_SLOT"
-"""Names the files of this process. One that takes the place of another goes on with its files."""
+"""Names the files of this process. A worker that replaces another one continues its files."""
 
 if SLOT_VARIABLE in os.environ:
     SLOT = os.environ[SLOT_VARIABLE]
     values.ValueClass = values.MultiProcessValue(lambda: SLOT)  # type: ignore[no-untyped-call]
 
 REGISTRY = CollectorRegistry()
-"""For every metric: without those that prometheus-client adds by itself, which several processes cannot add up."""
+"""Registry of every metric. Metrics that prometheus-client adds by itself are left out: they cannot be added up."""
 
 
 def expose(*collectors: Collector) -> bytes:
-    """The numbers of all processes, and what the collectors find, in the text format of Prometheus."""
+    """Return the numbers of all processes and of the collectors, in the text format of Prometheus."""
     everything = CollectorRegistry()
     if FOLDER_VARIABLE in os.environ:
         MultiProcessCollector(everything)  # type: ignore[no-untyped-call]

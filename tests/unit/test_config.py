@@ -1,4 +1,4 @@
-"""Settings: defaults, and messages about wrong values."""
+"""Settings: defaults, values from the environment, and messages about wrong values."""
 
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,15 @@ DEFAULTS: dict[str, object] = {
     "entitlements_url": None,
     "entitlements_on_failure": "unavailable",
     "entitlements_timeout_seconds": 1,
+    "trusted_proxies": 0,
     "cors_origins": frozenset(),
+    "access_log_sample": 0.001,
     "log_format": "console",
 }
 
 
 def message(monkeypatch: pytest.MonkeyPatch, **variables: str) -> str:
-    """What an operator is told about these variables."""
+    """Return the message of the failed start with these variables."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(StartupError) as caught:
@@ -42,7 +44,7 @@ def message(monkeypatch: pytest.MonkeyPatch, **variables: str) -> str:
 
 
 @pytest.mark.parametrize(("option", "default"), DEFAULTS.items())
-def test_it_has_a_default(option: str, default: Any) -> None:
+def test_every_setting_has_its_documented_default(option: str, default: Any) -> None:
     assert getattr(config.load(), option) == default
 
 
@@ -54,7 +56,7 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, op
 
 
 @pytest.mark.parametrize("option", Settings.model_fields)
-def test_every_option_says_what_it_means(option: str) -> None:
+def test_every_setting_has_a_description(option: str) -> None:
     assert Settings.model_fields[option].description
 
 
@@ -82,7 +84,7 @@ def test_every_option_says_what_it_means(option: str) -> None:
         ("SRM_LOG_FORMAT", "json", "json"),
     ],
 )
-def test_it_is_read_from_the_environment(
+def test_every_setting_is_read_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, read: object
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -127,7 +129,7 @@ def test_secrets_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
         ("SRM_ENTITLEMENTS_TIMEOUT_SECONDS", "soon", "number"),
         ("SRM_CORS_ORIGINS", "player.example", "https://player.example"),
         ("SRM_CORS_ORIGINS", "https://player.example/", "no path"),
-        ("SRM_CORS_ORIGINS", "https://Player.example", "small letters"),
+        ("SRM_CORS_ORIGINS", "https://Player.example", "lower case"),
         ("SRM_CORS_ORIGINS", "https://player.example:443", "no default port"),
         ("SRM_CORS_ORIGINS", "https://a.example,", "separated by commas"),
         ("SRM_CORS_ORIGINS", "https://a.example https://b.example", "separated by commas"),
@@ -147,7 +149,7 @@ def test_a_wrong_value_stops_the_start_with_one_line(
     assert "\n" not in said
 
 
-def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_wrong_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said = message(monkeypatch, SRM_LOG_FORMAT="xml", SRM_HISTORY_RETENTION_DAYS="0")
 
     assert "SRM_LOG_FORMAT='xml'" in said
@@ -167,7 +169,7 @@ def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         "postgresql://srm@host:hunter2",
     ],
 )
-def test_a_wrong_database_url_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_a_wrong_database_url_is_refused_without_its_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     said = message(monkeypatch, SRM_DATABASE_URL=url)
 
     assert said.startswith("SRM_DATABASE_URL: ")
@@ -191,9 +193,7 @@ def test_a_wrong_database_url_is_told_without_its_password(monkeypatch: pytest.M
         "http://host\n/hunter2",
     ],
 )
-def test_a_wrong_url_of_the_entitlement_service_is_told_without_its_password(
-    monkeypatch: pytest.MonkeyPatch, url: str
-) -> None:
+def test_a_wrong_entitlement_url_is_refused_without_its_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     said = message(monkeypatch, SRM_ENTITLEMENTS_URL=url)
 
     assert said == "SRM_ENTITLEMENTS_URL: must be a URL such as http://host:port/path or https://host/path"
@@ -202,7 +202,7 @@ def test_a_wrong_url_of_the_entitlement_service_is_told_without_its_password(
 @pytest.mark.parametrize(
     "url", ["http://host", "https://u:p@host.example:8443/may/watch?x=1", "http://[::1]:9090/", "http://10.0.0.1/"]
 )
-def test_the_url_of_the_entitlement_service_is_read(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_an_entitlement_url_may_have_credentials_port_and_path(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("SRM_ENTITLEMENTS", "http")
     monkeypatch.setenv("SRM_ENTITLEMENTS_URL", url)
 
@@ -222,7 +222,7 @@ def test_an_entitlement_service_needs_a_url(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("secret", ["hunter2", "x" * 31])
-def test_a_short_secret_is_told_without_it(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+def test_a_short_secret_is_refused_without_its_value(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
     said = message(monkeypatch, SRM_TOKEN_SECRET=secret)
 
     assert said == "SRM_TOKEN_SECRET: must have at least 32 bytes"
@@ -234,7 +234,7 @@ def test_the_length_of_a_secret_is_counted_in_bytes(monkeypatch: pytest.MonkeyPa
     assert config.load().token_secret is not None
 
 
-def test_there_is_one_kind_of_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_and_a_jwks_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     said = message(monkeypatch, SRM_TOKEN_SECRET=SECRET, SRM_TOKEN_JWKS="jwks.json")
 
     assert "SRM_TOKEN_SECRET and SRM_TOKEN_JWKS" in said
@@ -259,17 +259,17 @@ def test_overrides_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert config.load(bind="127.0.0.1:2").bind == "127.0.0.1:2"
 
 
-def test_it_cannot_be_changed_afterwards() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
         config.load().bind = "127.0.0.1:1"  # type: ignore[misc]
 
 
-def test_unknown_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SRM_UNKNOWN", "1")
 
     assert config.load() == Settings()
 
 
-def test_without_a_database_it_says_how_to_get_one() -> None:
+def test_a_missing_database_url_says_how_to_get_a_database() -> None:
     with pytest.raises(StartupError, match=r"SRM_DATABASE_URL.*srm serve"):
         Settings().require_database_url()
