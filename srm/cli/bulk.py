@@ -12,9 +12,9 @@ from srm import config
 from srm.cli import progress
 from srm.cli.common import lower_priority, open_database, user
 from srm.errors import CommandError
-from srm.operators.bulk import files, importer
+from srm.operators.bulk import exporter, files, importer
 from srm.operators.bulk.files import Format
-from srm.operators.bulk.importer import Counts
+from srm.operators.bulk.merger import Counts
 from srm.operators.resources import Kind
 
 KINDS = "[accounts|devices|entitlements|contents|products]"
@@ -47,7 +47,7 @@ def import_(kind: str, file: str, dry_run: bool, rejects: str | None) -> None:
     with _file_errors_in_one_line(), files.reading(chosen, file) as rows, open_database(config.load()) as database:
         lower_priority()
         with files.RejectFile(rejected_to) as bad, progress.shown() as watch:
-            counts = importer.import_(database, user(), chosen, rows, bad, watch, dry_run=dry_run)
+            counts = importer.import_rows(database, user(), rows, bad, watch, dry_run=dry_run)
     seconds = time.monotonic() - started_at
     click.echo(f"{kind}{' (dry run)' if dry_run else ''}: {counts.rows:,} rows in {seconds:.1f} s: {_summary(counts)}")
     if counts.rejected:
@@ -81,7 +81,7 @@ def export(kind: str, file: str, format_: Format | None) -> None:
         open_database(config.load()) as database,
         files.writing(chosen, file, format_) as write,
     ):
-        for resource in importer.export(database, chosen):
+        for resource in exporter.export_resources(database, chosen):
             write(resource)
 
 

@@ -8,13 +8,13 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from srm.operators.bulk.importer import Watch
+from srm.operators.bulk.progress import ProgressReporter
 
 LINE_SECONDS = 10
 
 
 @contextmanager
-def shown() -> Iterator[Watch]:
+def shown() -> Iterator[ProgressReporter]:
     """Yield the function that a long command calls to report its progress."""
     console = Console(stderr=True)
     if not console.is_terminal:

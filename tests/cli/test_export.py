@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from srm.db import models
 from srm.db.database import Database
 from srm.db.models import Base
-from srm.operators.bulk import files as formats
-from srm.operators.bulk import importer as bulk
+from srm.operators.bulk import exporter, files, importer
 from srm.operators.resources import ACCOUNTS, CONTENTS, DEVICES, ENTITLEMENTS, PRODUCTS
 from tests.cli.command import Result, srm
 from tests.support import Factory, rows
@@ -83,8 +82,9 @@ def test_it_goes_on_over_the_end_of_a_page(database: Database, monkeypatch: pyte
     for account in "abc":
         factory.account(account, "1", "2", "3")
     for size in range(1, 11):
-        monkeypatch.setattr(bulk, "EXPORTED_AT_ONCE", size)
-        found = [(device.account_id, device.device_id) for device in islice(bulk.export(database, DEVICES), 20)]  # type: ignore[attr-defined]
+        monkeypatch.setattr(exporter, "PAGE_ROWS", size)
+        exported_devices = islice(exporter.export_resources(database, DEVICES), 20)
+        found = [(device.account_id, device.device_id) for device in exported_devices]  # type: ignore[attr-defined]
         assert found == [(account, device) for account in "abc" for device in "123"]
 
 
@@ -93,14 +93,14 @@ def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     file.write_text("old")
 
     def break_off() -> None:
-        with formats.writing(DEVICES, str(file), "csv"):
+        with files.writing(DEVICES, str(file), "csv"):
             raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
         break_off()
 
     assert file.read_text() == "old"
-    with formats.writing(DEVICES, str(file), "csv"):
+    with files.writing(DEVICES, str(file), "csv"):
         pass
     assert file.read_text().startswith("accountId,")
     assert list(tmp_path.iterdir()) == [file]
@@ -192,11 +192,11 @@ def empty(owner: str) -> None:
         db.execute("TRUNCATE srm.contents, srm.products, srm.accounts CASCADE")
 
 
-def exported(database: Database, folder: Path, format_: formats.Format) -> dict[str, bytes]:
+def exported(database: Database, folder: Path, format_: files.Format) -> dict[str, bytes]:
     """The files of all kinds."""
     for kind in IN_ORDER_OF_REFERENCES:
-        with formats.writing(kind, str(folder / kind.plural), format_) as write:
-            for resource in bulk.export(database, kind):
+        with files.writing(kind, str(folder / kind.plural), format_) as write:
+            for resource in exporter.export_resources(database, kind):
                 write(resource)
     return {kind.plural: (folder / kind.plural).read_bytes() for kind in IN_ORDER_OF_REFERENCES}
 
@@ -217,7 +217,7 @@ def test_an_import_of_it_gives_the_same_again(
     tmp_path_factory: pytest.TempPathFactory,
     outside: Callable[[str], str],
     found: Any,
-    format_: formats.Format,
+    format_: files.Format,
 ) -> None:
     folder = tmp_path_factory.mktemp("export")
     factory = Factory(own_database)
@@ -226,19 +226,19 @@ def test_an_import_of_it_gives_the_same_again(
     for table, table_rows in found:
         for row in table_rows:
             factory.add(table, **row)
-    files = exported(own_database, folder, format_)
+    before = exported(own_database, folder, format_)
 
     empty(owner)
     for kind in IN_ORDER_OF_REFERENCES:
-        if files[kind.plural]:
+        if before[kind.plural]:
             with (
-                formats.reading(kind, str(folder / kind.plural)) as read,
-                formats.RejectFile(folder / "rejected") as rejects,
+                files.reading(kind, str(folder / kind.plural)) as read,
+                files.RejectFile(folder / "rejected") as rejects,
             ):
-                bulk.import_(own_database, "cli:tests", kind, read, rejects, lambda *_: None)
+                importer.import_rows(own_database, "cli:tests", read, rejects, lambda *_: None)
             assert rejects.count == 0, (folder / "rejected").read_text()
 
-    assert exported(own_database, folder, format_) == files
+    assert exported(own_database, folder, format_) == before
     assert rows(own_database, "SELECT count(*) FROM srm.devices")[0][0] == sum(
         len(r) for t, r in found if t is models.Device
     )

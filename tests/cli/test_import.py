@@ -19,8 +19,7 @@ from rich.console import Console
 
 from srm.cli import progress
 from srm.cli.progress import Lines
-from srm.operators.bulk import files as formats
-from srm.operators.bulk import importer as bulk
+from srm.operators.bulk import lines, merger
 from tests.cli.command import Result, assert_refused
 from tests.support import Factory, rows, session_row
 
@@ -243,7 +242,7 @@ class TestBadRows:
         self, import_: Import, factory: Factory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         factory.profile("p")
-        monkeypatch.setattr(formats, "MAX_LINE_BYTES", 100)
+        monkeypatch.setattr(lines, "MAX_LINE_BYTES", 100)
         longest = "b" * 98
 
         result = import_("accounts", f"accountId,profileId\na,p\n{longest}x,p\n{longest},p\n{'c' * 999},p\nd,p\n")
@@ -362,7 +361,7 @@ class TestRows:
     def test_the_last_of_several_holds(
         self, import_: Import, factory: Factory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(bulk, "FIRST_BATCH", 2)
+        monkeypatch.setattr(merger, "FIRST_BATCH", 2)
         factory.profile("p")
         lines = [f"{name},p,{limit}" for limit in (1, 2, 3) for name in "abc"]
 
@@ -391,7 +390,7 @@ class TestRows:
     def test_an_event_may_come_before_its_channel(
         self, import_: Import, factory: Factory, batch: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(bulk, "FIRST_BATCH", batch)
+        monkeypatch.setattr(merger, "FIRST_BATCH", batch)
         content = 'contentID,channelID,groups\na,b,"[""x"", ""y"", ""x""]"\nb,c,\nd,nowhere,\ne,d,\nc,,\nf,f,\n'
         bad = ((4, "channelID: no such channel: nowhere"), (5, "channelID: no such channel: d"))
 
