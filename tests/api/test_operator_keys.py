@@ -1,4 +1,4 @@
-"""Who may use the operator API: its key, its role, and that nothing answers without a credential."""
+"""Operator-Keys and roles: what each opens, and that no route answers without a credential."""
 
 import hmac
 import re
@@ -9,14 +9,14 @@ from werkzeug.routing import Rule
 
 from srm.db.database import Database
 from srm.db.models import Role
-from srm.operators import keys as operators
+from srm.operators import keys
 from tests.support import NO_SESSION, Factory, error_of, issue_token, rows
 
 NOT_VALID = (401, "ERROR", "SRM-0003")
 NOT_ALLOWED = (403, "ERROR", "SRM-0014")
 
 OPEN = {"/healthz", "/readyz", "/metrics", "/srm/v1/openapi.json", "/srm/openapi.json", "/srm/docs/"}
-"""What anybody may ask: how the service is, and how it is spoken to."""
+"""Routes that need no credential: health, metrics and the documentation of the API."""
 OPEN_BELOW = "/srm/docs/"
 
 READS = [
@@ -62,8 +62,8 @@ def rules(client: FlaskClient) -> list[Rule]:
     return list(client.application.url_map.iter_rules())
 
 
-def test_the_calls_here_are_all_there_are(client: FlaskClient) -> None:
-    """Those below are each asked with every role."""
+def test_this_file_lists_every_call_of_the_operator_api(client: FlaskClient) -> None:
+    """So the tests of roles leave no call out."""
     served = {
         (method, rule.rule.removeprefix("/srm/v1"))
         for rule in rules(client)
@@ -88,7 +88,7 @@ def test_no_route_answers_without_a_credential(client: FlaskClient) -> None:
             of_client = rule.rule in {f"{prefix}/sessions" for prefix in ("/srm", "/srm/v1")} or re.fullmatch(
                 r"/srm(/v1)?/sessions/<session_id>", rule.rule
             )
-            # The published API takes a request without Client-Token for malformed.
+            # The published API calls a request without Client-Token malformed.
             assert answer.status_code == (400 if of_client else 401), (method, rule.rule, answer.text)
             if method != "HEAD":
                 assert error_of(answer)[2] == ("SRM-0002" if of_client else "SRM-0003")
@@ -97,7 +97,9 @@ def test_no_route_answers_without_a_credential(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
-def test_each_role_may_do_what_it_is_for(client: FlaskClient, factory: Factory, method: str, path: str) -> None:
+def test_each_role_may_make_its_calls_and_no_others(
+    client: FlaskClient, factory: Factory, method: str, path: str
+) -> None:
     factory.account("a", profile=factory.profile("p"))
     allowed: dict[Role, bool] = {
         "viewer": method == "GET",
@@ -113,7 +115,7 @@ def test_each_role_may_do_what_it_is_for(client: FlaskClient, factory: Factory, 
             assert error_of(answer) == NOT_ALLOWED
 
 
-def test_the_newest_version_is_the_same(client: FlaskClient, factory: Factory) -> None:
+def test_calls_without_a_version_answer_as_v1(client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
     key = factory.operator("viewer")
     paths = [path for path in READS if path != "/profiles/p"]
@@ -125,7 +127,7 @@ def test_the_newest_version_is_the_same(client: FlaskClient, factory: Factory) -
 
 
 @pytest.mark.parametrize("role", ["viewer", "care"])
-def test_who_may_not_change_changes_nothing(
+def test_a_refused_change_changes_nothing(
     client: FlaskClient, factory: Factory, database: Database, role: Role
 ) -> None:
     factory.account("a", profile=factory.profile("p"))
@@ -158,7 +160,7 @@ def test_who_may_not_change_changes_nothing(
         "a" * 300 + ".{secret}",
     ],
 )
-def test_a_wrong_key_opens_nothing(client: FlaskClient, factory: Factory, key: str) -> None:
+def test_a_wrong_key_is_refused(client: FlaskClient, factory: Factory, key: str) -> None:
     secret = factory.operator("admin")["Operator-Key"].rpartition(".")[2]
 
     answer = client.get("/srm/v1/accounts", headers={"Operator-Key": key.format(secret=secret)})
@@ -166,9 +168,7 @@ def test_a_wrong_key_opens_nothing(client: FlaskClient, factory: Factory, key: s
     assert error_of(answer) == NOT_VALID
 
 
-def test_a_client_token_opens_nothing_here_and_an_operator_key_nothing_there(
-    client: FlaskClient, factory: Factory
-) -> None:
+def test_neither_credential_opens_the_other_api(client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
     token, key = issue_token("a", "tv"), factory.operator("admin")["Operator-Key"]
 
@@ -185,7 +185,7 @@ def test_a_revoked_key_stops_working_at_once(client: FlaskClient, factory: Facto
     assert client.get("/srm/v1/accounts", headers=headers).status_code == 200
 
     with database.transaction() as db:
-        operators.revoke(db, "tests", "joe")
+        keys.revoke(db, "tests", "joe")
     assert error_of(client.get("/srm/v1/accounts", headers=headers)) == NOT_VALID
     again = factory.operator("viewer", "joe")
 
@@ -193,7 +193,7 @@ def test_a_revoked_key_stops_working_at_once(client: FlaskClient, factory: Facto
     assert error_of(client.get("/srm/v1/accounts", headers=headers)) == NOT_VALID
 
 
-def test_of_a_key_only_a_hash_is_kept(factory: Factory, database: Database) -> None:
+def test_only_the_hash_of_a_key_is_stored(factory: Factory, database: Database) -> None:
     secret = factory.operator("admin")["Operator-Key"].rpartition(".")[2]
 
     ((kept,),) = rows(database, "SELECT to_jsonb(o)::text || encode(key_hash, 'escape') FROM srm.operators o")
@@ -202,10 +202,10 @@ def test_of_a_key_only_a_hash_is_kept(factory: Factory, database: Database) -> N
     assert len(secret) >= 43  # 256 bits
 
 
-def test_the_key_is_compared_in_constant_time(
+def test_every_key_is_compared_in_constant_time(
     client: FlaskClient, factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also that of a name that is not there."""
+    """The key of an unknown name too."""
     compared = []
     real = hmac.compare_digest
 
@@ -220,13 +220,15 @@ def test_the_key_is_compared_in_constant_time(
     assert compared == [(32, 32)] * 3
 
 
-def test_it_says_which_role_is_needed(client: FlaskClient, factory: Factory) -> None:
+def test_the_refusal_of_a_call_names_the_needed_role(client: FlaskClient, factory: Factory) -> None:
     answer = client.delete("/srm/v1/accounts/a", headers=factory.operator("care"))
 
     assert answer.get_json()["errorResponse"]["errorMessage"] == "Not allowed: needs the role admin"
 
 
-def test_the_secret_is_in_no_log_line(client: FlaskClient, factory: Factory, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_log_line_has_the_secret_of_a_key(
+    client: FlaskClient, factory: Factory, capfd: pytest.CaptureFixture[str]
+) -> None:
     headers = factory.operator("viewer", "joe")
 
     client.get("/srm/v1/accounts/nobody", headers=headers)
@@ -238,7 +240,7 @@ def test_the_secret_is_in_no_log_line(client: FlaskClient, factory: Factory, cap
 
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/srm/v1/accounts"), ("POST", "/srm/v1/accounts/a")])
-def test_what_cannot_be_done_there_is_said_in_the_envelope(
+def test_a_method_that_a_path_does_not_have_gets_405_in_the_envelope(
     client: FlaskClient, factory: Factory, method: str, path: str
 ) -> None:
     answer = client.open(path, method=method, json={}, headers=factory.operator("admin"))

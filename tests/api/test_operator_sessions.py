@@ -1,4 +1,4 @@
-"""What a care agent sees and stops: sessions, refusals; and what ends when an account or device is disabled."""
+"""Sessions and denials in the operator API; the sessions that end when an account or device is disabled."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,29 +34,29 @@ def set_up(client: FlaskClient, account: str = "a", device: str = "tv", content:
 
 
 def keep_alive(client: FlaskClient, session: str, account: str = "a", device: str = "tv") -> tuple[int, str | None]:
-    """Its HTTP status, and why the session has ended."""
+    """HTTP status of a keep-alive, and the end reason if the session has ended."""
     answer = client.put(f"/srm/v1/sessions/{session}", headers={"Client-Token": issue_token(account, device)})
     return answer.status_code, answer.headers.get("SRM-End-Reason")
 
 
-def listed(found: Any) -> list[str]:
+def session_ids(found: Any) -> list[str]:
     return [each["sessionId"] for each in found["sessions"]]
 
 
-def test_it_sees_the_sessions_of_an_account(care: Admin, client: FlaskClient, factory: Factory) -> None:
+def test_active_and_ended_sessions_of_an_account_are_listed(care: Admin, client: FlaskClient, factory: Factory) -> None:
     factory.account("a", "tv", "phone", max_sessions=None)
     factory.account("b")
     set_up(client, "b")
     first, second, third = set_up(client), set_up(client, device="phone"), set_up(client)
     client.delete(f"/srm/v1/sessions/{second}", headers={"Client-Token": issue_token("a", "phone")})
-    factory.age(third, 31, "last_keep_alive_at")  # it has lapsed, and the reaper has not been there
+    factory.age(third, 31, "last_keep_alive_at")  # lapsed, and not ended by a reaper
 
     active, ended = care.get("accounts/a/sessions"), care.get("accounts/a/sessions?state=ended")
 
-    assert listed(active) == [first]
+    assert session_ids(active) == [first]
     assert active == care.get("accounts/a/sessions?state=active")
-    assert listed(ended) == [third, second]
-    assert listed(care.get("accounts/a/sessions?state=all")) == [third, second, first]
+    assert session_ids(ended) == [third, second]
+    assert session_ids(care.get("accounts/a/sessions?state=all")) == [third, second, first]
     assert [each["endReason"] for each in ended["sessions"]] == ["expired", "teardown"]
     assert ended["sessions"][0]["endedAt"] > ended["sessions"][0]["lastKeepAliveAt"]
     (seen,) = active["sessions"]
@@ -75,7 +75,7 @@ def test_it_sees_the_sessions_of_an_account(care: Admin, client: FlaskClient, fa
     assert seen["endedAt"] is None
 
 
-def test_it_sees_the_history_page_by_page(
+def test_sessions_and_history_of_an_account_are_listed_page_by_page(
     care: Admin, client: FlaskClient, factory: Factory, database: Database
 ) -> None:
     factory.account("a", max_sessions=None)
@@ -91,27 +91,29 @@ def test_it_sees_the_history_page_by_page(
         while path:
             page = care.get(path)
             assert len(page["sessions"]) <= 2
-            seen += listed(page)
+            seen += session_ids(page)
             assert len(seen) <= len(expected)
             path = f"accounts/a/sessions?state={state}&limit=2&after={page['next']}" if "next" in page else ""
         assert seen == expected[::-1]
 
 
-def test_an_account_that_is_gone_still_has_its_history(
+def test_a_deleted_account_still_has_its_history(
     care: Admin, admin: Admin, client: FlaskClient, factory: Factory
 ) -> None:
     factory.account("a")
     session = set_up(client)
     admin("DELETE", "accounts/a")
 
-    assert listed(care.get("accounts/a/sessions?state=all")) == [session]
+    assert session_ids(care.get("accounts/a/sessions?state=all")) == [session]
     assert error_of(care("GET", "accounts/nobody/sessions")) == NOT_FOUND
     assert error_of(care("GET", "accounts/nobody/denials")) == NOT_FOUND
     for method, path in (("DELETE", "sessions"), ("DELETE", f"sessions/{session}"), ("DELETE", "devices/tv/sessions")):
         assert error_of(care(method, f"accounts/nobody/{path}")) == NOT_FOUND
 
 
-def test_it_sees_why_somebody_could_not_watch(care: Admin, client: FlaskClient, factory: Factory) -> None:
+def test_denials_of_an_account_are_listed_with_rule_and_conflicting_sessions(
+    care: Admin, client: FlaskClient, factory: Factory
+) -> None:
     factory.account("a", max_sessions=1)
     session = set_up(client)
     for content in ("film", "nothing", "film"):
@@ -132,7 +134,9 @@ def test_it_sees_why_somebody_could_not_watch(care: Admin, client: FlaskClient, 
     assert care.get("accounts/a/denials?limit=3") == {"denials": denials}
 
 
-def test_it_stops_sessions(care: Admin, client: FlaskClient, factory: Factory) -> None:
+def test_an_operator_ends_one_session_those_of_a_device_or_all_of_an_account(
+    care: Admin, client: FlaskClient, factory: Factory
+) -> None:
     factory.account("a", "tv", "phone", max_sessions=None)
     factory.account("b")
     other, one, two, three, four = (
@@ -156,10 +160,10 @@ def test_it_stops_sessions(care: Admin, client: FlaskClient, factory: Factory) -
     assert (
         "successResponse"
         in client.post("/srm/v1/sessions", json=SETUP, headers={"Client-Token": issue_token("a", "tv")}).get_json()
-    ), "nothing is disabled by it"
+    ), "the account is still enabled"
 
 
-def test_it_stops_nothing_of_another_account(care: Admin, client: FlaskClient, factory: Factory) -> None:
+def test_no_session_of_another_account_is_ended(care: Admin, client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
     factory.account("b")
     session = set_up(client, "b")
@@ -172,7 +176,7 @@ def test_it_stops_nothing_of_another_account(care: Admin, client: FlaskClient, f
     assert keep_alive(client, session, "b") == (200, None)
 
 
-def test_a_session_that_has_lapsed_is_not_stopped_but_has_lapsed(
+def test_ending_a_lapsed_session_records_it_as_expired(
     care: Admin, client: FlaskClient, factory: Factory, database: Database
 ) -> None:
     factory.account("a")
@@ -198,7 +202,7 @@ def test_a_session_that_has_lapsed_is_not_stopped_but_has_lapsed(
         ("DELETE", "accounts/a/devices/tv", None, "device_disabled"),
     ],
 )
-def test_what_is_disabled_or_removed_ends_its_sessions(
+def test_disabling_or_deleting_an_account_or_device_ends_its_sessions(
     admin: Admin, client: FlaskClient, factory: Factory, method: str, path: str, body: Any, reason: str
 ) -> None:
     factory.account("a", "tv", "phone", max_sessions=None)
@@ -211,8 +215,8 @@ def test_what_is_disabled_or_removed_ends_its_sessions(
     expected = (410, reason) if reason == "account_disabled" else (200, None)
     assert keep_alive(client, of_phone, device="phone") == expected
     assert keep_alive(client, of_other, "b") == (200, None)
-    refused = client.post("/srm/v1/sessions", json=SETUP, headers={"Client-Token": issue_token("a", "tv")})
-    assert error_of(refused)[2] == ("SRM-0004" if reason == "account_disabled" else "SRM-0005")
+    denied = client.post("/srm/v1/sessions", json=SETUP, headers={"Client-Token": issue_token("a", "tv")})
+    assert error_of(denied)[2] == ("SRM-0004" if reason == "account_disabled" else "SRM-0005")
     ended = [each for each in admin.get("operator/audit?accountId=a")["changes"] if each["action"] == "end"]
     both = {of_tv, of_phone} if reason == "account_disabled" else {of_tv}
     assert {each["resource"] for each in ended} == {f"accounts/a/sessions/{session}" for session in both}
@@ -221,7 +225,7 @@ def test_what_is_disabled_or_removed_ends_its_sessions(
     assert ended[0]["before"]["contentID"] == "film"
 
 
-def test_what_is_changed_but_not_disabled_ends_nothing(admin: Admin, client: FlaskClient, factory: Factory) -> None:
+def test_changes_that_disable_nothing_end_no_session(admin: Admin, client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
     session = set_up(client)
 
@@ -232,9 +236,7 @@ def test_what_is_changed_but_not_disabled_ends_nothing(admin: Admin, client: Fla
     assert keep_alive(client, session) == (200, None)
 
 
-def test_an_entitlement_that_is_removed_leaves_sessions_alone(
-    admin: Admin, client: FlaskClient, factory: Factory
-) -> None:
+def test_deleting_an_entitlement_ends_no_session(admin: Admin, client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
     session = set_up(client)
 
@@ -243,7 +245,7 @@ def test_an_entitlement_that_is_removed_leaves_sessions_alone(
     assert keep_alive(client, session) == (200, None)
 
 
-def test_unless_it_is_asked_for_and_nothing_else_lets_them_be_watched(
+def test_deleting_an_entitlement_with_end_sessions_ends_what_no_other_entitlement_allows(
     admin: Admin, client: FlaskClient, factory: Factory
 ) -> None:
     for content in ("race", "match"):
@@ -260,7 +262,9 @@ def test_unless_it_is_asked_for_and_nothing_else_lets_them_be_watched(
     assert keep_alive(client, race) == keep_alive(client, film) == (200, None)
 
 
-def test_it_ends_the_broadcasts_of_a_channel_too(admin: Admin, client: FlaskClient, factory: Factory) -> None:
+def test_deleting_an_entitlement_to_a_channel_with_end_sessions_ends_its_events_too(
+    admin: Admin, client: FlaskClient, factory: Factory
+) -> None:
     factory.content("channel")
     factory.content("event", "channel")
     factory.product("sports", ("CU", "channel"))
@@ -272,8 +276,8 @@ def test_it_ends_the_broadcasts_of_a_channel_too(admin: Admin, client: FlaskClie
     assert keep_alive(client, str(session)) == (410, "operator")
 
 
-def make_everywhere(factory: Factory) -> dict[str, UUID]:
-    """Sessions of several accounts, by name."""
+def make_sessions(factory: Factory) -> dict[str, UUID]:
+    """Make sessions of several accounts; return their ids by name."""
     return {
         "old live": factory.session("a", silent_for=20, content_type="LIVE", content_id="news", device_group="tv"),
         "live": factory.session("b", content_type="LIVE", content_id="news", device_group="mobile"),
@@ -293,31 +297,35 @@ def make_everywhere(factory: Factory) -> dict[str, UUID]:
         ("contentID=nothing", set()),
     ],
 )
-def test_it_sees_who_watches_what(care: Admin, factory: Factory, query: str, expected: set[str]) -> None:
-    made = make_everywhere(factory)
+def test_active_sessions_of_all_accounts_are_listed_and_counted_by_filter(
+    care: Admin, factory: Factory, query: str, expected: set[str]
+) -> None:
+    made = make_sessions(factory)
 
-    assert set(listed(care.get(f"operator/sessions?{query}"))) == {str(made[name]) for name in expected}
+    assert set(session_ids(care.get(f"operator/sessions?{query}"))) == {str(made[name]) for name in expected}
     assert care.get(f"operator/sessions/count?{query}") == {"count": len(expected)}
 
 
-def test_it_sees_who_has_watched_for_long(care: Admin, factory: Factory, database: Database) -> None:
-    made = make_everywhere(factory)
+def test_active_sessions_started_before_an_instant_are_listed(
+    care: Admin, factory: Factory, database: Database
+) -> None:
+    made = make_sessions(factory)
     ((before,),) = rows(
         database, "SELECT to_char(statement_timestamp() - interval '10 s', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
     )
 
-    assert listed(care.get(f"operator/sessions?startedBefore={before}")) == [str(made["old live"])]
+    assert session_ids(care.get(f"operator/sessions?startedBefore={before}")) == [str(made["old live"])]
     assert care.get(f"operator/sessions/count?startedBefore={before}") == {"count": 1}
 
 
-def test_it_goes_through_all_of_them(care: Admin, factory: Factory) -> None:
+def test_the_list_of_all_sessions_goes_on_behind_its_cursor(care: Admin, factory: Factory) -> None:
     made = {str(factory.session(account)) for account in ("a_b", "a", "ö x", "b", "x" * 255) for _ in range(3)}
 
     seen: list[str] = []
     after: dict[str, str] = {}
     while True:
         page = care.client.get("/srm/v1/operator/sessions", query_string={"limit": 2, **after}, headers=care.key)
-        seen += listed(page.get_json())
+        seen += session_ids(page.get_json())
         assert len(seen) <= len(made)
         if "next" not in page.get_json():
             break
@@ -345,13 +353,15 @@ def test_it_goes_through_all_of_them(care: Admin, factory: Factory) -> None:
         ("operator/sessions/count", "contentType="),
     ],
 )
-def test_a_wrong_query_is_refused(care: Admin, factory: Factory, path: str, query: str) -> None:
+def test_a_wrong_query_is_malformed(care: Admin, factory: Factory, path: str, query: str) -> None:
     factory.account("a")
 
     assert error_of(care("GET", f"{path}?{query}")) == MALFORMED
 
 
-def test_each_stopped_session_is_on_record(care: Admin, client: FlaskClient, factory: Factory) -> None:
+def test_each_session_that_an_operator_ends_is_in_the_change_log(
+    care: Admin, client: FlaskClient, factory: Factory
+) -> None:
     factory.account("a")
     session = set_up(client)
 
@@ -362,10 +372,10 @@ def test_each_stopped_session_is_on_record(care: Admin, client: FlaskClient, fac
     assert (change["correlationId"], change["after"]["endReason"]) == ("case-17", "operator")
 
 
-def test_the_change_and_its_record_are_one(
+def test_a_change_that_cannot_be_recorded_is_rolled_back(
     admin: Admin, client: FlaskClient, factory: Factory, database: Database, url: str, outside: Callable[[str], str]
 ) -> None:
-    """Where the record cannot be written nothing is changed, and nobody is stopped."""
+    """The constraint makes the entry of the ended session fail, in the transaction that disables the account."""
     factory.account("a")
     session = set_up(client)
     with psycopg.connect(outside(url), autocommit=True) as db:

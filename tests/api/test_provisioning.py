@@ -1,4 +1,4 @@
-"""Accounts, devices, entitlements, profiles, products and contents over HTTP."""
+"""Accounts, devices, entitlements, profiles, products and contents in the operator API."""
 
 from typing import Any
 
@@ -100,7 +100,7 @@ RESOURCES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[
         {"contentID": "new", "channelID": None, "title": "The race", "groups": ["motors", "sports"]},
     ),
 }
-"""By path: what is put, what it then says, what is patched, and what it then says."""
+"""By path: the body of a PUT, the resource after it, the body of a PATCH, and the resource after that."""
 PATHS = list(RESOURCES)
 
 
@@ -112,7 +112,7 @@ def admin(client: FlaskClient, factory: Factory) -> Admin:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_it_is_created_read_replaced_changed_and_removed(admin: Admin, path: str) -> None:
+def test_a_resource_is_created_read_replaced_patched_and_deleted(admin: Admin, path: str) -> None:
     put, created, patch, patched = RESOURCES[path]
     assert error_of(admin("GET", path)) == NOT_FOUND
     assert error_of(admin("PATCH", path, patch)) == NOT_FOUND
@@ -126,7 +126,7 @@ def test_it_is_created_read_replaced_changed_and_removed(admin: Admin, path: str
     changed = admin("PATCH", path, patch)
     assert (changed.status_code, changed.get_json()) == (200, patched)
     assert admin.get(path) == patched
-    back = admin("PUT", path, created)  # what was read can be put back as it is
+    back = admin("PUT", path, created)  # a resource as it was read
     assert (back.status_code, back.get_json()) == (200, created)
     removed = admin("DELETE", path)
     assert (removed.status_code, removed.data) == (204, b"")
@@ -134,7 +134,7 @@ def test_it_is_created_read_replaced_changed_and_removed(admin: Admin, path: str
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_nobody_overwrites_what_he_has_not_read(admin: Admin, path: str) -> None:
+def test_a_request_for_another_state_is_refused_with_412(admin: Admin, path: str) -> None:
     put, created, patch, patched = RESOURCES[path]
     assert error_of(admin("PUT", path, put, If_Match="*")) == CHANGED_SINCE
     assert error_of(admin("GET", path)) == NOT_FOUND
@@ -170,7 +170,7 @@ UNREADABLE = [
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
-def test_a_body_that_cannot_be_read_changes_nothing(admin: Admin, path: str, method: str) -> None:
+def test_an_unreadable_body_changes_nothing(admin: Admin, path: str, method: str) -> None:
     put, created, *_ = RESOURCES[path]
     admin("PUT", path, put)
 
@@ -226,7 +226,7 @@ def test_a_body_that_cannot_be_read_changes_nothing(admin: Admin, path: str, met
     ],
 )
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
-def test_a_wrong_value_is_named_and_changes_nothing(
+def test_a_wrong_value_changes_nothing_and_the_answer_names_its_member(
     admin: Admin, method: str, path: str, member: str, value: object
 ) -> None:
     put, created, *_ = RESOURCES[path]
@@ -241,7 +241,7 @@ def test_a_wrong_value_is_named_and_changes_nothing(
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
-def test_what_is_said_twice_holds_once(admin: Admin, method: str) -> None:
+def test_repeated_items_of_a_list_are_stored_once(admin: Admin, method: str) -> None:
     admin("PUT", "products/new", {"name": "New"})
     admin("PUT", "contents/new", {})
     film = {"contentType": "COD", "contentID": "film"}
@@ -253,8 +253,8 @@ def test_what_is_said_twice_holds_once(admin: Admin, method: str) -> None:
     assert content["groups"] == ["a", "b"]
 
 
-def test_a_body_may_be_large_but_not_too_large(admin: Admin, database: Database) -> None:
-    """The largest package that a body can name is put, put again, exchanged, listed and removed."""
+def test_a_product_with_18000_contents_is_handled_and_a_larger_body_gets_413(admin: Admin, database: Database) -> None:
+    """18,000 contents nearly fill a body. They are put, put again, replaced, listed and deleted."""
     count = 18_000
     with database.transaction() as db:
         db.exec_driver_sql(f"INSERT INTO srm.contents SELECT 'c-' || n FROM generate_series(1, {2 * count}) n")
@@ -272,7 +272,7 @@ def test_a_body_may_be_large_but_not_too_large(admin: Admin, database: Database)
     assert error_of(admin("PUT", "products/new", {"name": "x" * 2**20})) == (413, "ERROR", "SRM-0002")
 
 
-def test_a_catalogue_of_packages_is_listed(admin: Admin, database: Database) -> None:
+def test_a_page_of_100_products_with_500_contents_each_is_listed(admin: Admin, database: Database) -> None:
     with database.transaction() as db:
         db.exec_driver_sql("INSERT INTO srm.contents SELECT 'c-' || n FROM generate_series(1, 500) n")
         db.exec_driver_sql(
@@ -298,7 +298,9 @@ def test_a_catalogue_of_packages_is_listed(admin: Admin, database: Database) -> 
         ("contents/new", {"channelID": "nowhere"}, "channel"),
     ],
 )
-def test_what_it_names_has_to_be_there(admin: Admin, path: str, body: dict[str, Any], missing: str) -> None:
+def test_a_reference_to_a_missing_resource_is_a_conflict(
+    admin: Admin, path: str, body: dict[str, Any], missing: str
+) -> None:
     answer = admin("PUT", path, body)
 
     assert error_of(answer) == CONFLICT
@@ -307,7 +309,7 @@ def test_what_it_names_has_to_be_there(admin: Admin, path: str, body: dict[str, 
 
 
 @pytest.mark.parametrize("kind", ["devices", "entitlements"])
-def test_nothing_belongs_to_an_account_that_is_not_there(admin: Admin, kind: str) -> None:
+def test_devices_and_entitlements_of_a_missing_account_are_not_found(admin: Admin, kind: str) -> None:
     body = {"deviceGroup": "tv", "name": "TV"} if kind == "devices" else {}
 
     assert error_of(admin("GET", f"accounts/nobody/{kind}")) == NOT_FOUND
@@ -317,7 +319,7 @@ def test_nothing_belongs_to_an_account_that_is_not_there(admin: Admin, kind: str
 
 
 @pytest.mark.parametrize("path", ["profiles/p", "products/basic", "contents/film"])
-def test_what_is_in_use_is_not_removed(admin: Admin, path: str) -> None:
+def test_a_resource_in_use_is_not_deleted(admin: Admin, path: str) -> None:
     before = admin.get(path)
 
     answer = admin("DELETE", path)
@@ -327,7 +329,7 @@ def test_what_is_in_use_is_not_removed(admin: Admin, path: str) -> None:
     assert admin.get(path) == before
 
 
-def test_an_account_goes_with_all_that_belongs_to_it(admin: Admin, database: Database) -> None:
+def test_deleting_an_account_deletes_and_records_its_devices_and_entitlements(admin: Admin, database: Database) -> None:
     assert admin("DELETE", "accounts/a").status_code == 204
 
     assert rows(database, "SELECT 1 FROM srm.devices UNION ALL SELECT 1 FROM srm.entitlements") == []
@@ -337,7 +339,7 @@ def test_an_account_goes_with_all_that_belongs_to_it(admin: Admin, database: Dat
 
 
 @pytest.mark.parametrize("changes", [{"maxSesions": None}, {"deviceGroups": {"tv": {"maxSesions": None}}}])
-def test_a_patch_takes_away_nothing_that_the_resource_could_not_have(admin: Admin, changes: dict[str, Any]) -> None:
+def test_a_patch_with_a_misspelt_null_member_is_malformed(admin: Admin, changes: dict[str, Any]) -> None:
     before = admin.get("profiles/p")
 
     answer = admin("PATCH", "profiles/p", changes)
@@ -347,7 +349,7 @@ def test_a_patch_takes_away_nothing_that_the_resource_could_not_have(admin: Admi
     assert admin.get("profiles/p") == before
 
 
-def test_a_patch_may_take_away_what_is_not_there(admin: Admin) -> None:
+def test_a_patch_may_remove_a_group_that_does_not_exist(admin: Admin) -> None:
     before = admin.get("profiles/p")
 
     assert admin("PATCH", "profiles/p", {"deviceGroups": {"gone": None}}).get_json() == before
@@ -373,14 +375,14 @@ def test_a_patch_may_take_away_what_is_not_there(admin: Admin) -> None:
         ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
     ],
 )
-def test_it_merges_as_the_examples_of_rfc_7396(target: object, patch: object, result: object) -> None:
+def test_patches_merge_as_in_the_examples_of_rfc_7396(target: object, patch: object, result: object) -> None:
     before = repr(target)
 
     assert merge_patch(target, patch) == result
     assert repr(target) == before
 
 
-def test_null_takes_back_what_was_said(admin: Admin) -> None:
+def test_null_in_a_patch_restores_the_default(admin: Admin) -> None:
     admin("PUT", "accounts/new", {"profileId": "p", "enabled": False, "maxSessions": 3})
 
     patched = admin("PATCH", "accounts/new", {"enabled": None, "maxSessions": None}).get_json()
@@ -388,7 +390,7 @@ def test_null_takes_back_what_was_said(admin: Admin) -> None:
     assert patched == {"accountId": "new", "profileId": "p", "enabled": True, "maxSessions": None}
 
 
-def test_an_entitlement_holds_from_now_on_and_keeps_its_start(admin: Admin, client: FlaskClient) -> None:
+def test_a_new_entitlement_holds_from_now_on_and_later_keeps_its_start(admin: Admin, client: FlaskClient) -> None:
     admin("DELETE", "accounts/a/entitlements/basic")
     token = {"Client-Token": issue_token("a", "tv")}
     assert error_of(client.post("/srm/v1/sessions", json=SETUP, headers=token))[2] == "SRM-0007"
@@ -401,7 +403,7 @@ def test_an_entitlement_holds_from_now_on_and_keeps_its_start(admin: Admin, clie
     assert admin("PATCH", "accounts/a/entitlements/basic", {"validFrom": None}).get_json() == first
 
 
-def test_lists_go_on_where_they_ended(admin: Admin, database: Database) -> None:
+def test_a_list_goes_on_behind_its_cursor_while_rows_come_and_go(admin: Admin, database: Database) -> None:
     with database.transaction() as db:
         db.exec_driver_sql(
             "INSERT INTO srm.accounts SELECT 'n-' || lpad(n::text, 3, '0'), 'p' FROM generate_series(1, 250) n"
@@ -415,7 +417,7 @@ def test_lists_go_on_where_they_ended(admin: Admin, database: Database) -> None:
         path = f"accounts?limit=100&after={page['next']}" if "next" in page else None
         pages += 1
         assert pages <= 3
-        if pages == 1:  # what is removed meanwhile makes nobody be skipped
+        if pages == 1:  # rows that come and go must not make the list skip one
             admin("DELETE", "accounts/n-001")
             admin("PUT", "accounts/n-000", {"profileId": "p"})
 
@@ -428,7 +430,7 @@ def test_lists_go_on_where_they_ended(admin: Admin, database: Database) -> None:
     assert "next" not in admin.get("accounts?limit=1000")
 
 
-def test_lists_of_an_account_are_of_that_account(admin: Admin, factory: Factory) -> None:
+def test_lists_of_an_account_show_only_its_resources(admin: Admin, factory: Factory) -> None:
     factory.account("b", "phone", "tablet", profile="p", products=("basic", "other"))
 
     assert [each["deviceId"] for each in admin.get("accounts/b/devices")["devices"]] == ["phone", "tablet"]
@@ -443,27 +445,28 @@ def test_lists_of_an_account_are_of_that_account(admin: Admin, factory: Factory)
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=1001", "limit=-1", "limit=x", "limit=", "limit=1e2", "after=%00", "after="]
 )
-def test_a_wrong_query_is_refused(admin: Admin, query: str) -> None:
+def test_a_wrong_query_of_a_list_is_malformed(admin: Admin, query: str) -> None:
     assert error_of(admin("GET", f"accounts?{query}")) == MALFORMED
 
 
 @pytest.mark.parametrize(
     ("name", "read"), [("%00", MALFORMED), ("M%FCller", MALFORMED), ("a%0Ab", NOT_FOUND), ("x" * 256, NOT_FOUND)]
 )
-def test_a_name_that_nothing_can_have_is_refused(admin: Admin, name: str, read: tuple[int, str, str]) -> None:
-    """Names that are not UTF-8 would all become the same one."""
+def test_an_id_that_no_resource_can_have_is_not_found_or_malformed(
+    admin: Admin, name: str, read: tuple[int, str, str]
+) -> None:
+    """Bytes that are not UTF-8 would all become U+FFFD, and different ids one."""
     assert error_of(admin("GET", f"accounts/{name}")) == read
     assert error_of(admin("PUT", f"accounts/{name}", {"profileId": "p"})) == MALFORMED
 
 
-def test_names_with_odd_characters_are_names(admin: Admin) -> None:
+def test_ids_may_have_spaces_umlauts_and_reserved_characters(admin: Admin) -> None:
     for name, in_path in {"ä b": "%C3%A4%20b", "a+b": "a+b", "a?b": "a%3Fb", "100%": "100%25"}.items():
         assert admin("PUT", f"accounts/{in_path}", {"profileId": "p"}).get_json()["accountId"] == name
         assert admin.get(f"accounts/{in_path}")["accountId"] == name
 
 
-def test_what_psql_wrote_is_shown_as_it_is(admin: Admin, factory: Factory) -> None:
-    """Though the API would not take it."""
+def test_values_that_psql_wrote_are_shown_though_the_api_would_refuse_them(admin: Admin, factory: Factory) -> None:
     with factory.database.transaction() as db:
         db.exec_driver_sql("INSERT INTO srm.devices VALUES ('a', E'odd\\nid', 'tv', '')")
         db.exec_driver_sql("UPDATE srm.entitlements SET valid_until = 'infinity'")
@@ -477,7 +480,7 @@ def test_what_psql_wrote_is_shown_as_it_is(admin: Admin, factory: Factory) -> No
     assert admin.get("accounts/a/entitlements/basic")["validUntil"].startswith("9999-12-31")
 
 
-def test_what_psql_wrote_does_not_keep_the_rest_from_being_changed(admin: Admin, factory: Factory) -> None:
+def test_a_resource_with_values_that_psql_wrote_can_be_patched(admin: Admin, factory: Factory) -> None:
     with factory.database.transaction() as db:
         db.exec_driver_sql("INSERT INTO srm.devices VALUES ('a', E'odd\nid', 'tv', '')")
         db.exec_driver_sql("UPDATE srm.entitlements SET valid_until = 'infinity'")
@@ -490,8 +493,8 @@ def test_what_psql_wrote_does_not_keep_the_rest_from_being_changed(admin: Admin,
 
 
 @pytest.mark.parametrize("instant", ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])
-def test_what_is_taken_is_taken_again(admin: Admin, instant: str) -> None:
-    """A time is judged as it will be shown."""
+def test_instants_at_the_ends_of_the_calendar_can_be_put_back_as_shown(admin: Admin, instant: str) -> None:
+    """An instant outside the years 1 to 9999 in UTC could not be shown, so it is refused."""
     path = "accounts/a/entitlements/other"
     assert error_of(admin("PUT", path, {"validFrom": instant})) == MALFORMED
 
@@ -500,7 +503,7 @@ def test_what_is_taken_is_taken_again(admin: Admin, instant: str) -> None:
         assert admin("PUT", path, shown).get_json() == shown
 
 
-def test_changes_of_a_profile_hold_at_once(admin: Admin, client: FlaskClient) -> None:
+def test_a_changed_limit_holds_from_the_next_setup_on(admin: Admin, client: FlaskClient) -> None:
     token = {"Client-Token": issue_token("a", "tv")}
     admin("PATCH", "profiles/p", {"maxSessions": 1})
     answers = [client.post("/srm/v1/sessions", json=SETUP, headers=token).get_json() for _ in range(2)]
@@ -512,13 +515,13 @@ def test_changes_of_a_profile_hold_at_once(admin: Admin, client: FlaskClient) ->
     assert "successResponse" in client.post("/srm/v1/sessions", json=SETUP, headers=token).get_json()
 
 
-def test_every_change_is_on_record(admin: Admin) -> None:
+def test_every_change_is_in_the_change_log_with_before_and_after(admin: Admin) -> None:
     path = "accounts/a/devices/new"
     put, created, patch, patched = RESOURCES[path]
     admin("PUT", path, put, X_Correlation_Id="one")
-    admin("PUT", path, put)  # says nothing new
+    admin("PUT", path, put)  # changes nothing
     admin("PATCH", path, patch)
-    admin("PATCH", path, {"name": ""})  # is refused
+    admin("PATCH", path, {"name": ""})  # malformed
     admin("DELETE", path)
 
     changes = admin.get("operator/audit")["changes"]
@@ -530,10 +533,10 @@ def test_every_change_is_on_record(admin: Admin) -> None:
     ]
     assert {(each["operator"], each["resource"], each["accountId"]) for each in changes[:3]} == {("admin", path, "a")}
     assert changes[2]["correlationId"] == "one"
-    assert [each["action"] for each in changes[3:]] == ["create"]  # the operator himself
+    assert [each["action"] for each in changes[3:]] == ["create"]  # the operator
 
 
-def test_the_record_goes_on_where_it_ended_and_can_be_asked_for_one(admin: Admin, factory: Factory) -> None:
+def test_the_change_log_goes_on_behind_its_cursor_and_filters(admin: Admin, factory: Factory) -> None:
     for number in range(5):
         admin("PUT", f"accounts/n-{number}", {"profileId": "p"})
     admin("PUT", "profiles/q", {})

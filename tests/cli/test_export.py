@@ -1,4 +1,4 @@
-"""`srm export`: the formats, and that an import of it gives the same again."""
+"""`srm export`: its formats, and that importing an export restores the rows."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ JSON = "".join(
 @pytest.mark.usefixtures("accounts")
 class TestFormats:
     @pytest.mark.parametrize(("options", "expected"), [((), CSV), (("--format", "jsonl"), JSON), (("-",), CSV)])
-    def test_it_writes_to_standard_output(
+    def test_export_writes_to_standard_output(
         self, url: str, options: tuple[str, ...], expected: str,
     ) -> None:  # fmt: skip
         result = srm("export", "accounts", *options, SRM_DATABASE_URL=url)
@@ -57,7 +57,7 @@ class TestFormats:
     @pytest.mark.parametrize(
         ("name", "expected"), [("x.csv", CSV), ("x", CSV), ("x.jsonl", JSON), ("x.csv.gz", CSV), ("x.jsonl.gz", JSON)]
     )
-    def test_it_goes_by_the_name_of_the_file(
+    def test_the_name_of_the_file_decides_the_format(
         self,
         export: Callable[..., Result],
         tmp_path: Path,
@@ -77,7 +77,7 @@ class TestFormats:
         assert file.read_bytes() == written
 
 
-def test_it_goes_on_over_the_end_of_a_page(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_goes_on_behind_the_end_of_a_page(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     factory = Factory(database)
     for account in "abc":
         factory.account(account, "1", "2", "3")
@@ -88,7 +88,7 @@ def test_it_goes_on_over_the_end_of_a_page(database: Database, monkeypatch: pyte
         assert found == [(account, device) for account in "abc" for device in "123"]
 
 
-def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_an_older_file_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
     file = tmp_path / "devices.csv"
     file.write_text("old")
 
@@ -121,7 +121,7 @@ instants = st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 31), timezones=st.
 
 @st.composite
 def tables(draw: Any) -> list[tuple[type[Base], list[dict[str, Any]]]]:
-    """Rows of all tables, in the order of their references."""
+    """Random rows of all tables; a table comes after those that it refers to."""
     contents = draw(st.lists(texts, min_size=1, max_size=4, unique=True))
     products = draw(st.lists(texts, max_size=3, unique=True))
     accounts = draw(st.lists(texts, max_size=4, unique=True))
@@ -193,7 +193,7 @@ def empty(owner: str) -> None:
 
 
 def exported(database: Database, folder: Path, format_: files.Format) -> dict[str, bytes]:
-    """The files of all kinds."""
+    """Export all kinds into the folder; return the bytes of each file."""
     for kind in IN_ORDER_OF_REFERENCES:
         with files.writing(kind, str(folder / kind.plural), format_) as write:
             for resource in exporter.export_resources(database, kind):
@@ -203,7 +203,7 @@ def exported(database: Database, folder: Path, format_: files.Format) -> dict[st
 
 @pytest.fixture(scope="module")
 def own_database(clone: Callable[[], str]) -> Any:
-    """A database of this module alone."""
+    """A database that only this module uses."""
     database = Database(clone(), application_name="srm-tests", statement_timeout_seconds=30)
     Factory(database).profile("p")
     yield database
@@ -212,7 +212,7 @@ def own_database(clone: Callable[[], str]) -> Any:
 
 @given(found=tables(), format_=st.sampled_from(["csv", "jsonl"]))
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-def test_an_import_of_it_gives_the_same_again(
+def test_importing_an_export_restores_the_rows(
     own_database: Database,
     tmp_path_factory: pytest.TempPathFactory,
     outside: Callable[[str], str],

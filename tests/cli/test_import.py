@@ -1,4 +1,4 @@
-"""`srm import`: what becomes of each row, of the database, and of what the file does not name."""
+"""`srm import`: which rows it takes, and how it changes the database."""
 
 import csv
 import gzip
@@ -39,7 +39,10 @@ PRODUCTS = (
 
 @pytest.fixture
 def import_(call: Callable[..., Result], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Import:
-    """`srm import KIND` of a file with this content, in an empty folder, as gently as always but for these tests."""
+    """Run `srm import KIND` on a file with this content, in an empty folder.
+
+    The command runs in this process, so it must not lower the priority of the tests.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "setpriority", lambda *_: None)
 
@@ -51,7 +54,7 @@ def import_(call: Callable[..., Result], url: str, tmp_path: Path, monkeypatch: 
 
 
 def rejected(file: str = "file.rejected.csv") -> list[tuple[int, str]]:
-    """Line and reason of each row that was put aside."""
+    """Line and reason of each rejected row."""
     with Path(file).open(newline="") as text:
         return [(int(row["line"]), row["reason"]) for row in csv.DictReader(text)]
 
@@ -82,7 +85,7 @@ class TestFormats:
         ],
         ids=["plain", "byte order mark", "CRLF", "blank lines", "gzip", "gzip in members"],
     )
-    def test_it_looks_what_the_file_is(
+    def test_the_import_recognizes_the_format_of_the_file(
         self, import_: Import, factory: Factory, content: str, made: Callable[[str], bytes]
     ) -> None:
         factory.profile("p")
@@ -96,7 +99,7 @@ class TestFormats:
         assert not Path("file.rejected.csv").exists()
 
     @pytest.mark.parametrize("packed", [False, True])
-    def test_it_reads_standard_input(
+    def test_the_import_reads_standard_input(
         self, import_: Import, call: Callable[..., Result], factory: Factory, url: str, packed: bool,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
@@ -126,7 +129,7 @@ class TestFormats:
             (gzip.compress(CSV.encode(), mtime=0)[:-12], "it ends in the middle"),
         ],
     )
-    def test_it_refuses_what_is_no_such_file(
+    def test_a_file_in_no_import_format_is_refused(
         self, import_: Import, factory: Factory, content: str | bytes, words: str
     ) -> None:
         factory.profile("p")
@@ -134,13 +137,15 @@ class TestFormats:
         assert_refused(import_("accounts", content), "file: ", words)
         assert rows(factory.database, ACCOUNTS) == []
 
-    def test_a_header_alone_names_nothing(self, import_: Import) -> None:
+    def test_a_header_without_rows_is_an_empty_import(self, import_: Import) -> None:
         result = import_("contents", "contentID\n")
 
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout.startswith("contents: 0 rows in ")
 
-    def test_it_refuses_what_is_no_file(self, call: Callable[..., Result], url: str, tmp_path: Path) -> None:
+    def test_a_missing_file_a_folder_and_an_unknown_kind_are_refused(
+        self, call: Callable[..., Result], url: str, tmp_path: Path
+    ) -> None:
         absent = str(tmp_path / "absent")
 
         assert_refused(call("import", "accounts", absent, SRM_DATABASE_URL=url), absent, "No such file")
@@ -148,22 +153,21 @@ class TestFormats:
         assert_refused(call("import", "profiles", absent, SRM_DATABASE_URL=url), "profiles: no such kind", "products")
         assert_refused(call("export", "nonsense", SRM_DATABASE_URL=url), "nonsense: no such kind")
 
-    def test_it_refuses_a_schema_that_is_not_this_version_s(
+    def test_a_schema_of_another_version_is_refused(
         self, import_: Import, call: Callable[..., Result], server_url: str
     ) -> None:
         Path("file").write_text(self.CSV)
 
         assert_refused(call("import", "accounts", "file", SRM_DATABASE_URL=server_url), "srm db upgrade")
 
-    def test_it_does_not_write_bad_rows_over_the_file(self, import_: Import, factory: Factory) -> None:
+    def test_the_reject_file_may_not_be_the_imported_file(self, import_: Import, factory: Factory) -> None:
         factory.profile("p")
 
         assert_refused(import_("accounts", self.CSV, "--rejects", "./file"), "file is the file to import")
         assert Path("file").read_text() == self.CSV
 
 
-def test_the_last_good_row_of_several_holds(import_: Import, factory: Factory) -> None:
-    """A bad one behind it stops nothing."""
+def test_the_last_good_row_of_a_key_counts_despite_a_bad_one_behind_it(import_: Import, factory: Factory) -> None:
     factory.profile("p")
 
     result = import_("accounts", "accountId,profileId,maxSessions\na,p,1\na,p,2\na,gold,3\nb,p,1\nb,p,x\n")
@@ -174,7 +178,7 @@ def test_the_last_good_row_of_several_holds(import_: Import, factory: Factory) -
     assert accounts == [("a", 2), ("b", 1)]
 
 
-def test_what_is_no_file_is_not_removed_for_rejects(import_: Import, factory: Factory, tmp_path: Path) -> None:
+def test_a_pipe_for_rejects_is_not_removed(import_: Import, factory: Factory, tmp_path: Path) -> None:
     factory.profile("p")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -188,7 +192,7 @@ NO_TIME = "validUntil: a time such as 2026-11-22T20:15:00Z"
 
 
 class TestBadRows:
-    def test_they_are_put_aside_with_line_reason_and_text(self, import_: Import, factory: Factory) -> None:
+    def test_bad_rows_are_rejected_with_line_reason_and_text(self, import_: Import, factory: Factory) -> None:
         factory.profile("p")
         bad = {
             "b,p,true,x": "maxSessions: Input should be a valid integer, unable to parse string as an integer",
@@ -212,7 +216,7 @@ class TestBadRows:
         with Path("file.rejected.csv").open(newline="") as text:
             assert {row["row"] for row in csv.DictReader(text)} == set(bad)
 
-    def test_json_lines_are_taken_by_the_word(self, import_: Import, factory: Factory) -> None:
+    def test_json_lines_are_parsed_strictly(self, import_: Import, factory: Factory) -> None:
         factory.profile("p")
         bad = {
             '{"accountId": "a", "profileId": "p", "maxSessions": "3"}': "maxSessions: Input should be a valid integer",
@@ -229,7 +233,7 @@ class TestBadRows:
         assert rejected()[-1][1].startswith("Invalid JSON: EOF")
         assert len(rows(factory.database, ACCOUNTS)) == 1
 
-    def test_what_is_not_utf_8_is_one(self, import_: Import, factory: Factory) -> None:
+    def test_a_row_that_is_not_utf_8_is_rejected(self, import_: Import, factory: Factory) -> None:
         factory.profile("p")
 
         result = import_("accounts", b"accountId,profileId\na,p\nM\xfcller,p\nM\xc3\xbcller,p\n")
@@ -238,7 +242,7 @@ class TestBadRows:
         assert "M\\udcfcller" in Path("file.rejected.csv").read_text()
         assert [row.account_id for row in rows(factory.database, ACCOUNTS)] == ["Müller", "a"]
 
-    def test_a_line_that_is_too_long_is_one(
+    def test_a_line_that_is_too_long_is_rejected(
         self, import_: Import, factory: Factory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         factory.profile("p")
@@ -250,7 +254,7 @@ class TestBadRows:
         assert_rejected(result, (3, "longer than 100 bytes"), (5, "longer than 100 bytes"))
         assert [row.account_id for row in rows(factory.database, ACCOUNTS)] == ["a", longest, "d"]
 
-    def test_a_number_is_no_time(self, import_: Import, factory: Factory) -> None:
+    def test_an_instant_without_time_or_zone_is_rejected(self, import_: Import, factory: Factory) -> None:
         factory.account("a", products=())
 
         result = import_(
@@ -265,7 +269,7 @@ class TestBadRows:
             (4, NO_TIME),
         )
 
-    def test_what_refers_to_nothing_is_one(self, import_: Import, factory: Factory) -> None:
+    def test_a_row_that_refers_to_a_missing_resource_is_rejected(self, import_: Import, factory: Factory) -> None:
         factory.account("a", products=())
 
         assert_rejected(
@@ -286,7 +290,7 @@ class TestBadRows:
         )
         assert_rejected(import_("products", "\n".join(lines)), (2, "contents: no such content: no"))
 
-    def test_yesterday_s_are_not_left_for_today_s(self, import_: Import, factory: Factory) -> None:
+    def test_a_clean_import_removes_the_reject_file_of_an_earlier_one(self, import_: Import, factory: Factory) -> None:
         import_("accounts", "accountId,profileId\na,p\n")
         assert rejected() == [(2, "profileId: no such profile: p")]
         factory.profile("p")
@@ -294,7 +298,7 @@ class TestBadRows:
         assert import_("accounts", "accountId,profileId\na,p\n").returncode == 0
         assert not Path("file.rejected.csv").exists()
 
-    def test_they_go_where_one_wants_them(self, import_: Import, tmp_path: Path) -> None:
+    def test_the_option_rejects_names_the_reject_file(self, import_: Import, tmp_path: Path) -> None:
         result = import_("accounts", "accountId,profileId\na,p\n", "--rejects", "bad.csv")
 
         assert result.returncode == 1
@@ -302,8 +306,8 @@ class TestBadRows:
         assert not Path("file.rejected.csv").exists()
 
 
-class TestWhatIsNotNamed:
-    def test_rows_stay(self, import_: Import, factory: Factory) -> None:
+class TestLeftOut:
+    def test_rows_that_the_file_does_not_have_stay(self, import_: Import, factory: Factory) -> None:
         factory.account("a", profile=factory.profile("p"))
         before = rows(factory.database, ACCOUNTS)
 
@@ -321,7 +325,7 @@ class TestWhatIsNotNamed:
             ('{"accountId": "a", "profileId": "p", "enabled": true}', (True, 7)),
         ],
     )
-    def test_columns_stay(
+    def test_fields_that_a_line_does_not_name_stay(
         self, import_: Import, factory: Factory, content: str, expected: tuple[bool, int | None]
     ) -> None:
         factory.account("a", profile=factory.profile("p"), enabled=False)
@@ -331,7 +335,7 @@ class TestWhatIsNotNamed:
         assert import_("accounts", content).returncode == 0
         assert rows(factory.database, ACCOUNTS) == [("a", "p", *expected)]
 
-    def test_the_beginning_of_an_entitlement_stays(self, import_: Import, factory: Factory) -> None:
+    def test_an_entitlement_keeps_its_start_unless_the_line_names_it(self, import_: Import, factory: Factory) -> None:
         factory.account("a", products=())
         factory.account("b", products=())
         factory.entitlement("a", "basic", valid_from="2020-01-01T00:00:00Z", valid_until="2021-01-01T00:00:00Z")
@@ -347,7 +351,7 @@ class TestWhatIsNotNamed:
         assert (a.valid_from.year, a.valid_until, a.is_new) == (2020, None, False)
         assert (b.valid_until.isoformat(), b.is_new) == ("2998-12-31T22:00:00+00:00", True)
 
-    def test_groups_and_contents_stay(self, import_: Import, factory: Factory) -> None:
+    def test_groups_and_contents_that_a_line_does_not_name_stay(self, import_: Import, factory: Factory) -> None:
         factory.content("c", groups=["sports"])
         factory.product("p", ("COD", "film"))
 
@@ -358,7 +362,7 @@ class TestWhatIsNotNamed:
 
 
 class TestRows:
-    def test_the_last_of_several_holds(
+    def test_the_last_row_of_a_key_counts_across_batches(
         self, import_: Import, factory: Factory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(merger, "FIRST_BATCH", 2)
@@ -370,7 +374,7 @@ class TestRows:
         assert result.stdout.endswith(": 3 new, 0 changed, 0 unchanged, 6 repeated in the file\n")
         assert rows(factory.database, ACCOUNTS) == [(name, "p", True, 3) for name in "abc"]
 
-    def test_only_what_differs_is_touched(self, import_: Import, factory: Factory) -> None:
+    def test_only_rows_that_differ_are_updated(self, import_: Import, factory: Factory) -> None:
         factory.account("a", "tv", "phone")
         factory.account("b", "tv")
         content = "accountId,deviceId,deviceGroup,name\na,phone,tv,New\na,tv,tv,tv of a\nb,tv,tv,tv of b\nb,x,tv,X\n"
@@ -387,7 +391,7 @@ class TestRows:
         assert rows(factory.database, versions) == after
 
     @pytest.mark.parametrize("batch", [1, 500])
-    def test_an_event_may_come_before_its_channel(
+    def test_an_event_may_stand_before_its_channel(
         self, import_: Import, factory: Factory, batch: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(merger, "FIRST_BATCH", batch)
@@ -404,7 +408,7 @@ class TestRows:
             ("f", "f", None, []),
         ]
 
-    def test_groups_and_contents_become_what_the_file_says(self, import_: Import, factory: Factory) -> None:
+    def test_groups_and_contents_are_replaced_by_those_of_the_file(self, import_: Import, factory: Factory) -> None:
         factory.content("c", groups=["news", "sports"])
         factory.content("d:e")
         factory.product("p", ("COD", "film"), ("LIVE", "c"))
@@ -422,7 +426,7 @@ class TestRows:
         assert ": 0 new, 0 changed, 1 unchanged" in import_("contents", contents).stdout
         assert ": 0 new, 0 changed, 2 unchanged" in import_("products", products).stdout
 
-    def test_a_batch_waits_for_nobody_long_and_is_done_again(
+    def test_a_batch_that_meets_a_lock_is_tried_again(
         self, import_: Import, factory: Factory, url: str, outside: Callable[[str], str]
     ) -> None:
         factory.account("a")
@@ -452,7 +456,7 @@ class TestDisabling:
             ("devices", "accountId,deviceId,deviceGroup,name,enabled\na,tv,tv,TV,false\n", "device_disabled", ("tv",)),
         ],
     )
-    def test_it_ends_sessions_and_records_it(
+    def test_disabling_by_import_ends_sessions_and_records_them(
         self, import_: Import, factory: Factory, playing: dict[tuple[str, str], Any], kind: str, content: str,
         reason: str, ended: tuple[str, ...],
     ) -> None:  # fmt: skip
@@ -466,7 +470,7 @@ class TestDisabling:
         assert {row.after["endReason"] for row in recorded} == {reason}
         assert {row.operator.partition(":")[0] for row in recorded} == {"cli"}
 
-    def test_it_ends_those_of_one_that_was_disabled_already(self, import_: Import, factory: Factory) -> None:
+    def test_sessions_of_an_account_that_was_disabled_before_end_too(self, import_: Import, factory: Factory) -> None:
         factory.account("a", enabled=False)
         session = factory.session("a")
 
@@ -476,10 +480,10 @@ class TestDisabling:
         assert session_row(factory.database, session).end_reason == "account_disabled"
 
 
-class TestRecord:
+class TestChangeLog:
     RECORD = "SELECT operator, action, resource, account_id, after FROM srm.operator_audit ORDER BY changed_at"
 
-    def test_it_records_beginning_and_end(self, import_: Import, factory: Factory) -> None:
+    def test_beginning_and_end_of_an_import_are_recorded_with_counts(self, import_: Import, factory: Factory) -> None:
         factory.profile("p")
         import_("accounts", "accountId,profileId\na,p\nb,gold\n")
 
@@ -492,7 +496,9 @@ class TestRecord:
             "sessionsEnded": 0,
         }  # fmt: skip
 
-    def test_one_that_breaks_off_leaves_its_beginning(self, import_: Import, factory: Factory) -> None:
+    def test_an_import_that_breaks_off_leaves_its_beginning_in_the_change_log(
+        self, import_: Import, factory: Factory
+    ) -> None:
         factory.profile("p")
         lines = b"".join(b"a-%d,p\n" % number for number in range(50_000))
 
@@ -500,7 +506,7 @@ class TestRecord:
         assert [row.after for row in rows(factory.database, self.RECORD)] == [{"file": "file"}]
         assert rows(factory.database, ACCOUNTS) == []
 
-    def test_each_row_that_it_changes_is_on_record(self, import_: Import, factory: Factory) -> None:
+    def test_each_changed_row_is_recorded_with_before_and_after(self, import_: Import, factory: Factory) -> None:
         factory.account("a", "tv", "phone")
         factory.content("x", groups=["old"])
         factory.product("q", ("COD", "film"))
@@ -542,7 +548,7 @@ class TestRecord:
 
 
 class TestDryRun:
-    def test_it_says_what_would_be_and_changes_nothing(self, import_: Import, factory: Factory) -> None:
+    def test_a_dry_run_counts_and_changes_nothing(self, import_: Import, factory: Factory) -> None:
         factory.account("a", "tv", "phone")
         session = factory.session("a", "tv")
         content = "accountId,deviceId,deviceGroup,name,enabled\na,tv,tv,TV,false\na,new,tv,TV,\nb,tv,tv,TV,\na,,,,\n"
@@ -557,7 +563,7 @@ class TestDryRun:
         assert session_row(factory.database, session).ended_at is None
         assert rows(factory.database, "SELECT FROM srm.operator_audit") == []
 
-    def test_it_waits_for_nobody(
+    def test_a_dry_run_waits_for_no_lock(
         self, import_: Import, factory: Factory, url: str, outside: Callable[[str], str]
     ) -> None:
         factory.account("a")
@@ -570,7 +576,7 @@ class TestDryRun:
 
 
 class TestProgress:
-    def test_it_is_a_line_now_and_then(
+    def test_progress_is_a_line_every_ten_seconds_without_a_terminal(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = iter([0, 0, 0, 5, 10, 10, 10, 10, 20, 20, 20, 20])
@@ -585,7 +591,7 @@ class TestProgress:
         assert said.out == ""
         assert said.err.splitlines() == ["read: 5,000 rows, 500/s, 50%, 10 s left", "read: 9,000 rows, 450/s"]
 
-    def test_it_is_a_bar_on_a_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_progress_is_a_bar_on_a_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
         screen = io.StringIO()
         terminal = partial(Console, file=screen, force_terminal=True, width=100)
         monkeypatch.setattr("srm.cli.progress.Console", lambda **_: terminal())

@@ -1,6 +1,7 @@
-"""A device or account is disabled while it sets up sessions: once that is acknowledged, none of its sessions is active.
+"""Disabling a device or account while it sets up sessions (docs/design.md, Invariant 8).
 
-docs/design.md, Invariant 8. Setups that come before are ended by it, setups that come after find it disabled.
+Once the disabling is acknowledged, no session of the device or account is active. A setup that came before is ended; a
+setup that comes after is denied.
 """
 
 import random
@@ -26,12 +27,12 @@ ENDED = "SELECT end_reason, count(*) FROM srm.sessions WHERE account_id = :accou
 
 @dataclass(frozen=True)
 class Disabling:
-    """A call, what setups are answered after it, and why sessions have ended by it."""
+    """A call that disables. Setups after it get `error_code`; sessions that it ended have `reason`."""
 
     method: str
     path: str
     body: dict[str, bool] | None
-    refused: str
+    error_code: str
     reason: str
 
 
@@ -45,7 +46,7 @@ DISABLING = [
 
 
 class Round:
-    """An account whose device sets up as fast as it can, until it is disabled."""
+    """An account whose device sets up sessions as fast as it can, until it is disabled."""
 
     def __init__(self, base: str, account: str) -> None:
         self._base = base
@@ -53,9 +54,9 @@ class Round:
         self._is_disabled = threading.Event()
 
     def disable(self, barrier: threading.Barrier, call: Disabling, key: dict[str, str], database: Database) -> int:
-        """How many sessions were active when it was acknowledged."""
+        """Disable the device or account; return how many of its sessions are active once that is acknowledged."""
         with httpx.Client(base_url=f"{self._base}/srm/v1/", headers=key, timeout=10) as operator:
-            operator.get("operator/audit?limit=1")  # the connection is there
+            operator.get("operator/audit?limit=1")  # opens the connection
             barrier.wait()
             time.sleep(random.uniform(0, 0.03))
             answer = operator.request(call.method, call.path.format(account=self._account), json=call.body)
@@ -65,7 +66,7 @@ class Round:
         return active
 
     def play(self, barrier: threading.Barrier, call: Disabling) -> int:
-        """How many were admitted, up to the first setup that began after the disabling."""
+        """Set up sessions until one setup began after the disabling; return how many were admitted."""
         admitted = 0
         with Player(self._base, self._account, "tv") as player:
             barrier.wait()
@@ -74,12 +75,12 @@ class Round:
                 answer = patiently(player.set_up)
                 admitted += answer.session_id is not None
                 if is_last:
-                    assert answer.error_code == call.refused, answer.body
+                    assert answer.error_code == call.error_code, answer.body
                     return admitted
 
 
 @pytest.mark.parametrize("call", DISABLING)
-def test_nothing_is_active_once_it_is_disabled(service: Service, call: Disabling) -> None:
+def test_no_session_is_active_once_its_account_or_device_is_disabled(service: Service, call: Disabling) -> None:
     database = service.database
     factory = Factory(database)
     accounts = [factory.account(f"a{number}", max_sessions=None, timeout_seconds=None) for number in range(ROUNDS)]

@@ -1,4 +1,4 @@
-"""An import beside everything else: killed, twice at once, and while the devices that it disables play."""
+"""Imports that are killed, that run twice at once, or that disable accounts and devices while these set up sessions."""
 
 import random
 import subprocess
@@ -26,7 +26,7 @@ DUMP = {
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
-    """A file for each kind; in no order, with rows that come twice and rows that are bad."""
+    """A file for each kind, in random order; that of accounts has repeated keys and bad rows."""
     numbers = list(range(ACCOUNTS))
     random.Random(1).shuffle(numbers)
     lines = {
@@ -43,8 +43,8 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return {kind: tmp_path / kind for kind in lines}
 
 
-def made(clone: Callable[[], str]) -> str:
-    """A database with the profile of the accounts; and some that are there already."""
+def make_database(clone: Callable[[], str]) -> str:
+    """Make a database with the profile of the accounts, and with two accounts that exist before the import."""
     url = clone()
     database = Database(url, application_name="srm-tests")
     factory = Factory(database)
@@ -68,7 +68,7 @@ def start(url: str, kind: str, file: Path) -> subprocess.Popen[str]:
 
 
 def state(url: str) -> dict[str, list[object]]:
-    """All rows of the tables."""
+    """Return all rows of the tables."""
     database = Database(url, application_name="srm-tests", statement_timeout_seconds=30)
     try:
         return {kind: rows(database, query) for kind, query in DUMP.items()}
@@ -76,8 +76,10 @@ def state(url: str) -> dict[str, list[object]]:
         database.dispose()
 
 
-def test_killed_and_repeated_it_ends_in_the_same_state(clone: Callable[[], str], files: dict[str, Path]) -> None:
-    undisturbed, killed = made(clone), made(clone)
+def test_an_import_killed_many_times_and_repeated_gives_the_rows_of_an_undisturbed_one(
+    clone: Callable[[], str], files: dict[str, Path]
+) -> None:
+    undisturbed, killed = make_database(clone), make_database(clone)
     seconds = {}
     for kind, file in files.items():
         started_at = time.monotonic()
@@ -102,8 +104,8 @@ def test_killed_and_repeated_it_ends_in_the_same_state(clone: Callable[[], str],
     assert len(state(killed)["accounts"]) == ACCOUNTS + 1
 
 
-def test_a_part_of_it_stays_when_it_is_killed(clone: Callable[[], str], files: dict[str, Path]) -> None:
-    url = made(clone)
+def test_merged_rows_stay_when_an_import_is_killed(clone: Callable[[], str], files: dict[str, Path]) -> None:
+    url = make_database(clone)
     database = Database(url, application_name="srm-tests")
     process = start(url, "accounts", files["accounts"])
     try:
@@ -117,8 +119,8 @@ def test_a_part_of_it_stays_when_it_is_killed(clone: Callable[[], str], files: d
     assert 2 < count < ACCOUNTS
 
 
-def test_two_at_once_end_well(clone: Callable[[], str], files: dict[str, Path]) -> None:
-    once, twice = made(clone), made(clone)
+def test_two_imports_of_one_file_at_once_give_the_rows_of_one(clone: Callable[[], str], files: dict[str, Path]) -> None:
+    once, twice = make_database(clone), make_database(clone)
     for kind, file in files.items():
         start(once, kind, file).communicate()
         for process in [start(twice, kind, file) for _ in range(2)]:
@@ -140,7 +142,7 @@ def service(clone: Callable[[], str], tmp_path: Path) -> Iterator[tuple[str, str
 
 
 @pytest.mark.parametrize("kind", ["accounts", "devices"])
-def test_what_it_disables_has_no_session_however_quick_the_setups(
+def test_nothing_that_an_import_disables_has_an_active_session_despite_quick_setups(
     service: tuple[str, str, Database], tmp_path: Path, kind: str
 ) -> None:
     base, url, database = service
