@@ -1,1 +1,1 @@
-"""Alembic migrations of the schema `srm`; see script.py.mako for their rules."""
+"""Alembic migrations of the schema `srm`. script.py.mako has the rules for new ones."""

@@ -1,8 +1,8 @@
-"""How Alembic reaches the database, for `alembic …` in a checkout and for `srm db upgrade`.
+"""Environment of Alembic, for `alembic …` in a checkout and for `srm db upgrade`.
 
-The service goes on meanwhile (docs/migrations.md). Each migration is a transaction of its own: it happens or it does
-not, and holds its locks no longer than it takes itself. One that has to wait for a table gives way at once, rather than
-make every query behind it wait too, and is tried again. One runner works at a time; another one waits for it.
+The service goes on during migrations (docs/migrations.md). Each migration is a transaction of its own, so it holds its
+locks only while it runs. A migration that has to wait for a table gives up soon and is tried again; otherwise every
+later query would wait too. One run of migrations works at a time, and others wait for it.
 """
 
 import re
@@ -25,7 +25,7 @@ from srm.db.connection import sqlalchemy_url
 from srm.db.models import SCHEMA, Base
 from srm.errors import first_line
 
-ONE_RUNNER = 0x53524D  # "SRM"
+ADVISORY_LOCK = 0x53524D  # "SRM"
 PARTITION = re.compile(r"(session_history|denials)_(\d{4}_\d{2}|default)")
 
 SETTINGS: dict[str, Any] = {
@@ -44,7 +44,7 @@ ACCOUNTS_FIRST = f"""
     END $$
 """
 
-THE_OTHER = """
+OTHER_RUN = """
     SELECT format('process %s of %s since %s', a.pid, coalesce(host(a.client_addr), 'this host'),
                   to_char(a.xact_start, 'HH24:MI:SS'))
     FROM pg_locks l JOIN pg_stat_activity a USING (pid)
@@ -54,14 +54,14 @@ THE_OTHER = """
 
 
 def include_name(name: str | None, kind: str, parents: object) -> bool:
-    """Compare what is ours: the schema `srm`, without the partitions, which the reaper makes."""
+    """Tell Alembic what to compare: the schema `srm` without the partitions, which the reaper makes."""
     if kind == "schema":
         return name == SCHEMA
     return not (kind == "table" and name and PARTITION.fullmatch(name))
 
 
 def limit_waits(connection: Connection) -> None:
-    """Of each transaction, so that it holds by way of a pooler too."""
+    """Set the lock timeout in each transaction. A setting of the session would not last behind a pooler."""
     cursor = connection.connection.cursor()
     cursor.execute(_lock_timeout(schema.LOCK_SECONDS))
     cursor.close()
@@ -71,20 +71,20 @@ def _lock_timeout(seconds: float) -> str:
     return f"SET LOCAL lock_timeout = {int(seconds * 1000)}"
 
 
-def begin_as_setups_do(_: Connection, cursor: psycopg.Cursor[Any], statement: str, *__: object) -> None:
-    """Lock the accounts before any table is altered: a setup, too, has them first, and goes on to the others.
+def lock_accounts_first(_: Connection, cursor: psycopg.Cursor[Any], statement: str, *__: object) -> None:
+    """Lock `accounts` before any ALTER TABLE, in the order of a setup.
 
-    Otherwise the two hold what the other one wants, again and again while there are many setups.
+    In another order the migration and a setup would each hold what the other one wants: a deadlock, again and again.
     """
     if ALTERS.match(statement):
         cursor.connection.execute(ACCOUNTS_FIRST)
 
 
 def run_offline() -> None:
-    """Write the SQL, as one transaction: psql goes on after an error."""
+    """Print the SQL as one transaction, because psql goes on after an error."""
     context.configure(dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"}, **SETTINGS)
     with context.begin_transaction():
-        context.execute(f"SELECT pg_advisory_xact_lock({ONE_RUNNER})")
+        context.execute(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})")
         context.execute(_lock_timeout(schema.LOCK_SECONDS))
         context.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
         context.run_migrations()
@@ -92,40 +92,40 @@ def run_offline() -> None:
 
 @contextmanager
 def alone(engine: Engine) -> Iterator[None]:
-    """Wait until no other runner is at work, and keep others waiting. CommandError when it takes too long."""
+    """Wait until no other run is at work, and let later ones wait. Raises CommandError after RUNNER_SECONDS."""
     with engine.begin() as gate:
         gate.execute(text(_lock_timeout(schema.RUNNER_SECONDS)))
         gate.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-        if not gate.execute(text(f"SELECT pg_try_advisory_xact_lock({ONE_RUNNER})")).scalar_one():
-            other = gate.execute(text(THE_OTHER), {"key": ONE_RUNNER}).scalar() or "somebody"
-            say(f"another run of migrations is at work, {other}: waiting for it")
+        if not gate.execute(text(f"SELECT pg_try_advisory_xact_lock({ADVISORY_LOCK})")).scalar_one():
+            other = gate.execute(text(OTHER_RUN), {"key": ADVISORY_LOCK}).scalar() or "somebody"
+            say(f"another run of migrations is at work, {other}: waiting for it to end")
             try:
-                gate.execute(text(f"SELECT pg_advisory_xact_lock({ONE_RUNNER})"))
+                gate.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
             except DBAPIError as error:
                 if not isinstance(error.orig, LockNotAvailable):
                     raise
                 raise CommandError(
-                    f"another run of migrations does not end, {other}: waited {schema.RUNNER_SECONDS:g} s for it"
+                    f"another run of migrations did not end within {schema.RUNNER_SECONDS:g} s: {other}"
                 ) from error
         yield
 
 
 def run_online(url: str) -> None:
-    """Run the migrations on the database, patiently. CommandError when a table stays locked by somebody else."""
+    """Run the migrations; try again while a table is locked. Raises CommandError when it stays locked."""
     engine = create_engine(
         sqlalchemy_url(url),
         poolclass=pool.NullPool,
         connect_args={
             "application_name": "srm-migrations",
             "connect_timeout": 5,
-            # All names are qualified. For a role called srm the schema srm would be the default one, and
-            # Alembic would not find the tables of the models in it.
+            # For a role called srm, the schema srm would be the default. Alembic would then not find the tables of the
+            # models, which are qualified.
             "options": "-c search_path=public",
             "prepare_threshold": None,
         },
     )
     event.listen(engine, "begin", limit_waits)
-    event.listen(engine, "before_cursor_execute", begin_as_setups_do)
+    event.listen(engine, "before_cursor_execute", lock_accounts_first)
     tries = 1 if is_relative() else schema.TRIES
     with alone(engine):
         for attempt in range(1, tries + 1):
@@ -138,26 +138,26 @@ def run_online(url: str) -> None:
                 reason = first_line(cause)
                 if attempt == tries:
                     raise CommandError(
-                        f"somebody else holds what the next migration needs, tried {attempt} times: {reason}; what ran "
-                        "before stays: see who it is (docs/dba.md), and start it again"
+                        f"another transaction holds a lock that the next migration needs, tried {attempt} times: "
+                        f"{reason}; migrations that ran before stay: find the holder (docs/dba.md), and start again"
                     ) from error
-                say(f"{reason}: giving way, and trying again in {schema.PAUSE_SECONDS:g} s")
+                say(f"{reason}: giving way, trying again in {schema.PAUSE_SECONDS:g} s")
                 time.sleep(schema.PAUSE_SECONDS)
             else:
                 return
 
 
 def is_relative() -> bool:
-    """Whether it goes so many steps from where it is: a second try would begin elsewhere."""
+    """True for a relative revision such as +1. A second try would begin elsewhere and go too far."""
     try:
         destination = context.get_revision_argument()
-    except KeyError:  # it goes nowhere, as `alembic current`
+    except KeyError:  # a command without a destination, such as `alembic current`
         return False
     return str(destination).startswith(("+", "-"))
 
 
 def migrate(engine: Engine) -> None:
-    """Run the migrations, each in its transaction."""
+    """Run the migrations, each in a transaction of its own."""
     with engine.connect() as connection:
         context.configure(connection=connection, include_name=include_name, transaction_per_migration=True, **SETTINGS)
         if connection.execute(text("SELECT to_regnamespace(:name)"), {"name": SCHEMA}).scalar() is None:
@@ -165,11 +165,11 @@ def migrate(engine: Engine) -> None:
         connection.commit()
         with context.begin_transaction():
             context.run_migrations()
-        connection.commit()  # what is not part of a migration: `alembic stamp`
+        connection.commit()  # for `alembic stamp`, which is no migration
 
 
 def say(words: str) -> None:
-    """For who watches."""
+    """Print a line for the operator."""
     sys.stderr.write(f"srm: {words}\n")
 
 

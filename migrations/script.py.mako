@@ -5,11 +5,15 @@ Why: …
 Revision ID: ${up_revision}
 Revises: ${down_revision | comma,n}
 
-Rules of a migration (remove this paragraph when you have kept them): one change, named
-NNNN_verb_object, `--rev-id` with the next number. Expand, fill, contract: the release before this one
-keeps working on the schema after it. Name every constraint; add one to a column that exists in a
-statement of its own, NOT VALID first when the table is large. Index large tables CONCURRENTLY, outside
-the transaction. Comment every table and column. No triggers. Write the way back.
+Rules of a migration (remove these lines when you have kept them):
+- One change, in a file NNNN_verb_object; give the next number with `--rev-id`.
+- Expand, fill, contract: the release before must work on the new schema (docs/migrations.md).
+- Name every constraint. Add a constraint to an existing column in a statement of its own; on a large table NOT VALID
+  first.
+- Index a large table CONCURRENTLY, outside the transaction.
+- Comment every table and column.
+- Write no triggers.
+- Write the downgrade.
 """
 
 from alembic import op

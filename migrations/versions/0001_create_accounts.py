@@ -1,7 +1,7 @@
 """Create accounts.
 
-Who may ask for a session, and under which limits. The row of an account is the lock under which its
-sessions are counted.
+Accounts, their devices and their profiles: who may ask for a session, and under which limits. A setup locks the row of
+its account, so that setups of one account run one after the other.
 
 Revision ID: 0001
 Revises:

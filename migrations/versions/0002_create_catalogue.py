@@ -1,6 +1,6 @@
 """Create catalogue.
 
-What may be watched: an account may watch what a product has that it is entitled to now.
+Contents, products and entitlements. An account may watch the contents of the products that it is entitled to now.
 
 Revision ID: 0002
 Revises: 0001

@@ -1,8 +1,8 @@
 """Create sessions.
 
-The slots in use, and what has been. `sessions` is updated by every keep-alive: nothing indexes
-`last_keep_alive_at` and the pages keep room, so that those updates touch no index. `session_history` is
-partitioned by month, so that old months can be dropped; the reaper makes the partitions.
+Sessions and their history. Every keep-alive updates `sessions`. No index has `last_keep_alive_at`, and each page keeps
+free space, so that these updates touch no index. `session_history` is partitioned by month, so that old months can be
+dropped. The reaper makes the partitions.
 
 Revision ID: 0003
 Revises: 0002

@@ -1,7 +1,7 @@
 """Create views.
 
-For people with psql: who watches now, and how full each account is. Both judge by the clock, as the
-service does, and not by whether the reaper has passed.
+Views for people with psql: which sessions are active, and how full each account is. Like the service, the views judge
+by the clock; they do not depend on the reaper.
 
 Revision ID: 0004
 Revises: 0003

@@ -1,8 +1,8 @@
 """Let setups end sessions.
 
-A profile says what becomes of a setup at the limit (refuse it, or end the oldest or newest session for it) and
-of the session that the device already has; an account may have another limit than its profile. A session
-that was ended for another one keeps the name of the device which took its place, for the viewer to read.
+A profile says what happens to a setup at the limit: deny it, or end the oldest or the newest session. A profile also
+says what happens to a session that the device already has. An account may have another limit than its profile. A
+session that was ended for another one keeps the name of the device that took its place; the viewer gets to read it.
 
 Revision ID: 0005
 Revises: 0004
@@ -65,7 +65,7 @@ def upgrade() -> None:
         ),
         schema="srm",
     )
-    # NOT VALID first: the table is large, and to look at every row would keep everybody waiting.
+    # NOT VALID first: the table is large, and checking every row would block it.
     op.create_check_constraint(
         op.f("accounts_max_sessions_check"), "accounts", "max_sessions >= 0", schema="srm", postgresql_not_valid=True
     )

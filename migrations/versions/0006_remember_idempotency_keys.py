@@ -1,8 +1,8 @@
 """Remember idempotency keys.
 
-A setup whose answer got lost is asked again with the same key: as long as its session is active it is given back,
-instead of burning a second slot. The key stays with the session in the hot table and is found with the
-sessions of the account, which a setup lists anyway: it needs no index.
+A client that lost the answer to a setup repeats the setup with its key. While the session is active, the repeat returns
+that session instead of taking a second slot. The key is a column of `sessions`. It needs no index, because a setup
+lists the sessions of its account anyway.
 
 Revision ID: 0006
 Revises: 0005

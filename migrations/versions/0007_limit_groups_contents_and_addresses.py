@@ -1,9 +1,9 @@
 """Limit groups, contents and addresses.
 
-A profile may limit the sessions on one content, from one address, on devices of a group and on contents of a group,
-and the addresses with a session. A session keeps what these limits look at, and the limits under which it was
-admitted, as they change. Sessions from before this migration are in no group and from no address: the new limits see
-only what is set up from now on.
+A profile may limit the sessions on one content, from one address, on the devices of a group and on the contents of a
+group, and the number of addresses with a session. A session copies the values that these limits look at, and the limits
+under which it was admitted, because both change. Sessions from before this migration have no group and no address, so
+the new limits do not count them.
 
 Revision ID: 0007
 Revises: 0006
@@ -73,7 +73,7 @@ def upgrade() -> None:
 
 
 def create_limits_of(kind: str, which: str, what: str) -> None:
-    """The table with what a profile says of groups of that kind."""
+    """Create the table of a profile's limits for groups of this kind."""
     table, group = f"profile_{kind}_groups", f"{kind}_group"
     op.create_table(
         table,
@@ -107,7 +107,7 @@ def create_limits_of(kind: str, which: str, what: str) -> None:
 
 
 def session_columns() -> list[sa.Column[Any]]:
-    """What a session keeps from now on."""
+    """Return the new columns of `sessions` and `session_history`."""
     return [
         sa.Column("device_group", sa.Text(), nullable=True, comment="Group of the device, at setup"),
         sa.Column(

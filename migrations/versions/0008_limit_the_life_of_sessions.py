@@ -1,7 +1,7 @@
 """Limit the life of sessions.
 
-A profile may say how long a session lives at most, keep-alives or not: whoever forgets to tear down a session without
-keep-alive gets its slot back in the end. A session keeps the limit of its setup; those from before have none.
+A profile may limit the life of a session, with or without keep-alives. A client that forgets to tear down a session
+without keep-alive gets its slot back in the end. A session copies the limit at its setup. Earlier sessions have none.
 
 Revision ID: 0008
 Revises: 0007

@@ -1,8 +1,8 @@
 """Record denials.
 
-Why could this customer not watch last night? Every refusal of a setup is kept, with the rule, its limit and the
-sessions in the way. A profile may also only observe its limits: then nobody is refused by them, and what would have been
-is recorded. The table is partitioned by month, like the history, and the reaper makes and drops the partitions.
+Why could this customer not watch last night? Every denied setup is recorded with the rule, its limit and the sessions
+in the way. A profile may also only observe its limits. Then it denies nothing, and setups beyond its limits are
+recorded. The table is partitioned by month like the history; the reaper makes and drops the partitions.
 
 Revision ID: 0009
 Revises: 0008

@@ -1,7 +1,6 @@
 """Comment groups alike.
 
-What a profile says of a group of devices and of a group of contents is the same, so its columns say it in the same
-words.
+The columns for device groups and for content groups mean one thing, so their comments use one wording.
 
 Revision ID: 0010
 Revises: 0009

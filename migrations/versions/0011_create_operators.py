@@ -1,7 +1,7 @@
 """Create operators.
 
-The operator API is for people and systems that are known by name, each with a role. A key is shown once; only a hash of
-it is kept. A key that was revoked keeps its row: the record of changes names its owner.
+People and systems that use the operator API have a name and a role. A key is shown once; the table keeps only its hash.
+The row of a revoked key stays, because the change log names its owner.
 
 Revision ID: 0011
 Revises: 0010

@@ -1,7 +1,7 @@
 """Record the changes of operators.
 
-Who changed what, and when, and which sessions they ended. Append-only: the owner of the table takes the right to change
-rows from itself too, so that an application that runs as the owner cannot rewrite the record by mistake.
+Who changed what and when, and which sessions ended by it. The table is append-only. Its owner revokes the right to
+change rows from itself too. So an application that runs as the owner cannot rewrite the record by mistake.
 
 Revision ID: 0012
 Revises: 0011

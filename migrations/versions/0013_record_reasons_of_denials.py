@@ -1,7 +1,7 @@
 """Record reasons of denials.
 
-Whether an account may watch a content can be decided by a service of the operator, which alone knows why it said no. What
-it said is kept with the denial, for whoever has to answer the customer.
+A service of the operator may decide content access, and only that service knows the reason for a denial. The reason is
+kept with the denial, for the people who answer the customer.
 
 Revision ID: 0013
 Revises: 0012

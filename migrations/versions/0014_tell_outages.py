@@ -1,8 +1,8 @@
 """Tell outages.
 
-One row in which the API notes each second that it can take keep-alives. While it cannot, no session lapses, and then
-each has its whole timeout again: an outage longer than the timeout would else end every session, with its viewer still
-there. The view judges by the same rule.
+The API notes each second in one row that it can take keep-alives. While it cannot, no session lapses; afterwards each
+session has its whole timeout again. Otherwise an outage longer than the timeout would end every session although its
+viewer is still there. The view follows this rule too.
 
 Revision ID: 0014
 Revises: 0013

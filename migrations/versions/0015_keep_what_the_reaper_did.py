@@ -1,7 +1,7 @@
 """Keep what the reaper did.
 
-Its lines in the log tell it too, but not to whoever has only psql or Prometheus. One row: when it was last through with
-its work, how many sessions it has ended and moved, and what of its work does not succeed.
+The reaper logs its work, but people with only psql or Prometheus do not see the log. One row has the time of the last
+complete run, the number of sessions that were ended and moved, and the last failure.
 
 Revision ID: 0015
 Revises: 0014

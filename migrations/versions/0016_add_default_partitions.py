@@ -1,8 +1,8 @@
 """Add default partitions.
 
-The reaper makes the partitions of history and denials months ahead. When it cannot, because it does not run, lacks a
-right, or finds the name taken, what has no partition of its own is kept here instead of being refused; the reaper
-moves it once it can make the month.
+The reaper makes the partitions of history and denials months ahead. It may not run, may lack a right, or may find the
+name taken. Then the default partition takes the rows, which PostgreSQL would otherwise refuse. The reaper moves them
+once it can make the partition.
 
 Revision ID: 0016
 Revises: 0015
@@ -21,7 +21,7 @@ PARTITIONED = ("session_history", "denials")
 def upgrade() -> None:
     for table in PARTITIONED:
         default = f"srm.{table}_default"
-        # Attached rather than made in place: that lets others read and write meanwhile.
+        # Made apart and then attached, so that others can read and write meanwhile.
         op.execute(f"CREATE TABLE {default} (LIKE srm.{table} INCLUDING DEFAULTS)")
         op.execute(f"COMMENT ON TABLE {default} IS 'What has no partition of its month; the reaper makes that'")
         op.execute(f"ALTER TABLE srm.{table} ATTACH PARTITION {default} DEFAULT")

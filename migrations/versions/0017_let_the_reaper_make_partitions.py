@@ -1,8 +1,8 @@
 """Let the reaper make partitions.
 
-To make and to drop a partition takes the owner of the table, which the application is not (deploy/postgres/roles.sql).
-These functions run as their owner, and do for the application just that: the months of the two tables, within bounds,
-and nothing that ended less than a day ago is dropped or deleted, whoever asks.
+Only the owner of a table may make and drop its partitions, and the application is not the owner
+(deploy/postgres/roles.sql). These functions run as their owner and do just that for the application: months of the two
+tables, within bounds. They drop and delete no row that is less than a day old, whoever asks.
 
 Revision ID: 0017
 Revises: 0016
@@ -33,8 +33,8 @@ REFUSE_HALF_MONTHS = """
 
 AS_ITS_OWNER = "LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC'"
 
-# The parent too, from everybody: who has already looked which partitions there are would find the rows in none of them,
-# or that the default one is not for his row any more.
+# Lock the parent too. A query that has already read the list of partitions would miss the moved rows. An insert would
+# find that its row no longer fits the default partition.
 LOCK = """
         EXECUTE format('LOCK TABLE ONLY srm.%I IN ACCESS EXCLUSIVE MODE', of_table);
         EXECUTE format('LOCK TABLE srm.%I IN ACCESS EXCLUSIVE MODE', of_table || '_default');

@@ -1,8 +1,8 @@
 """Keep roles from records.
 
-The roles of deploy/postgres/roles.sql, where they are there before the tables, get the rights of every table. What is
-on record is only ever added to by the application, which revisions have been run is the owner's to write, and what
-keys are compared with is none of a reader's business.
+The roles of deploy/postgres/roles.sql get rights on every table when the roles exist before the tables. These rights
+are too wide. The application may only add to the records, only the owner may write the revision, and readers may not
+see the hashes of keys.
 
 Revision ID: 0018
 Revises: 0017
@@ -37,4 +37,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Nothing is given back: the release before needs none of it."""
+    """Do nothing: the release before does not need these rights."""

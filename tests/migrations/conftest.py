@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(scope="session")
 def clone(clone: Callable[[], str], outside: Callable[[str], str]) -> Callable[[], str]:
-    """Makes a database of its own for whoever calls it; returns its URL, for a superuser."""
+    """Return a function that makes a database and returns its URL for a superuser."""
     return lambda: outside(clone())

@@ -21,23 +21,23 @@ REVISION = "0004"
 
 @dataclass(frozen=True)
 class FirstRelease:
-    """Its code, in a folder."""
+    """The code of the first release, unpacked into a folder."""
 
     folder: Path
 
     @classmethod
     def unpacked(cls, folder: Path) -> "FirstRelease":
-        """Put there."""
+        """Unpack the code into the folder."""
         with ZipFile(Path(__file__).with_suffix(".zip")) as file:
             file.extractall(folder)
         return cls(folder)
 
     def srm(self, url: str, *arguments: str) -> command.Result:
-        """Its `srm …` on that database."""
+        """Return the command `srm …` of the first release for a database."""
         return command.srm(*arguments, cwd=self.folder, SRM_DATABASE_URL=url, PYTHONPATH=str(self.folder))
 
     def api(self, url: str, output: Path) -> AbstractContextManager[tuple[str, Process]]:
-        """Its API, and where it is: alive, for it is ready only at the schema that it knows."""
+        """Run its API; yield the process and the base URL once it is alive. It is ready only at its own schema."""
         return support.api(
             url,
             output,
@@ -50,6 +50,6 @@ class FirstRelease:
         )
 
     def reaper(self, url: str, output: Path, variables: Mapping[str, str]) -> AbstractContextManager[Process]:
-        """Its reaper."""
+        """Run its reaper."""
         all_variables = {"PYTHONPATH": str(self.folder), **variables}
         return support.reaper(url, output, cwd=self.folder, variables=all_variables)

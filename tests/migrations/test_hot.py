@@ -1,4 +1,4 @@
-"""Keep-alives are heap-only updates: the table that is updated most does not bloat its indexes."""
+"""Keep-alives are heap-only updates, so the indexes of `sessions` do not bloat."""
 
 from collections.abc import Callable, Iterator
 from uuid import UUID
@@ -16,13 +16,13 @@ KEEP_ALIVES_OF_EACH = 20
 
 @pytest.fixture
 def database(clone: Callable[[], str]) -> Iterator[Database]:
-    """One that nobody has counted updates of yet."""
+    """A new database, whose update counters are at zero."""
     database = Database(clone(), application_name="srm-tests")
     yield database
     database.dispose()
 
 
-def test_it_updates_nothing_but_the_heap(database: Database) -> None:
+def test_a_keep_alive_updates_no_index(database: Database) -> None:
     sessions: list[UUID] = [
         row.session_id
         for row in rows(

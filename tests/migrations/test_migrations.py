@@ -98,7 +98,7 @@ def config(url: str) -> Config:
 
 
 def revisions() -> list[str]:
-    """All of them, the first one first."""
+    """List all revisions, the first one first."""
     return [script.revision for script in ScriptDirectory.from_config(config("")).walk_revisions()][::-1]
 
 
@@ -113,7 +113,7 @@ def execute(url: str, sql: str) -> None:
 
 
 def catalogue(url: str) -> dict[str, list[tuple[Any, ...]]]:
-    """All that can be seen of the schema, with nothing in it that depends on when it was made."""
+    """Return everything visible in the schema, without what depends on the time of its creation."""
     with psycopg.connect(url, autocommit=True) as connection:
         return {name: connection.execute(sql).fetchall() for name, sql in CATALOGUE.items()}
 
@@ -125,14 +125,14 @@ def module_url(clone: Callable[[], str]) -> str:
 
 @pytest.fixture
 def blank(module_url: str) -> str:
-    """A database in which nothing was ever migrated."""
+    """A database without the schema."""
     execute(module_url, "DROP SCHEMA IF EXISTS srm CASCADE")
     return module_url
 
 
 @pytest.fixture(scope="module")
 def head(clone: Callable[[], str]) -> str:
-    """A database at head, without partitions; for tests that only look."""
+    """A database at head, without partitions, for tests that only read."""
     url = clone()
     execute(url, "DROP SCHEMA srm CASCADE")
     schema.upgrade(url)
@@ -141,7 +141,7 @@ def head(clone: Callable[[], str]) -> str:
 
 @pytest.fixture(params=["srm", "somebody"])
 def url_of_role(request: pytest.FixtureRequest, server_url: str, clone: Callable[[], str]) -> Iterator[str]:
-    """A database that belongs to a role, as that role; for `srm` the schema srm is the first to be searched."""
+    """A database owned by a role, as that role. For the role `srm` PostgreSQL searches the schema `srm` first."""
     url = clone()
     execute(url, "DROP SCHEMA srm CASCADE")
     if make_url(url).username == request.param:
@@ -156,7 +156,7 @@ def url_of_role(request: pytest.FixtureRequest, server_url: str, clone: Callable
     execute(url, f"DROP ROLE {role}")
 
 
-def test_it_goes_up_and_down_to_nothing_and_up_again(blank: str) -> None:
+def test_migrations_go_up_down_to_nothing_and_up_again(blank: str) -> None:
 
     schema.upgrade(blank)
     at_head = catalogue(blank)
@@ -170,7 +170,7 @@ def test_it_goes_up_and_down_to_nothing_and_up_again(blank: str) -> None:
     assert catalogue(blank) == at_head
 
 
-def test_it_goes_down_from_a_database_in_use(clone: Callable[[], str]) -> None:
+def test_migrations_go_down_from_a_database_with_rows(clone: Callable[[], str]) -> None:
     url = clone()  # with partitions and a catalogue
 
     command.downgrade(config(url), "base")
@@ -180,7 +180,7 @@ def test_it_goes_down_from_a_database_in_use(clone: Callable[[], str]) -> None:
     ]
 
 
-def test_it_goes_each_step_up_and_down(blank: str) -> None:
+def test_each_migration_goes_up_down_and_up_again(blank: str) -> None:
     execute(blank, "CREATE SCHEMA srm")
     command.stamp(config(blank), "base")
 
@@ -194,7 +194,7 @@ def test_it_goes_each_step_up_and_down(blank: str) -> None:
         assert catalogue(blank) == after != before, revision
 
 
-def test_setups_that_end_sessions_come_to_a_database_in_use(blank: str) -> None:
+def test_migration_0005_keeps_the_rows_of_a_database_in_use(blank: str) -> None:
     """0005: profiles, accounts and sessions of the schema before mean what they meant."""
     command.upgrade(config(blank), "0004")
     execute(
@@ -246,8 +246,8 @@ BEFORE_LIMITS = """
 
 
 @pytest.mark.parametrize("revision", ["0007", "0008", "0009", "0010", "0011", "0012", "0013"])
-def test_what_is_new_comes_to_a_database_in_use(blank: str, revision: str) -> None:
-    """What was there is as it was, and new limits hold nobody; on the way back as well."""
+def test_later_migrations_keep_the_rows_of_a_database_in_use(blank: str, revision: str) -> None:
+    """Existing rows stay as they were, and no new limit holds for them. A downgrade keeps them too."""
     tables = ("account_profiles", "accounts", "devices", "sessions", "session_history")
     views = ("active_sessions", "account_usage")
 
@@ -277,7 +277,7 @@ def test_what_is_new_comes_to_a_database_in_use(blank: str, revision: str) -> No
     assert seen() == before
 
 
-def test_reasons_come_to_denials_on_record(clone: Callable[[], str]) -> None:
+def test_migration_0013_keeps_recorded_denials(clone: Callable[[], str]) -> None:
     """0013: those from before have none, and stay when the reasons go again."""
     url = clone()
     command.downgrade(config(url), "0012")
@@ -295,13 +295,13 @@ def test_reasons_come_to_denials_on_record(clone: Callable[[], str]) -> None:
     assert query(url, "SELECT account_id FROM srm.denials ORDER BY 1") == [("a",), ("b",)]
 
 
-def test_it_finds_no_difference_with_the_models(url_of_role: str) -> None:
+def test_the_schema_equals_the_models(url_of_role: str) -> None:
     schema.upgrade(url_of_role)
 
     command.check(config(url_of_role))  # raises when there is one
 
 
-def test_it_finds_no_difference_when_there_are_partitions(clone: Callable[[], str]) -> None:
+def test_the_schema_equals_the_models_with_partitions(clone: Callable[[], str]) -> None:
     url = clone()
     for table in ("session_history", "denials"):
         assert query(url, "SELECT 1 FROM pg_inherits WHERE inhparent = %s::regclass", f"srm.{table}")
@@ -314,7 +314,7 @@ def test_it_finds_no_difference_when_there_are_partitions(clone: Callable[[], st
     [python_m("alembic", "upgrade", "head"), python_m("srm.cli", "db", "upgrade")],
     ids=["alembic upgrade head", "srm db upgrade"],
 )
-def test_it_runs_from_the_command_line(head: str, blank: str, upgrade: list[str]) -> None:
+def test_migrations_run_from_the_command_line(head: str, blank: str, upgrade: list[str]) -> None:
 
     result = run(upgrade, SRM_DATABASE_URL=blank)
 
@@ -322,7 +322,7 @@ def test_it_runs_from_the_command_line(head: str, blank: str, upgrade: list[str]
     assert catalogue(blank) == catalogue(head)
 
 
-def test_it_writes_sql_that_makes_the_same_schema(head: str, blank: str, tmp_path: Path) -> None:
+def test_the_printed_sql_makes_the_schema(head: str, blank: str, tmp_path: Path) -> None:
 
     result = srm("db", "upgrade", "--sql", cwd=tmp_path)
     execute(blank, result.stdout)
@@ -332,7 +332,7 @@ def test_it_writes_sql_that_makes_the_same_schema(head: str, blank: str, tmp_pat
     assert list(tmp_path.iterdir()) == []  # it needs no database, and starts none
 
 
-def test_it_writes_the_sql_of_a_range(head: str, blank: str) -> None:
+def test_the_sql_of_a_range_can_be_printed(head: str, blank: str) -> None:
     first, last = revisions()[0], revisions()[-1]
 
     for range_ in (first, f"{first}:{last}"):
@@ -341,7 +341,7 @@ def test_it_writes_the_sql_of_a_range(head: str, blank: str) -> None:
     assert catalogue(blank) == catalogue(head)
 
 
-def test_it_writes_the_sql_of_the_way_back(clone: Callable[[], str]) -> None:
+def test_the_sql_of_a_downgrade_can_be_printed(clone: Callable[[], str]) -> None:
     url = clone()
 
     result = run(python_m("alembic", "downgrade", f"{schema.head_revision()}:base", "--sql"))
@@ -354,7 +354,7 @@ def test_it_writes_the_sql_of_the_way_back(clone: Callable[[], str]) -> None:
     )
 
 
-def test_it_takes_several_runners_at_once(head: str, blank: str) -> None:
+def test_several_runs_at_once_all_succeed(head: str, blank: str) -> None:
     with psycopg.connect(blank) as gate:
         gate.execute("SELECT pg_advisory_xact_lock(%s)", [0x53524D])  # so that all of them wait at the same door
         runners = [
@@ -376,15 +376,15 @@ def test_it_takes_several_runners_at_once(head: str, blank: str) -> None:
     assert catalogue(blank) == catalogue(head)
 
 
-def test_it_says_whom_it_waits_for(
+def test_a_run_names_the_run_it_waits_for_and_gives_up_in_the_end(
     blank: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One runner that hangs does not hang all others for ever."""
+    """A run that hangs does not block others for ever."""
     monkeypatch.setattr(schema, "RUNNER_SECONDS", 0.2)
     with psycopg.connect(blank) as hanging:
         hanging.execute("SELECT pg_advisory_xact_lock(%s)", [0x53524D])
         process = hanging.info.backend_pid
-        with pytest.raises(CommandError, match=f"does not end, process {process} of this host since"):
+        with pytest.raises(CommandError, match=f"did not end within 0.2 s: process {process} of this host since"):
             schema.upgrade(blank)
 
     assert f"another run of migrations is at work, process {process}" in capfd.readouterr().err
@@ -393,22 +393,24 @@ def test_it_says_whom_it_waits_for(
 
 @contextmanager
 def held(url: str) -> Iterator[psycopg.Connection[Any]]:
-    """Meanwhile, somebody reads a table that the next migration wants for itself."""
+    """Read a table that the next migration locks, in a transaction that lasts as long as the block."""
     with psycopg.connect(url) as somebody:
         somebody.execute("SELECT FROM srm.accounts")
         yield somebody
 
 
-def test_it_gives_up_when_a_table_is_locked_for_long(
+def test_a_run_gives_up_on_a_table_that_stays_locked_and_keeps_earlier_migrations(
     blank: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """What ran before stays, and it can simply be repeated; nobody has waited behind it for longer than it did."""
+    """The run can be repeated. No query waited behind it longer than the lock timeout."""
     monkeypatch.setattr(schema, "TRIES", 3)
     monkeypatch.setattr(schema, "PAUSE_SECONDS", 0.1)
     schema.upgrade(blank, "0003")
     with held(blank):
         began_at = time.monotonic()
-        with pytest.raises(CommandError, match=r"somebody else holds .* tried 3 times: canceling .* lock timeout"):
+        with pytest.raises(
+            CommandError, match=r"another transaction holds .* tried 3 times: canceling .* lock timeout"
+        ):
             schema.upgrade(blank)
         assert time.monotonic() - began_at > 3 * schema.LOCK_SECONDS
 
@@ -423,7 +425,7 @@ def test_it_gives_up_when_a_table_is_locked_for_long(
     schema.upgrade(blank)
 
 
-def test_it_goes_on_when_the_table_is_free(
+def test_a_run_goes_on_when_the_table_is_free(
     blank: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(schema, "PAUSE_SECONDS", 0.1)
@@ -443,8 +445,8 @@ def test_it_goes_on_when_the_table_is_free(
     assert query(blank, "SELECT version_num FROM srm.alembic_version") == [(schema.head_revision(),)]
 
 
-def test_a_number_of_steps_is_tried_once(blank: str) -> None:
-    """A second try would begin elsewhere, and go too far."""
+def test_a_relative_revision_is_tried_once(blank: str) -> None:
+    """A second try would begin at another revision and go too far."""
     schema.upgrade(blank, "0003")
     with held(blank), pytest.raises(CommandError, match="tried 1 times"):
         schema.upgrade(blank, "+3")
@@ -452,14 +454,13 @@ def test_a_number_of_steps_is_tried_once(blank: str) -> None:
     assert query(blank, "SELECT version_num FROM srm.alembic_version") == [("0004",)]
 
 
-def test_it_says_so_in_one_line(blank: str) -> None:
+def test_a_locked_table_is_one_line_on_the_command_line(blank: str) -> None:
     schema.upgrade(blank, "0004")
     with held(blank):
         assert_refused(srm("db", "upgrade", "+1", SRM_DATABASE_URL=blank), "lock timeout", "docs/dba.md")
 
 
-def test_what_has_no_partition_is_kept(blank: str) -> None:
-    """0016: from then on; and it is not thrown away on the way back."""
+def test_rows_without_a_partition_are_kept_since_0016_and_stop_a_downgrade(blank: str) -> None:
     schema.upgrade(blank, "0013")
     denial = "INSERT INTO srm.denials (account_id, device_id, content_type, content_id, error_code) VALUES {}"
     denial = denial.format("('a', 'tv', 'COD', 'film', 'SRM-0007')")
@@ -480,18 +481,18 @@ def test_what_has_no_partition_is_kept(blank: str) -> None:
     assert query(blank, "SELECT account_id FROM srm.denials") == [("a",)]
 
 
-def test_it_refuses_a_revision_that_is_not_there(head: str) -> None:
+def test_an_unknown_revision_is_refused(head: str) -> None:
     assert_refused(srm("db", "upgrade", "9999", SRM_DATABASE_URL=head), "9999")
 
 
-def test_it_refuses_a_database_of_a_newer_release(blank: str) -> None:
+def test_the_schema_of_a_newer_release_is_not_migrated(blank: str) -> None:
     schema.upgrade(blank)
     execute(blank, "UPDATE srm.alembic_version SET version_num = '9999'")
 
     assert_refused(srm("db", "upgrade", SRM_DATABASE_URL=blank), "9999")
 
 
-def test_it_has_one_head_and_files_named_for_what_they_do() -> None:
+def test_there_is_one_head_and_files_are_named_by_number_verb_and_object() -> None:
     scripts = ScriptDirectory.from_config(config(""))
 
     assert len(scripts.get_heads()) == 1
@@ -504,8 +505,8 @@ def test_it_has_one_head_and_files_named_for_what_they_do() -> None:
         assert len(why) == 2, f"{path.name} does not say why"
 
 
-def test_it_comments_every_table_and_view(head: str) -> None:
-    """Alembic's own table too: a DBA meets it in the schema."""
+def test_every_table_and_view_has_a_comment(head: str) -> None:
+    """Alembic's table has one too, because DBAs see it in the schema."""
     without = query(
         head, f"SELECT c.relname FROM pg_class c WHERE {OURS} AND obj_description(c.oid, 'pg_class') IS NULL"
     )
@@ -513,7 +514,7 @@ def test_it_comments_every_table_and_view(head: str) -> None:
     assert without == []
 
 
-def test_it_comments_every_column(head: str) -> None:
+def test_every_column_has_a_comment(head: str) -> None:
     without = query(
         head,
         f"""
@@ -525,8 +526,8 @@ def test_it_comments_every_column(head: str) -> None:
     assert without == []
 
 
-def test_it_names_every_constraint_and_index_by_the_convention(head: str) -> None:
-    """NOT NULL aside, which is nameless before PostgreSQL 18."""
+def test_every_constraint_and_index_is_named_by_the_convention(head: str) -> None:
+    """NOT NULL constraints are left out: they have no names before PostgreSQL 18."""
     constraints = query(
         head,
         """
@@ -552,7 +553,7 @@ def test_it_names_every_constraint_and_index_by_the_convention(head: str) -> Non
 
 
 @pytest.mark.parametrize("table", KEYS)
-def test_it_has_the_key_that_the_design_says(head: str, table: str) -> None:
+def test_each_table_has_its_primary_key(head: str, table: str) -> None:
     columns = query(
         head,
         """
@@ -566,7 +567,7 @@ def test_it_has_the_key_that_the_design_says(head: str, table: str) -> None:
     assert [column for (column,) in columns] == KEYS[table]
 
 
-def test_it_can_be_distributed_by_account(head: str) -> None:
+def test_the_schema_can_be_distributed_by_account(head: str) -> None:
     """account_id is first in every key of, and between, the tables that grow with the accounts."""
     keys = query(
         head,
@@ -596,8 +597,8 @@ def test_it_can_be_distributed_by_account(head: str) -> None:
     assert {column for *_, column in relevant} == {"account_id"}
 
 
-def test_it_has_no_triggers_and_no_routines_but_for_partitions(head: str) -> None:
-    """Those run as their owner, look nowhere but in the catalogue of the server, and are not for everybody."""
+def test_there_are_no_triggers_and_only_the_functions_for_partitions(head: str) -> None:
+    """The functions run as their owner, search only pg_catalog, and are not granted to PUBLIC."""
     assert catalogue(head)["triggers"] == []
     assert query(
         head,
@@ -612,8 +613,8 @@ def test_it_has_no_triggers_and_no_routines_but_for_partitions(head: str) -> Non
     ]
 
 
-def test_it_leaves_keep_alives_to_be_heap_only_updates(head: str) -> None:
-    """Nothing indexes last_keep_alive_at, and the pages keep room."""
+def test_keep_alives_can_be_heap_only_updates(head: str) -> None:
+    """No index has last_keep_alive_at, and the fill factor leaves room."""
     indexes = query(head, "SELECT indexdef FROM pg_indexes WHERE schemaname = 'srm' AND tablename = 'sessions'")
     (options,) = query(head, "SELECT reloptions FROM pg_class WHERE oid = 'srm.sessions'::regclass")
 
@@ -622,7 +623,7 @@ def test_it_leaves_keep_alives_to_be_heap_only_updates(head: str) -> None:
     assert "fillfactor=70" in options[0]
 
 
-def test_it_takes_all_times_from_the_one_clock(head: str) -> None:
+def test_every_default_time_is_the_statement_clock(head: str) -> None:
     defaults = query(
         head,
         """
@@ -650,7 +651,7 @@ def test_it_takes_all_times_from_the_one_clock(head: str) -> None:
     "change",
     ["UPDATE srm.operator_audit SET operator = 'x'", "DELETE FROM srm.operator_audit", "TRUNCATE srm.operator_audit"],
 )
-def test_not_even_its_owner_changes_the_record_of_changes(url_of_role: str, change: str) -> None:
+def test_the_owner_cannot_change_the_change_log(url_of_role: str, change: str) -> None:
     schema.upgrade(url_of_role)
     execute(url_of_role, "INSERT INTO srm.operator_audit VALUES ('a', DEFAULT, DEFAULT, 'joe', 'create', 'accounts/a')")
 

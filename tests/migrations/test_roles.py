@@ -104,12 +104,12 @@ MISUSES = [
 
 
 def rights(url: str) -> dict[str, list[tuple[Any, ...]]]:
-    """All that can be seen of who owns what, and who may do what."""
+    """Return the owner and the rights of everything in the database."""
     return {name: query(url, sql) for name, sql in RIGHTS.items()}
 
 
 def refused(url: str, statement: str) -> psycopg.errors.Error:
-    """The error with which the statement is refused, tried alone."""
+    """Return the error that the statement gets in a transaction of its own."""
     with psycopg.connect(url, autocommit=True) as connection:
         if "srm_readonly" in url:
             connection.execute("SET default_transaction_read_only = off")  # anybody may
@@ -120,7 +120,7 @@ def refused(url: str, statement: str) -> psycopg.errors.Error:
 
 @pytest.fixture
 def blank(clone: Callable[[], str]) -> str:
-    """A database without anything of ours, for a superuser."""
+    """A database without roles and schema, for a superuser."""
     url = clone()
     execute(url, "DROP SCHEMA srm CASCADE")
     execute(url, "ALTER DEFAULT PRIVILEGES FOR ROLE srm_owner GRANT EXECUTE ON FUNCTIONS TO PUBLIC")
@@ -130,7 +130,7 @@ def blank(clone: Callable[[], str]) -> str:
 
 @pytest.fixture(scope="module")
 def url(clone: Callable[[], str]) -> str:
-    """A database as the tests have it: roles first, then the tables, by the owner; for a superuser."""
+    """A database for a superuser. The roles were made first, then the owner made the tables."""
     return clone()
 
 
@@ -140,8 +140,10 @@ def partition(url: str) -> str:
     return str(name)
 
 
-def test_they_end_up_the_same_whichever_is_first(blank: str, clone: Callable[[], str]) -> None:
-    """The roles or the tables; also where a superuser has made, and owns, all of yesterday's."""
+def test_owners_and_rights_do_not_depend_on_whether_roles_or_tables_come_first(
+    blank: str, clone: Callable[[], str]
+) -> None:
+    """Also when a superuser made and owns the tables."""
     schema.upgrade(blank)
     make_roles(blank)
     tables_first = rights(blank)
@@ -157,7 +159,7 @@ def test_they_end_up_the_same_whichever_is_first(blank: str, clone: Callable[[],
 
 
 @pytest.mark.parametrize("revision", ["0004", "0012", "0016"])
-def test_they_come_to_a_database_of_an_older_release(blank: str, revision: str) -> None:
+def test_roles_can_be_made_in_a_database_of_an_older_release(blank: str, revision: str) -> None:
     command.upgrade(config(blank), revision)
     make_roles(blank)
 
@@ -170,8 +172,8 @@ def test_they_come_to_a_database_of_an_older_release(blank: str, revision: str) 
     assert in_steps == rights(blank)
 
 
-def test_they_may_be_made_again(url: str) -> None:
-    """With partitions too, which the application has made."""
+def test_making_the_roles_again_changes_nothing(url: str) -> None:
+    """With partitions that the application has made."""
     before = rights(url)
 
     make_roles(url)
@@ -179,7 +181,7 @@ def test_they_may_be_made_again(url: str) -> None:
     assert rights(url) == before
 
 
-def test_a_role_that_was_given_too_much_is_put_right(url: str) -> None:
+def test_making_the_roles_again_takes_excess_rights_away(url: str) -> None:
     execute(url, "ALTER ROLE srm_application SUPERUSER; GRANT UPDATE ON srm.operator_audit TO srm_application")
 
     make_roles(url)
@@ -188,7 +190,7 @@ def test_a_role_that_was_given_too_much_is_put_right(url: str) -> None:
     assert query(url, "SELECT has_table_privilege('srm_application', 'srm.operator_audit', 'UPDATE')") == [(False,)]
 
 
-def test_the_owner_is_no_superuser_and_goes_up_and_down(blank: str) -> None:
+def test_the_owner_migrates_up_and_down_without_being_a_superuser(blank: str) -> None:
     make_roles(blank)
     owner = as_role("srm_owner", blank)
 
@@ -199,7 +201,7 @@ def test_the_owner_is_no_superuser_and_goes_up_and_down(blank: str) -> None:
     assert query(owner, "SELECT usesuper FROM pg_user WHERE usename = current_user") == [(False,)]
 
 
-def test_later_tables_and_functions_are_covered(url: str) -> None:
+def test_later_tables_and_functions_get_their_rights(url: str) -> None:
     execute(
         as_role("srm_owner", url),
         "CREATE TABLE srm.later (a int); CREATE FUNCTION srm.later() RETURNS int LANGUAGE sql AS 'SELECT 1'",
@@ -216,20 +218,20 @@ def test_later_tables_and_functions_are_covered(url: str) -> None:
 
 @pytest.mark.parametrize("statement", NEITHER_MAY)
 @pytest.mark.parametrize("role", ["srm_application", "srm_readonly"])
-def test_what_neither_of_them_may_do(url: str, partition: str, role: str, statement: str) -> None:
+def test_neither_application_nor_reader_may_do_this(url: str, partition: str, role: str, statement: str) -> None:
     error = refused(as_role(role, url), statement.format(partition=partition))
 
     assert isinstance(error, psycopg.errors.InsufficientPrivilege), error
 
 
 @pytest.mark.parametrize("statement", READER_MAY_NOT)
-def test_what_who_reads_may_not_do(url: str, statement: str) -> None:
+def test_a_reader_may_not_do_this(url: str, statement: str) -> None:
     error = refused(as_role("srm_readonly", url), statement)
 
     assert isinstance(error, psycopg.errors.InsufficientPrivilege), error
 
 
-def test_who_reads_sees_all_but_keys(url: str) -> None:
+def test_a_reader_sees_everything_but_key_hashes(url: str) -> None:
     tables = query(
         url,
         "SELECT relname FROM pg_class WHERE relnamespace = 'srm'::regnamespace AND relkind IN ('r', 'p', 'v') "
@@ -242,7 +244,7 @@ def test_who_reads_sees_all_but_keys(url: str) -> None:
     query(reader, "SELECT name, role, created_at, revoked_at FROM srm.operators")
 
 
-def test_who_reads_does_not_get_in_the_way(url: str) -> None:
+def test_a_reader_cannot_block_the_service_for_long(url: str) -> None:
     reader = as_role("srm_readonly", url)
     settings = ("statement_timeout", "idle_in_transaction_session_timeout", "lock_timeout")
 
@@ -252,7 +254,7 @@ def test_who_reads_does_not_get_in_the_way(url: str) -> None:
 
 
 @pytest.mark.parametrize("call", MISUSES)
-def test_the_application_can_do_no_other_with_the_functions(url: str, call: str) -> None:
+def test_the_partition_functions_refuse_everything_out_of_bounds(url: str, call: str) -> None:
     before = query(url, "SELECT relname FROM pg_class WHERE relnamespace = 'srm'::regnamespace ORDER BY 1")
 
     error = refused(as_role("srm_application", url), call)
@@ -261,8 +263,8 @@ def test_the_application_can_do_no_other_with_the_functions(url: str, call: str)
     assert query(url, "SELECT relname FROM pg_class WHERE relnamespace = 'srm'::regnamespace ORDER BY 1") == before
 
 
-def test_the_functions_look_at_nothing_of_who_calls_them(url: str) -> None:
-    """A table that is no partition stays one, though the caller has a catalogue of his own that says otherwise."""
+def test_the_partition_functions_ignore_objects_of_their_caller(url: str) -> None:
+    """The caller has tables named like those of pg_catalog. A table that is no partition is still refused."""
     execute(url, "CREATE TABLE srm.denials_2020_01 (account_id text)")
     try:
         with psycopg.connect(as_role("srm_application", url), autocommit=True) as connection:

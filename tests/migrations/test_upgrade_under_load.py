@@ -1,4 +1,4 @@
-"""From the first release to this one and back, process by process, on a database that is full and in use.
+"""Upgrade from the first release and downgrade to it, process by process, on a full database in use.
 
 As docs/migrations.md says. No request fails, whichever release answers it, and nobody waits long for a lock.
 """
@@ -34,11 +34,11 @@ Started = TypeVar("Started")
 ACCOUNTS = 20_000
 CLIENTS = 6
 FORGETFUL_ACCOUNTS = 1000
-"""Whose sessions nobody keeps alive or tears down: they lapse after a second, and the reaper ends them."""
+"""Accounts whose sessions get no keep-alive and no teardown. They lapse after a second, and the reaper ends them."""
 MOST_SECONDS = 1
-"""That anybody may wait for a lock."""
+"""Longest wait for a lock that is allowed."""
 SOME_SECONDS = 1
-"""For each stage."""
+"""Duration of each stage."""
 
 POPULATE = f"""
     INSERT INTO srm.account_profiles (profile_id, max_sessions, timeout_seconds) VALUES ('p', 3, 3600), ('short', 3, 1);
@@ -80,7 +80,7 @@ REAPING = {"SRM_ENDED_RETENTION_SECONDS": "1", "SRM_HISTORY_RETENTION_DAYS": "36
 
 
 class Viewer:
-    """One session on a phone; each request goes to any of those that serve at the moment."""
+    """A client with one session. Each request goes to any of the services that run at the moment."""
 
     def __init__(self, load: "Load", account: str) -> None:
         self._load = load
@@ -88,10 +88,10 @@ class Viewer:
         self._players: dict[str, Player] = {}
         self.session_id = ""
         self.asked: list[str] = []
-        """Whom, request by request."""
+        """The service to ask, for each request."""
 
     def set_up(self) -> bool:
-        """Whether it has a session now."""
+        """True while the client has a session."""
         answer = self._ask("set up", lambda player: player.set_up())
         self.session_id = (answer and answer.session_id) or ""
         return bool(self.session_id)
@@ -103,7 +103,7 @@ class Viewer:
         return self._ask("tear down", lambda player: player.tear_down(self.session_id)) is not None
 
     def _ask(self, what: str, ask: Callable[[Player], Answer]) -> Answer | None:
-        """The answer, if it is a success; anything else is noted."""
+        """Return a successful answer; note every other one."""
         base = random.choice(self._load.bases)
         self.asked.append(base)
         if base not in self._players:
@@ -139,14 +139,14 @@ class Load:
         self._steps = [0] * (CLIENTS + 1)
         self.failures: list[str] = []
         self.torn_down: list[tuple[str, str]] = []
-        """Of each session, who set it up and who tore it down."""
+        """For each session, the services that set it up and tore it down."""
         self.forgotten = 0
         self.longest_wait = 0.0
-        """Seconds that anybody was seen to wait for a lock."""
+        """Longest wait for a lock that was seen, in seconds."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Meanwhile."""
+        """Start the clients; stop them at the end of the block."""
         with ThreadPoolExecutor(CLIENTS + 2) as threads:
             work: list[Future[None]] = [threads.submit(self._play, index) for index in range(CLIENTS)]
             work += [threads.submit(self._forget), threads.submit(self._watch)]
@@ -159,19 +159,19 @@ class Load:
             future.result()
 
     def go_on(self, seconds: float = 0) -> None:
-        """So long, and until each client has asked anew; no request has failed."""
+        """Wait this long, and until each client has sent another request. Assert that no request failed."""
         time.sleep(seconds)
         before = list(self._steps)
         wait_until(lambda: all(now > then for now, then in zip(self._steps, before, strict=True)))
         assert self.failures == []
 
     def move(self, *bases: str) -> None:
-        """Ask these from now on; back when nobody asks others any more."""
+        """Send requests to these services only; return when no client uses another one."""
         self.bases = bases
         self.go_on()
 
     def share(self, *bases: str) -> None:
-        """Ask each of these; back when each has torn down sessions of each."""
+        """Send requests to all of these; return when each has torn down sessions of every other one."""
         self.move(*bases)
         wait_until(lambda: set(product(bases, repeat=2)) <= set(self.torn_down))
 
@@ -218,7 +218,7 @@ def old(tmp_path: Path) -> FirstRelease:
 
 @pytest.fixture
 def url(clone: Callable[[], str]) -> str:
-    """A database with nothing in it, for a superuser."""
+    """An empty database, for a superuser."""
     url = clone()
     execute(url, "DROP SCHEMA srm CASCADE")
     return url
@@ -226,7 +226,7 @@ def url(clone: Callable[[], str]) -> str:
 
 @pytest.fixture
 def only_role(url: str) -> Iterator[str]:
-    """The role as which all of the first release connected, and which owned all there was."""
+    """The one role of the first release, which owned everything and connected everywhere."""
     role = f"first_{uuid4().hex[:8]}"
     execute(url, f"CREATE ROLE {role} LOGIN PASSWORD 'password'")
     execute(url, f'GRANT CREATE ON DATABASE "{make_url(url).database}" TO {role}')
@@ -235,14 +235,14 @@ def only_role(url: str) -> Iterator[str]:
 
 
 def populate(url: str, old: FirstRelease) -> None:
-    """What the first release has after a while of use."""
+    """Fill the database like a first release that was in use for a while."""
     result = old.srm(url, "db", "upgrade")
     assert result.returncode == 0, result.stderr
     execute(url, POPULATE)
 
 
 def make_roles(url: str) -> None:
-    """Run roles.sql, again when somebody had what it needed."""
+    """Run roles.sql; repeat it while something it needs is locked."""
     while (result := psql(url, "--file", str(ROOT / "deploy" / "postgres" / "roles.sql"))).returncode != 0:
         assert "lock timeout" in result.stderr, result.stderr
         time.sleep(0.5)
@@ -250,7 +250,7 @@ def make_roles(url: str) -> None:
 
 @contextmanager
 def somebody_reading(url: str) -> Iterator[None]:
-    """For a second and a half somebody reads, which nothing waits for."""
+    """Read for a second and a half. No request must wait for it."""
     reading = threading.Event()
 
     def read() -> None:
@@ -267,7 +267,7 @@ def somebody_reading(url: str) -> Iterator[None]:
 
 
 def ready(base: str) -> tuple[int, object]:
-    """What /readyz answers, with the schema that the code there is written for."""
+    """Return the answer of /readyz, with the schema that the running code needs."""
     answer = httpx.get(f"{base}/readyz")
     return answer.status_code, answer.json().get("schema")
 
@@ -278,7 +278,7 @@ def revision(url: str) -> object:
 
 
 def assert_it_adds_up(url: str, load: Load) -> None:
-    """Each session ended as it should, and is in the history once the reaper has been through; no request failed."""
+    """Assert that no request failed, and that the history has every session with the right end."""
     assert load.failures == []
     wait_until(lambda: query(url, "SELECT count(*) FROM srm.sessions") == [(ACCOUNTS,)])
     assert dict(query(url, HISTORY)) == {
@@ -288,13 +288,15 @@ def assert_it_adds_up(url: str, load: Load) -> None:
 
 
 def assert_nobody_waited_long(load: Load) -> None:
-    """For a lock."""
+    """Assert that no lock wait was longer than allowed."""
     print(f"{len(load.torn_down)} sessions torn down, {load.forgotten} lapsed; longest wait {load.longest_wait:.2f} s")
     assert load.longest_wait < MOST_SECONDS
 
 
-def test_from_the_first_release_to_this_one(url: str, only_role: str, old: FirstRelease, tmp_path: Path) -> None:
-    """The schema, the reaper, the roles, which the first release did not have, and the API."""
+def test_an_upgrade_from_the_first_release_under_load_fails_no_request(
+    url: str, only_role: str, old: FirstRelease, tmp_path: Path
+) -> None:
+    """Order: schema, reaper, roles (which the first release did not have), API."""
     old_url, application = as_role(only_role, url), as_role("srm_application", url)
     populate(old_url, old)
 
@@ -344,8 +346,10 @@ def test_from_the_first_release_to_this_one(url: str, only_role: str, old: First
     support.assert_audit_clean(url)
 
 
-def test_back_to_the_first_release(url: str, old: FirstRelease, tmp_path: Path) -> None:
-    """The processes, with the schema ahead of them, as the role that owns it; and then the schema."""
+def test_a_downgrade_to_the_first_release_under_load_fails_no_request(
+    url: str, old: FirstRelease, tmp_path: Path
+) -> None:
+    """Order: the processes, as the owner of the newer schema; then the schema."""
     make_roles(url)
     owner, application = as_role("srm_owner", url), as_role("srm_application", url)
     populate(owner, old)

@@ -1,4 +1,4 @@
-"""The views for people with psql: they judge by the clock, as the service does."""
+"""The views for people with psql show which sessions are active by the clock, like the service."""
 
 from datetime import timedelta
 
@@ -16,7 +16,7 @@ def end(database: Database, session_id: object) -> None:
         )
 
 
-def test_it_shows_an_active_session_with_its_device(factory: Factory, database: Database) -> None:
+def test_an_active_session_is_shown_with_its_device(factory: Factory, database: Database) -> None:
     factory.account("a", "tv")
     session = factory.session("a", "tv", silent_for=10, timeout_seconds=30)
 
@@ -28,7 +28,7 @@ def test_it_shows_an_active_session_with_its_device(factory: Factory, database: 
     assert shown.lapses_at == shown.last_keep_alive_at + timedelta(seconds=30)
 
 
-def test_it_shows_a_session_whose_device_is_gone(factory: Factory, database: Database) -> None:
+def test_a_session_whose_device_is_gone_is_shown(factory: Factory, database: Database) -> None:
     factory.session("a", "sold")
 
     (shown,) = rows(database, "SELECT * FROM srm.active_sessions")
@@ -36,7 +36,7 @@ def test_it_shows_a_session_whose_device_is_gone(factory: Factory, database: Dat
     assert (shown.device_id, shown.device_name, shown.device_group) == ("sold", None, None)
 
 
-def test_it_shows_a_session_that_never_lapses(factory: Factory, database: Database) -> None:
+def test_a_session_that_never_lapses_is_shown(factory: Factory, database: Database) -> None:
     session = factory.session(silent_for=1_000_000, timeout_seconds=None)
 
     (shown,) = rows(database, "SELECT session_id, lapses_at FROM srm.active_sessions")
@@ -45,7 +45,7 @@ def test_it_shows_a_session_that_never_lapses(factory: Factory, database: Databa
 
 
 @pytest.mark.parametrize(("timeout_seconds", "lapses_in"), [(None, 60), (30, 30), (90, 60)])
-def test_it_shows_when_a_session_is_as_old_as_it_may_get(
+def test_lapses_at_is_the_end_of_the_longest_life_if_that_comes_first(
     factory: Factory, database: Database, timeout_seconds: int | None, lapses_in: int
 ) -> None:
     factory.session(timeout_seconds=timeout_seconds, max_session_seconds=60)
@@ -55,7 +55,7 @@ def test_it_shows_when_a_session_is_as_old_as_it_may_get(
     assert shown.lapses_at == shown.started_at + timedelta(seconds=lapses_in)
 
 
-def test_it_does_not_show_a_session_that_is_as_old_as_it_may_get(factory: Factory, database: Database) -> None:
+def test_a_session_past_its_longest_life_is_not_shown(factory: Factory, database: Database) -> None:
     session = factory.session(timeout_seconds=None, max_session_seconds=60)
     factory.age(session, 60, "started_at")
 
@@ -63,20 +63,20 @@ def test_it_does_not_show_a_session_that_is_as_old_as_it_may_get(factory: Factor
 
 
 @pytest.mark.parametrize("silent_for", [30, 31, 100_000])
-def test_it_does_not_show_a_lapsed_session(factory: Factory, database: Database, silent_for: float) -> None:
+def test_a_lapsed_session_is_not_shown(factory: Factory, database: Database, silent_for: float) -> None:
     factory.session(silent_for=silent_for, timeout_seconds=30)
 
     assert rows(database, "SELECT * FROM srm.active_sessions") == []
 
 
 @pytest.mark.parametrize("timeout_seconds", [30, None])
-def test_it_does_not_show_an_ended_session(factory: Factory, database: Database, timeout_seconds: int | None) -> None:
+def test_an_ended_session_is_not_shown(factory: Factory, database: Database, timeout_seconds: int | None) -> None:
     end(database, factory.session(timeout_seconds=timeout_seconds))
 
     assert rows(database, "SELECT * FROM srm.active_sessions") == []
 
 
-def test_it_counts_what_each_account_uses(factory: Factory, database: Database) -> None:
+def test_account_usage_counts_the_active_sessions_of_each_account(factory: Factory, database: Database) -> None:
     factory.account("a", max_sessions=3)
     factory.account("b", max_sessions=None, enabled=False)
     factory.account("c", max_sessions=0)

@@ -1,7 +1,6 @@
-"""kill -9 of everything, under load: what was answered holds, and the service goes on by itself.
+"""kill -9 of any process under load: acknowledged setups and teardowns hold, and the service recovers by itself.
 
-docs/design.md, Invariants 4 and 6: every setup that was answered with a session, and every teardown that was answered,
-is in the tables afterwards; any process may die at any time.
+docs/design.md, Invariants 4 and 6.
 """
 
 import random
@@ -37,14 +36,14 @@ ACCOUNTS = [f"account-{index}" for index in range(4)]
 DEVICES = ["tv", "phone", "tablet"]
 TIMEOUT_SECONDS = 1
 GRACE_SECONDS = 1
-"""After that much time with the database, no request fails any more."""
+"""From this time after the return of the database, no request may fail."""
 
 BACK_SECONDS = 8
-"""In which a process that was killed is back: a second or two, and slack for a busy machine."""
+"""A killed process is back within this time: two seconds, and allowance for a busy machine."""
 
 
 class Load:
-    """Players at work, more than there are slots; notes what they were told."""
+    """More players than slots, and the answers that they got."""
 
     def __init__(self, base: str) -> None:
         self._base = base
@@ -55,7 +54,7 @@ class Load:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Meanwhile they play."""
+        """Let the players play during the block."""
         with ThreadPoolExecutor(len(ACCOUNTS) * len(DEVICES)) as threads:
             players = [threads.submit(self._play, account, device) for account in ACCOUNTS for device in DEVICES]
             try:
@@ -66,7 +65,7 @@ class Load:
             player.result()
 
     def wait_for_more(self, count: int = 10) -> None:
-        """Until so many more setups and teardowns have been answered."""
+        """Wait until this many more setups and teardowns have been answered."""
         admitted, torn_down = len(self.admitted), len(self.torn_down)
         wait_until(lambda: min(len(self.admitted) - admitted, len(self.torn_down) - torn_down) >= count)
 
@@ -84,7 +83,7 @@ class Load:
                 self._tear_down(player, answer.session_id)
 
     def _tear_down(self, player: Player, session_id: str) -> None:
-        """Again and again until there is an answer, as clients do."""
+        """Repeat the request until there is an answer, as clients do."""
         give_up_at = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < give_up_at:
             answer = self._ask(partial(player.tear_down, session_id))
@@ -95,7 +94,7 @@ class Load:
                 return
 
     def _ask(self, question: Callable[[], Answer]) -> Answer | None:
-        """The answer, which is noted, or None when the connection was lost."""
+        """Note and return the answer; return None when the connection was lost."""
         try:
             answer = question()
         except LOST:
@@ -107,7 +106,7 @@ class Load:
         return answer
 
     def failed_between(self, start: float, end: float) -> list[Answer]:
-        """The 5xx to requests that were sent after the one instant and answered before the other."""
+        """List the 5xx answers to requests sent after `start` and answered before `end`."""
         return [
             answer
             for answer in self.answers
@@ -122,7 +121,7 @@ def make_accounts(database: Database) -> None:
 
 
 def assert_kept_its_word(load: Load, url: str) -> None:
-    """All that was answered is in the tables, and no limit was exceeded on the way."""
+    """Assert that every acknowledged setup and teardown is in the tables, and that no limit was exceeded."""
     database = Database(url, application_name="srm-tests")
     found = support.rows(
         database,
@@ -138,7 +137,7 @@ def assert_kept_its_word(load: Load, url: str) -> None:
     support.assert_audit_clean(url)
 
 
-def test_the_death_of_workers_and_reapers_loses_nothing(clone: Callable[[], str], tmp_path: Path) -> None:
+def test_killed_workers_and_reapers_lose_no_acknowledged_session(clone: Callable[[], str], tmp_path: Path) -> None:
     url = clone()
     database = Database(url, application_name="srm-tests")
     make_accounts(database)
@@ -171,7 +170,7 @@ def test_the_death_of_workers_and_reapers_loses_nothing(clone: Callable[[], str]
 
 @pytest.fixture
 def server(data_dir: Path) -> Iterator[EmbeddedServer]:
-    """A database server of this test alone, migrated."""
+    """A migrated database server for one test."""
     with EmbeddedServer(data_dir) as server:
         schema.upgrade(server.url)
         database = Database(server.url, application_name="srm-tests")
@@ -185,7 +184,7 @@ def server(data_dir: Path) -> Iterator[EmbeddedServer]:
 
 
 def start_again(server: EmbeddedServer) -> None:
-    """As `srm serve` does: what is left of the old one may still be going down."""
+    """Start the server again, as `srm serve` does; the old process may not have ended yet."""
 
     def has_started() -> bool:
         try:
@@ -198,7 +197,7 @@ def start_again(server: EmbeddedServer) -> None:
 
 
 def wait_until_connectable(url: str) -> float:
-    """Wait until the database accepts connections; the time at which it did."""
+    """Wait until the database accepts connections; return the time."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -211,7 +210,9 @@ def wait_until_connectable(url: str) -> float:
             time.sleep(0.01)
 
 
-def test_a_crash_of_the_database_loses_nothing(server: EmbeddedServer, data_dir: Path, tmp_path: Path) -> None:
+def test_a_crash_of_the_database_loses_no_acknowledged_session(
+    server: EmbeddedServer, data_dir: Path, tmp_path: Path
+) -> None:
     failures: dict[str, list[Answer]] = {}
     with support.api(server.url, tmp_path / "api.log", workers=3) as (base, _):
         load = Load(base)
@@ -239,7 +240,7 @@ def kill_postmaster(data_dir: Path) -> None:
 
 
 def kill_backend(url: str) -> None:
-    """The postmaster then ends all others too, and recovers."""
+    """The postmaster then ends all other backends and recovers."""
     database = Database(url, application_name="srm-tests")
     backends = "SELECT pid FROM pg_stat_activity WHERE application_name = 'srm-api'"
     backend = psutil.Process(support.rows(database, backends)[0].pid)
@@ -249,7 +250,7 @@ def kill_backend(url: str) -> None:
 
 
 def of_data_dir(data_dir: Path) -> list[psutil.Process]:
-    """The processes that were started for a data directory: by their environment, or the folder they stand in."""
+    """List the processes of a data directory, by their environment or working directory."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -262,7 +263,7 @@ def of_data_dir(data_dir: Path) -> list[psutil.Process]:
 
 @pytest.fixture
 def served(data_dir: Path, tmp_path: Path) -> Iterator[tuple[str, support.Process, Path]]:
-    """`srm serve` with everything of its own: where, the supervisor, and the data directory."""
+    """Run `srm serve` with an embedded database; yield base URL, supervisor and data directory."""
     bind = f"127.0.0.1:{support.free_port()}"
     command = support.python_m("srm.cli", "serve", "--demo", "--bind", bind, "--workers", "2")
     try:
@@ -280,7 +281,9 @@ def served(data_dir: Path, tmp_path: Path) -> Iterator[tuple[str, support.Proces
                 left.kill()
 
 
-def test_the_supervisor_starts_again_what_dies_and_stops_all(served: tuple[str, support.Process, Path]) -> None:
+def test_the_supervisor_restarts_every_process_that_dies_and_stops_all(
+    served: tuple[str, support.Process, Path],
+) -> None:
     base, supervisor, data_dir = served
     headers = {"Client-Token": issue(load(data_dir=data_dir), demo.ACCOUNT, demo.DEVICE, 3600)}
     body = {"content": {"contentID": demo.CONTENT_ID, "contentType": demo.CONTENT_TYPE}}
@@ -293,7 +296,7 @@ def test_the_supervisor_starts_again_what_dies_and_stops_all(served: tuple[str, 
         return None
 
     def plays() -> bool:
-        """Several requests, each on a connection of its own: more than one worker answers."""
+        """Send several requests on new connections, so that more than one worker answers."""
         try:
             for _ in range(6):
                 answer = httpx.post(f"{base}/srm/v1/sessions", json=body, headers=headers, timeout=3)
@@ -318,7 +321,7 @@ def test_the_supervisor_starts_again_what_dies_and_stops_all(served: tuple[str, 
     assert of_data_dir(data_dir) == []
 
 
-def test_it_stops_soon_though_clients_keep_their_connections(clone: Callable[[], str], tmp_path: Path) -> None:
+def test_the_api_stops_soon_while_clients_keep_idle_connections(clone: Callable[[], str], tmp_path: Path) -> None:
     url = clone()
     with support.api(url, tmp_path / "api.log", workers=2) as (base, gunicorn), idle_connections(base):
         told_at = time.monotonic()
@@ -329,7 +332,7 @@ def test_it_stops_soon_though_clients_keep_their_connections(clone: Callable[[],
 
 @contextmanager
 def idle_connections(base: str) -> Iterator[None]:
-    """Meanwhile, as nginx does, keep connections open without a request in hand, to every worker."""
+    """Keep idle connections open to every worker, as nginx does, during the block."""
     with ExitStack() as stack:
         for _ in range(8):
             player = stack.enter_context(Player(base, "a", "tv"))
@@ -338,7 +341,7 @@ def idle_connections(base: str) -> Iterator[None]:
 
 
 def is_other(victim: psutil.Process | None, data_dir: Path) -> bool:
-    """Whether a new database server has taken the place of the old one."""
+    """True when a new database server runs in place of the old one."""
     try:
         return bool(support.postmaster(data_dir) != victim)
     except (psutil.Error, OSError, ValueError):

@@ -1,6 +1,6 @@
-"""A process behind a proxy that is told to stop: it says so, answers all that still comes, and then ends.
+"""A stop behind a proxy: the API says that it drains, answers every request that still comes, and then ends.
 
-Without a proxy nobody has to be told, and it stops at once: tests/service/test_crashes.py, test_serve.py.
+Without a proxy the API stops at once: tests/service/test_crashes.py, test_serve.py.
 """
 
 import signal
@@ -19,7 +19,7 @@ from tests.concurrency.players import Player
 from tests.support import Factory, api
 
 SLACK_SECONDS = 3
-"""A busy machine, and the second in which gunicorn looks round."""
+"""Allowance for a busy machine, and for gunicorn, which looks once a second."""
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def url(clone: Callable[[], str]) -> str:
     return url
 
 
-def test_it_answers_all_that_comes_while_it_drains(url: str, tmp_path: Path) -> None:
+def test_a_draining_worker_answers_every_request_and_says_that_it_drains(url: str, tmp_path: Path) -> None:
     with (
         api(url, tmp_path / "log", workers=1, variables={"SRM_TRUSTED_PROXIES": "1"}) as (base, gunicorn),
         Player(base, "a", "tv") as first,
@@ -55,8 +55,8 @@ def test_it_answers_all_that_comes_while_it_drains(url: str, tmp_path: Path) -> 
         assert DRAIN_SECONDS <= time.monotonic() - told_at < DRAIN_SECONDS + SLACK_SECONDS
 
 
-def test_what_waits_for_a_worker_is_not_reset(url: str, tmp_path: Path) -> None:
-    """Connections that the system has taken already, with their requests, when the process is told to stop."""
+def test_connections_in_the_backlog_are_answered_at_a_stop(url: str, tmp_path: Path) -> None:
+    """The system has accepted them with their requests before SIGTERM, and the worker has not."""
     with api(url, tmp_path / "log", workers=1) as (base, gunicorn):
         (worker,) = psutil.Process(gunicorn.popen.pid).children()
         worker.suspend()

@@ -1,4 +1,4 @@
-"""What only shows with the real server: chunks, pipelines, bodies nobody reads, and what is not HTTP at all."""
+"""HTTP over a real connection: chunks, pipelines, unread bodies, and bytes that are no HTTP."""
 
 import json
 import os
@@ -23,7 +23,7 @@ BODY = json.dumps(SETUP).encode()
 def service(
     request: pytest.FixtureRequest, clone: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Database]]:
-    """With either parser of gunicorn; the one in C is not there where there was no compiler."""
+    """The API with each parser of gunicorn. The one in C is missing where there was no compiler."""
     folder = tmp_path_factory.mktemp("http")
     if request.param == "in Python":
         (folder / "gunicorn_h1c.py").write_text("raise ImportError")
@@ -37,7 +37,7 @@ def service(
 
 
 class Raw:
-    """A connection on which bytes are sent as they are."""
+    """A connection that sends bytes unchanged."""
 
     def __init__(self, base: str) -> None:
         address = urlsplit(base)
@@ -48,7 +48,7 @@ class Raw:
         self._socket.sendall(data)
 
     def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of the next answer."""
+        """Read the next answer; return status, headers and body."""
         status = int(self._file.readline().split()[1])
         headers = {}
         while (line := self._file.readline()) not in (b"\r\n", b""):
@@ -65,7 +65,7 @@ class Raw:
 
 
 def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
-    """A request on a connection that is kept."""
+    """Return the bytes of a request on a persistent connection."""
     length = [f"Content-Length: {len(body)}"] if body else []
     lines = [f"{method} {path} HTTP/1.1", "Host: srm", f"Client-Token: {issue_token('a', 'tv')}", *length, *headers]
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -76,7 +76,7 @@ def chunked(body: bytes, size: int = 1000) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
 
 
-def test_it_takes_a_chunked_body(service: tuple[str, Database]) -> None:
+def test_a_chunked_body_is_read(service: tuple[str, Database]) -> None:
     with Raw(service[0]) as client:
         client.send(request("POST", "/srm/v1/sessions", "Transfer-Encoding: chunked") + chunked(BODY, 7))
         status, _, body = client.answer()
@@ -112,7 +112,7 @@ def test_a_body_that_is_too_large_gets_its_answer(
     "body",
     [b"zz\r\nabc\r\n0\r\n\r\n", b"-1\r\n\r\n0\r\n\r\n", b"5\r\nabcdefgh\r\n0\r\n\r\n"],
 )
-def test_it_refuses_chunks_that_are_none(service: tuple[str, Database], body: bytes) -> None:
+def test_malformed_chunks_are_refused(service: tuple[str, Database], body: bytes) -> None:
     with Raw(service[0]) as client:
         client.send(request("POST", "/srm/v1/sessions", "Transfer-Encoding: chunked") + body)
         status, _, content = client.answer()
@@ -121,7 +121,7 @@ def test_it_refuses_chunks_that_are_none(service: tuple[str, Database], body: by
     assert json.loads(content)["errorResponse"]["errorCode"] == "SRM-0002"
 
 
-def test_nothing_is_written_for_a_body_that_is_cut(service: tuple[str, Database]) -> None:
+def test_a_request_with_a_cut_body_writes_nothing(service: tuple[str, Database]) -> None:
     base, database = service
     before = rows(database, "SELECT count(*) FROM srm.sessions")
     with Raw(base) as client:
@@ -144,7 +144,7 @@ def test_nothing_is_written_for_a_body_that_is_cut(service: tuple[str, Database]
         b"POST / HTTP/1.1\r\nTransfer-Encoding: nonsense\r\n\r\n",
     ],
 )
-def test_what_cannot_be_read_is_answered_in_the_envelope(service: tuple[str, Database], data: bytes) -> None:
+def test_an_unreadable_request_is_answered_in_the_envelope(service: tuple[str, Database], data: bytes) -> None:
     with Raw(service[0]) as client:
         client.send(data)
         status, headers, body = client.answer()
@@ -160,7 +160,7 @@ def test_what_cannot_be_read_is_answered_in_the_envelope(service: tuple[str, Dat
     assert re.fullmatch(r"[0-9a-f-]{36}", headers["x-correlation-id"])
 
 
-def test_it_answers_every_request_of_a_pipeline(service: tuple[str, Database]) -> None:
+def test_every_request_of_a_pipeline_is_answered(service: tuple[str, Database]) -> None:
     with Raw(service[0]) as client:
         client.send(request("GET", "/healthz") * 3 + request("POST", "/srm/v1/sessions", body=BODY))
         statuses = [client.answer()[0] for _ in range(4)]
@@ -168,7 +168,7 @@ def test_it_answers_every_request_of_a_pipeline(service: tuple[str, Database]) -
     assert statuses == [200] * 4
 
 
-def test_a_body_that_nobody_reads_does_not_swallow_the_next_request(service: tuple[str, Database]) -> None:
+def test_an_unread_body_does_not_swallow_the_next_request(service: tuple[str, Database]) -> None:
     with Raw(service[0]) as client:
         for _ in range(300):
             whole = request("PUT", "/srm/v1/nothing", body=BODY)
@@ -179,8 +179,8 @@ def test_a_body_that_nobody_reads_does_not_swallow_the_next_request(service: tup
 
 
 @pytest.mark.alone
-def test_connections_on_which_nothing_is_said_keep_nobody_waiting(service: tuple[str, Database]) -> None:
-    """As of a balancer that connects ahead of its requests; gunicorn gives each of them a thread for five seconds."""
+def test_silent_connections_do_not_delay_other_clients(service: tuple[str, Database]) -> None:
+    """Load balancers connect ahead of their requests. Plain gunicorn gives each one a thread for five seconds."""
     with ExitStack() as clients:
         silent = [clients.enter_context(Raw(service[0])) for _ in range(20)]
         began_at = time.monotonic()
@@ -195,8 +195,8 @@ def test_connections_on_which_nothing_is_said_keep_nobody_waiting(service: tuple
 
 
 @pytest.mark.alone
-def test_clients_that_do_not_hang_up_keep_nobody_waiting(service: tuple[str, Database]) -> None:
-    """Gunicorn waits for each of them, up to two seconds, once it has closed its own side."""
+def test_clients_that_do_not_hang_up_do_not_delay_others(service: tuple[str, Database]) -> None:
+    """Plain gunicorn waits up to two seconds for each of them in its event loop."""
     with ExitStack() as clients:
         for _ in range(6):
             client = clients.enter_context(Raw(service[0]))
@@ -236,8 +236,8 @@ def test_the_log_has_the_correlation_id(
     assert any("find-me-again" in log and "SRM-0011" in log for log in logs)
 
 
-def test_no_header_says_another_path(service: tuple[str, Database]) -> None:
-    """A server in front decides by the path in the request line what of SRM it lets the world reach."""
+def test_no_header_changes_the_path(service: tuple[str, Database]) -> None:
+    """The server in front decides by the path of the request line which requests may pass."""
     with Raw(service[0]) as client:
         client.send(request("GET", "/srm/v1/sessions/metrics", "SCRIPT_NAME: /srm/v1/sessions", "PATH_INFO: /metrics"))
         status, _, body = client.answer()

@@ -1,4 +1,4 @@
-"""/metrics under gunicorn: whichever process is asked, it tells of all."""
+"""/metrics under gunicorn: whichever worker is asked shows the numbers of all workers."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def server() -> Iterator[EntitlementServer]:
 
 @pytest.fixture
 def service(clone: Callable[[], str], server: EntitlementServer, tmp_path: Path) -> Iterator[tuple[str, Process]]:
-    """Several processes that ask the server; their base URL, and the master."""
+    """Run several workers that ask the server; yield their base URL and the master."""
     url = clone()
     database = Database(url, application_name="srm-tests")
     Factory(database).account("a", max_sessions=None)
@@ -48,13 +48,13 @@ def workers(master: Process) -> set[int]:
 
 
 def set_up(base: str) -> str | None:
-    """On a connection of its own, so that any worker may take it; its errorCode."""
+    """Set up a session on a new connection, so that any worker may take it; return the errorCode."""
     with Player(base, "a", "tv") as player:
         return player.set_up().error_code
 
 
 def value(base: str, name: str) -> float:
-    """Of the metric; 0 when there is none."""
+    """Return the value of the metric; 0 when it is missing."""
     lines = httpx.get(f"{base}/metrics", timeout=30).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name)
 
@@ -63,7 +63,9 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("srm-metrics-*/*.db"))
 
 
-def test_every_process_tells_of_all(service: tuple[str, Process], server: EntitlementServer, tmp_path: Path) -> None:
+def test_every_worker_shows_the_sum_over_all_workers(
+    service: tuple[str, Process], server: EntitlementServer, tmp_path: Path
+) -> None:
     base, _ = service
 
     def all_have_answered() -> bool:
@@ -75,7 +77,7 @@ def test_every_process_tells_of_all(service: tuple[str, Process], server: Entitl
     assert [value(base, GRANTED) for _ in range(4 * WORKERS)] == [len(server.questions)] * 4 * WORKERS
 
 
-def test_what_a_process_counted_outlives_it_and_how_it_was_does_not(
+def test_counters_of_an_ended_worker_stay_and_its_gauges_go(
     service: tuple[str, Process], server: EntitlementServer
 ) -> None:
     base, master = service
@@ -93,7 +95,7 @@ def test_what_a_process_counted_outlives_it_and_how_it_was_does_not(
     assert value(base, GRANTED) == 10
 
 
-def test_all_that_is_counted_or_looked_up_is_told_once(service: tuple[str, Process]) -> None:
+def test_every_metric_is_shown_once(service: tuple[str, Process]) -> None:
     base, _ = service
     for _ in range(5 * WORKERS):
         assert set_up(base) is None
@@ -110,9 +112,7 @@ def test_all_that_is_counted_or_looked_up_is_told_once(service: tuple[str, Proce
     assert value(base, "srm_thread_wait_seconds_count") >= 5 * WORKERS
 
 
-def test_a_worker_that_takes_the_place_of_another_goes_on_with_its_files(
-    service: tuple[str, Process], tmp_path: Path
-) -> None:
+def test_a_new_worker_continues_the_metric_files_of_the_ended_one(service: tuple[str, Process], tmp_path: Path) -> None:
     base, master = service
     keep_alive = COUNT.format(route="/srm/v1/sessions/<session_id>", method="PUT", outcome="SRM-0008")
 
@@ -142,7 +142,7 @@ def test_a_worker_that_takes_the_place_of_another_goes_on_with_its_files(
     assert len(files(tmp_path)) <= 2 * len(before)
 
 
-def test_it_counts_requests_that_cannot_be_read(service: tuple[str, Process]) -> None:
+def test_unreadable_requests_are_counted(service: tuple[str, Process]) -> None:
     base, _ = service
     host, port = base.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
@@ -153,10 +153,10 @@ def test_it_counts_requests_that_cannot_be_read(service: tuple[str, Process]) ->
 
 
 @pytest.mark.parametrize(("tmpdir", "folder"), [(None, "/dev/shm"), ("/somewhere", None)])
-def test_its_files_are_in_memory_unless_told_otherwise(
+def test_metric_files_are_in_memory_unless_tmpdir_is_set(
     monkeypatch: pytest.MonkeyPatch, tmpdir: str | None, folder: str | None
 ) -> None:
-    """A full disk kills who writes to a file on it that is mapped."""
+    """On a full disk, a write to a mapped file kills the process."""
     monkeypatch.delenv("TMPDIR", raising=False)
     if tmpdir is not None:
         monkeypatch.setenv("TMPDIR", tmpdir)
@@ -164,8 +164,8 @@ def test_its_files_are_in_memory_unless_told_otherwise(
     assert gunicorn_conf._folder_in_memory() == folder
 
 
-def test_the_master_does_not_load_what_its_workers_must() -> None:
-    """The folder and the slot would not be named yet."""
+def test_the_master_does_not_import_srm_metrics() -> None:
+    """The master would import it before the environment names folder and slot."""
     code = "import srm.gunicorn_conf, srm.serve.worker, sys; print('prometheus_client' in sys.modules)"
 
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -173,7 +173,7 @@ def test_the_master_does_not_load_what_its_workers_must() -> None:
     assert result.stdout == "False\n"
 
 
-def test_nothing_is_left_of_it(service: tuple[str, Process], tmp_path: Path) -> None:
+def test_no_metric_file_is_left_after_a_stop(service: tuple[str, Process], tmp_path: Path) -> None:
     base, master = service
     set_up(base)
     assert files(tmp_path)

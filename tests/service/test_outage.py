@@ -1,7 +1,6 @@
-"""The database is stopped, restarted, frozen or silent: 503 in time, never a hang, and well again by itself.
+"""The database is stopped, restarted, frozen or silent: requests get 503 in time, and the API recovers by itself.
 
-Each request is bounded in time though the server is not: a frozen server keeps its connections open and
-answers nothing, as does a network that swallows packets.
+A frozen server keeps its connections open and answers nothing, like a network that drops packets.
 """
 
 import socket
@@ -31,7 +30,7 @@ pytestmark = pytest.mark.alone
 WORKERS, THREADS = 2, 4
 PROMISED_SECONDS = 3
 SLACK_SECONDS = 1
-"""For a machine that is busy with other things."""
+"""Allowance for a busy machine."""
 
 RECOVERY_SECONDS = 1 + 2 * SLACK_SECONDS
 
@@ -40,7 +39,7 @@ AS_USUAL = {"set up": 200, "keep alive": 404, "tear down": 404, "ready": 200}
 
 @dataclass(frozen=True)
 class Service:
-    """The API on a database server of its own, which can be taken away."""
+    """The API on a database server of its own, which tests stop and freeze."""
 
     base: str
     server: EmbeddedServer
@@ -48,17 +47,17 @@ class Service:
     log: Path
 
     def ask(self, route: str) -> Answer:
-        """On a connection of its own, so that any worker may take it."""
+        """Send one request on a new connection, so that any worker may take it."""
         with Player(self.base, "a", "tv") as player:
             return player.set_up() if route == "set up" else player.request(*ROUTES[route])
 
     def ask_all(self) -> dict[str, Answer]:
-        """Every route, all at once; there are as many threads in each worker."""
+        """Send a request to every route at once. Each worker has as many threads."""
         names = list(ROUTES)
         return dict(zip(names, at_once(len(names), lambda index, _: self.ask(names[index])), strict=True))
 
     def ask_everywhere(self) -> list[tuple[str, int]]:
-        """(route, HTTP status) of many requests at once: every thread of every worker has some."""
+        """Send many requests at once, so that every thread has some; return route and HTTP status of each."""
         routes = [route for route in ROUTES for _ in range(6 * WORKERS)]
 
         def work(index: int, barrier: threading.Barrier) -> tuple[str, int]:
@@ -75,7 +74,7 @@ class Service:
 
     @contextmanager
     def frozen_database(self) -> Iterator[None]:
-        """Meanwhile, no process of the server runs."""
+        """Stop all processes of the server with SIGSTOP during the block."""
         postmaster = support.postmaster(self.data_dir)
         postmaster.suspend()  # first, so that it starts no others
         processes = [postmaster, *postmaster.children()]
@@ -94,7 +93,7 @@ class Service:
 def service_on(
     data_dir: Path, url_of: Callable[[EmbeddedServer], str] = lambda server: server.url
 ) -> Iterator[Service]:
-    """The API on a server in that folder, which it reaches at that URL."""
+    """Run the API on a server in this folder, at this URL."""
     with EmbeddedServer(data_dir) as server:
         schema.upgrade(server.url)
         database = Database(server.url, application_name="srm-tests")
@@ -113,21 +112,21 @@ def service_on(
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    """One for all tests here: each leaves it well."""
+    """The API for all tests here. Each test leaves it working."""
     # Not below pytest's own folder: each run of pytest closes that to the user that the server runs as.
     with TemporaryDirectory(prefix="srm-tests-") as folder, service_on(Path(folder)) as service:
         yield service
 
 
 def assert_unavailable(answers: dict[str, Answer]) -> None:
-    """Every route answers 503 SRM-0010 in the time of docs/design.md, "Deadlines"."""
+    """Assert that every route answers 503 SRM-0010 in the time of docs/design.md, "Deadlines"."""
     for route, answer in answers.items():
         assert (answer.status, answer.error_code) == (503, "SRM-0010"), route
         assert int(answer.headers["Retry-After"]) >= 1, route
         assert answer.answered_at - answer.sent_at < PROMISED_SECONDS + SLACK_SECONDS, route
 
 
-def test_it_is_unavailable_while_the_database_is_stopped_and_then_well(service: Service) -> None:
+def test_requests_get_503_while_the_database_is_stopped_and_succeed_afterwards(service: Service) -> None:
     service.stop_database()
     for _ in range(5):
         assert_unavailable(service.ask_all())
@@ -137,7 +136,7 @@ def test_it_is_unavailable_while_the_database_is_stopped_and_then_well(service: 
     assert service.is_well()
 
 
-def test_it_notices_nothing_when_the_database_is_restarted_while_nobody_asks(service: Service) -> None:
+def test_a_restart_of_an_idle_database_fails_no_request(service: Service) -> None:
     for _ in range(3):
         service.stop_database()
         service.server.ensure_running()
@@ -145,7 +144,7 @@ def test_it_notices_nothing_when_the_database_is_restarted_while_nobody_asks(ser
         assert [(route, status) for route, status in service.ask_everywhere() if status != AS_USUAL[route]] == []
 
 
-def test_it_is_unavailable_while_the_database_is_frozen_and_then_well(service: Service) -> None:
+def test_requests_get_503_while_the_database_is_frozen_and_succeed_afterwards(service: Service) -> None:
     with service.frozen_database():
         first = service.ask_all()
         second = service.ask_all()  # some on connections that were given up, some on new ones
@@ -155,8 +154,8 @@ def test_it_is_unavailable_while_the_database_is_frozen_and_then_well(service: S
     assert_unavailable(second)
 
 
-def test_it_is_unavailable_in_time_when_many_ask_a_frozen_database(service: Service) -> None:
-    """More than there are threads: those that wait for a thread must not wait for all before them to give up."""
+def test_many_requests_to_a_frozen_database_get_503_in_time(service: Service) -> None:
+    """There are more requests than threads. Requests in the queue must not wait for all before them to time out."""
     with service.frozen_database():
         answers = at_once(4 * WORKERS * THREADS, lambda _, __: service.ask("keep alive"))
 
@@ -166,7 +165,7 @@ def test_it_is_unavailable_in_time_when_many_ask_a_frozen_database(service: Serv
 
 
 def test_a_setup_that_waited_for_a_frozen_database_too_long_takes_no_slot(service: Service) -> None:
-    """The client was told 503; what its request began must not be finished behind its back."""
+    """The client got 503. The setup must not be finished afterwards."""
     sessions = "SELECT count(*) FROM srm.sessions"
     before = count(service, sessions)
     with service.frozen_database():
@@ -183,8 +182,8 @@ def count(service: Service, query: str) -> int:
     return int(number)
 
 
-def test_it_does_not_wait_for_an_address_that_says_nothing(tmp_path: Path) -> None:
-    """The connection is made, by the kernel, and nobody ever answers."""
+def test_a_database_that_accepts_connections_and_never_answers_gives_503_in_time(tmp_path: Path) -> None:
+    """The kernel accepts the connection, and no byte ever comes."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://srm@127.0.0.1:{silent.getsockname()[1]}/srm"
         app = create_app(Settings(database_url=url, token_secret=support.SECRET, data_dir=tmp_path))

@@ -1,4 +1,4 @@
-"""Through pgbouncer in transaction mode: everything but `srm import`, exact and bounded in time as without it."""
+"""Everything but `srm import` works through pgbouncer in transaction mode, exact and bounded in time."""
 
 import os
 import threading
@@ -38,7 +38,7 @@ ROUNDS = 8
 
 @dataclass(frozen=True)
 class Pooled:
-    """A database of its own: its URL by way of pgbouncer, and without."""
+    """A database with two URLs: through pgbouncer, and direct."""
 
     url: str
     direct: str
@@ -46,7 +46,7 @@ class Pooled:
 
 @pytest.fixture(scope="module")
 def pooled(clone: Callable[[], str]) -> Iterator[Pooled]:
-    """As README.md says to configure it; with fewer connections to the server than there are threads."""
+    """pgbouncer as in docs/pgbouncer.md, with fewer server connections than threads."""
     direct = clone()
     target = make_url(direct)
     port = free_port()
@@ -93,7 +93,7 @@ unix_socket_dir =
 
 @pytest.fixture
 def database(pooled: Pooled) -> Iterator[Database]:
-    """Connections by way of pgbouncer."""
+    """The database through pgbouncer."""
     database = Database(pooled.url, application_name="srm-tests")
     yield database
     database.dispose()
@@ -106,7 +106,9 @@ def new_account(pooled: Pooled, **limits: Any) -> str:
     return account
 
 
-def test_clients_operators_and_the_reaper_work(pooled: Pooled, database: Database, tmp_path: Path) -> None:
+def test_clients_operators_and_the_reaper_work_through_pgbouncer(
+    pooled: Pooled, database: Database, tmp_path: Path
+) -> None:
     account = new_account(pooled, max_sessions=1)
     operator = Factory(database).operator()
     with support.api(pooled.url, tmp_path / "api.log") as (base, process), support.reaper(pooled.url, tmp_path / "log"):
@@ -128,8 +130,8 @@ def test_clients_operators_and_the_reaper_work(pooled: Pooled, database: Databas
     support.assert_audit_clean(pooled.url)
 
 
-def test_the_limit_is_exact(pooled: Pooled) -> None:
-    """Many threads for few connections to the server, each of which any thread may have."""
+def test_the_limit_is_exact_through_pgbouncer(pooled: Pooled) -> None:
+    """Many threads share few connections to the server."""
     account = new_account(pooled, max_sessions=LIMIT)
 
     def work(index: int, barrier: threading.Barrier) -> int:
@@ -155,7 +157,7 @@ def test_the_limit_is_exact(pooled: Pooled) -> None:
 def test_statements_are_bounded_in_time_by_the_server(
     pooled: Pooled, database: Database, outside: Callable[[str], str]
 ) -> None:
-    """Not only given up by the client, which would leave them waiting in the server's few connections."""
+    """A client's own timeout would leave the statement running in one of the few server connections."""
     account = new_account(pooled)
     session = set_up(database, account, "device 0")
     assert session is not None
@@ -173,8 +175,8 @@ def test_statements_are_bounded_in_time_by_the_server(
     assert is_timeout(in_transaction.value)
 
 
-def test_who_is_more_patient_than_requests_has_his_time(pooled: Pooled) -> None:
-    """A reaper, or an audit: and who has the server's connection next is no more patient than before."""
+def test_a_longer_statement_timeout_holds_for_its_own_statements_only(pooled: Pooled) -> None:
+    """The next user of the server connection has its own, shorter timeout."""
     patient = Database(pooled.url, application_name="srm-tests", statement_timeout_seconds=10)
     assert rows(patient, "SELECT 1 FROM pg_sleep(1.8)") == [(1,)]
     patient.dispose()
@@ -184,7 +186,9 @@ def test_who_is_more_patient_than_requests_has_his_time(pooled: Pooled) -> None:
             assert connection.execute("SHOW statement_timeout").fetchone() == ("1500ms",)
 
 
-def test_partitions_are_made(pooled: Pooled, database: Database, outside: Callable[[str], str]) -> None:
+def test_partitions_are_made_through_pgbouncer(
+    pooled: Pooled, database: Database, outside: Callable[[str], str]
+) -> None:
     with psycopg.connect(outside(pooled.direct)) as owner:
         ((last,),) = owner.execute(
             "SELECT max(relname) FROM pg_inherits JOIN pg_class ON oid = inhrelid "
@@ -197,7 +201,7 @@ def test_partitions_are_made(pooled: Pooled, database: Database, outside: Callab
     assert made == [last]
 
 
-def test_migrations_run(pooled: Pooled) -> None:
+def test_migrations_run_through_pgbouncer(pooled: Pooled) -> None:
     owner = support.as_role("srm_owner", pooled.url)
     config = Config(str(ROOT / "alembic.ini"), attributes={"url": owner})
 
@@ -206,7 +210,7 @@ def test_migrations_run(pooled: Pooled) -> None:
     command.check(config)
 
 
-def test_an_import_needs_a_connection_of_its_own(pooled: Pooled, tmp_path: Path) -> None:
+def test_an_import_through_pgbouncer_is_refused_in_one_line(pooled: Pooled, tmp_path: Path) -> None:
     file = tmp_path / "accounts.csv"
     file.write_text("accountId,profileId\nx,y\n")
 
@@ -215,7 +219,7 @@ def test_an_import_needs_a_connection_of_its_own(pooled: Pooled, tmp_path: Path)
     assert_refused(result, "pooler", "SRM_DATABASE_URL")
 
 
-def test_exports_and_audits_do_not(pooled: Pooled) -> None:
+def test_exports_and_audits_work_through_pgbouncer(pooled: Pooled) -> None:
     new_account(pooled)
 
     assert srm("export", "accounts", SRM_DATABASE_URL=pooled.url).stdout.startswith("accountId,")

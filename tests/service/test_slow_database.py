@@ -1,6 +1,6 @@
-"""The database is slow, held up, full, or lets nobody in: answers in time, no queue that grows, and soon well again.
+"""The database is slow, locked, full, or out of connections: answers come in time, and the API recovers soon.
 
-Many more clients than threads ask: nobody may have to wait until all before him have given up.
+There are many more clients than threads. No client may have to wait until all before it have timed out.
 """
 
 import asyncio
@@ -40,11 +40,11 @@ pytestmark = pytest.mark.alone
 
 CROWD = 20 * WORKERS * THREADS
 DISK_BYTES = 160 * 2**20
-"""A cluster and its first WAL, and little more."""
+"""Room for a cluster and its first WAL files, and little more."""
 
 
 class Network:
-    """TCP, on a port of its own, to the Unix socket of a server. What is sent arrives `delay_seconds` later."""
+    """A TCP port that forwards to the Unix socket of a server. Bytes arrive `delay_seconds` later."""
 
     def __init__(self, socket_path: str) -> None:
         self.delay_seconds = 0.0
@@ -57,7 +57,7 @@ class Network:
 
     @contextmanager
     def late(self, seconds: float) -> Iterator[None]:
-        """Meanwhile packets need so long, each way."""
+        """Delay packets by this time in each direction, during the block."""
         self.delay_seconds = seconds
         try:
             yield
@@ -116,7 +116,7 @@ def networks() -> Iterator[list[Network]]:
 
 @pytest.fixture(scope="module")
 def service(networks: list[Network]) -> Iterator[Service]:
-    """One for all tests but those with a disk of their own: each leaves it well."""
+    """The API for all tests without a disk of their own. Each test leaves it working."""
 
     def through_a_network(server: EmbeddedServer) -> str:
         folder = str(make_url(server.url).query["host"])
@@ -130,13 +130,13 @@ def service(networks: list[Network]) -> Iterator[Service]:
 
 @pytest.fixture
 def network(service: Service, networks: list[Network]) -> Network:
-    """What lies between the service and its database."""
+    """The network between the API and its database."""
     return networks[0]
 
 
 @pytest.fixture
 def session_id(service: Service) -> str:
-    """Of a session that is alive."""
+    """Id of an active session."""
     answer = service.ask("set up")
     assert answer.session_id is not None, answer
     return answer.session_id
@@ -152,7 +152,7 @@ def seconds_of(answer: Answer) -> float:
 
 
 def assert_in_time(answers: list[Answer]) -> None:
-    """Each answer is one of the usual ones or 503 SRM-0010; none took longer than docs/design.md, "Deadlines"."""
+    """Assert that each answer is usual or 503 SRM-0010, and came in the time of docs/design.md, "Deadlines"."""
     for answer in answers:
         if answer.status not in AS_USUAL.values():
             assert (answer.status, answer.error_code) == (503, "SRM-0010"), answer
@@ -161,7 +161,7 @@ def assert_in_time(answers: list[Answer]) -> None:
 
 
 def assert_alive(service: Service) -> None:
-    """The process says so, at the latest when the threads are through with what they have begun."""
+    """Wait until the API is ready again; it is, at the latest, when its threads have finished what they began."""
     answer = httpx.get(f"{service.base}/healthz", timeout=PROMISED_SECONDS + SLACK_SECONDS)
     assert answer.status_code == 200
 
@@ -171,13 +171,15 @@ def assert_well_soon(service: Service) -> None:
 
 
 class TestPackets:
-    def test_it_works_on_when_they_are_a_little_late(self, service: Service, network: Network, session_id: str) -> None:
+    def test_requests_succeed_when_packets_are_a_little_late(
+        self, service: Service, network: Network, session_id: str
+    ) -> None:
         with network.late(0.1):
             assert keep_alive(service, session_id).status == 200
             assert {route: answer.status for route, answer in service.ask_all().items()} == AS_USUAL
 
-    def test_it_answers_in_time_when_they_are_late(self, service: Service, network: Network) -> None:
-        """Some answers need more than one of them to go there and back, and some a new connection."""
+    def test_requests_are_answered_in_time_when_packets_are_late(self, service: Service, network: Network) -> None:
+        """Some answers need several round trips, and some a new connection."""
         with network.late(0.5):
             answers = [answer for _ in range(3) for answer in service.ask_all().values()]
             assert_alive(service)
@@ -186,7 +188,9 @@ class TestPackets:
         assert_well_soon(service)
 
     @pytest.mark.parametrize("seconds", [2, math.inf])
-    def test_it_gives_up_when_they_are_too_late(self, service: Service, network: Network, seconds: float) -> None:
+    def test_requests_get_503_in_time_when_packets_are_too_late(
+        self, service: Service, network: Network, seconds: float
+    ) -> None:
         with network.late(seconds):
             answers = [service.ask_all(), service.ask_all()]
             assert_alive(service)
@@ -195,7 +199,7 @@ class TestPackets:
             assert_unavailable(answer)
         assert_well_soon(service)
 
-    def test_a_crowd_is_answered_in_time_when_they_are_late(
+    def test_a_crowd_is_answered_in_time_when_packets_are_late(
         self, service: Service, network: Network, session_id: str
     ) -> None:
         with network.late(0.1):
@@ -207,9 +211,9 @@ class TestPackets:
 
 
 class TestLocks:
-    """Held by somebody with psql."""
+    """Somebody with psql holds locks."""
 
-    def test_it_is_unavailable_while_the_table_is_locked(self, service: Service) -> None:
+    def test_requests_get_503_while_the_table_is_locked(self, service: Service) -> None:
         with psycopg.connect(service.server.url) as somebody:
             somebody.execute("LOCK TABLE srm.sessions IN ACCESS EXCLUSIVE MODE")
             answers = service.ask_all()
@@ -222,7 +226,7 @@ class TestLocks:
     def test_a_crowd_is_answered_in_time_however_long_the_table_is_locked(
         self, service: Service, session_id: str
     ) -> None:
-        """Each asks again as soon as it is answered; and some are gone before that, again and again."""
+        """Each client asks again as soon as it has an answer. Some hang up before that, again and again."""
         unlock_at = time.monotonic() + 6
 
         def ask_again_and_again(number: int, _: threading.Barrier) -> list[Answer]:
@@ -245,7 +249,7 @@ class TestLocks:
         assert connections <= 2 * 3 * WORKERS * THREADS  # some may be given up, and still wait for the lock
         assert_well_soon(service)
 
-    def test_only_the_account_waits_whose_row_is_locked(self, service: Service) -> None:
+    def test_a_locked_account_delays_no_other_account(self, service: Service) -> None:
         database = Database(service.server.url, application_name="srm-tests")
         Factory(database).account("held")
         Factory(database).account("free", max_sessions=None)
@@ -266,7 +270,7 @@ class TestLocks:
 
 
 class TestConnections:
-    def test_it_is_unavailable_while_others_have_them_all(self, service: Service) -> None:
+    def test_requests_get_503_while_others_hold_all_connections(self, service: Service) -> None:
         with ExitStack() as stack:
 
             def take_all() -> None:
@@ -292,7 +296,7 @@ HEADERS = {"Client-Token": support.issue_token("a", "tv")}
 
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    """A small one of its own."""
+    """A small disk for this test."""
     with TemporaryDirectory(prefix="srm-tests-") as folder:
         subprocess.run([*as_root(), "mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "srm-test", folder], check=True)
         try:
@@ -302,7 +306,7 @@ def disk() -> Iterator[Path]:
 
 
 def fill(disk: Path) -> Path:
-    """Take what is left of it."""
+    """Fill the rest of the disk."""
     ballast = disk / "ballast"
     with suppress(OSError), ballast.open("wb", buffering=0) as file:
         while file.write(bytes(4096)) == 4096:
@@ -311,10 +315,10 @@ def fill(disk: Path) -> Path:
 
 
 class TestDisk:
-    """Full."""
+    """The disk of the database is full."""
 
-    def test_who_watches_goes_on_and_new_ones_are_told_to_wait(self, disk: Path) -> None:
-        """There is still room in the write-ahead log, whose files have their size from the beginning."""
+    def test_keep_alives_go_on_and_setups_get_503_on_a_full_disk(self, disk: Path) -> None:
+        """The write-ahead log still has room: its files have their full size from the beginning."""
         with service_on(disk) as service:
             session_id = str(service.ask("set up").session_id)
             ballast = fill(disk)
@@ -334,8 +338,8 @@ class TestDisk:
             assert "No space left on device" in service.log.read_text()
             assert_well_soon(service)
 
-    def test_it_is_unavailable_while_the_database_cannot_write_its_log(self, disk: Path) -> None:
-        """PostgreSQL stops itself then. What it has acknowledged is there when it is back."""
+    def test_requests_get_503_while_the_database_cannot_write_its_wal(self, disk: Path) -> None:
+        """PostgreSQL stops itself then. What it acknowledged is there after its restart."""
         with service_on(disk) as service:
             session_id = str(service.ask("set up").session_id)
             ballast = fill(disk)
