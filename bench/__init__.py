@@ -1,1 +1,1 @@
-"""What `make bench` runs."""
+"""The measurements of `make bench`, `make bench-import` and `make bench-reaper`."""

@@ -1,9 +1,8 @@
-"""Measures keep-alive, setup and teardown, side by side with an empty view and with the bare statement.
+"""Measure keep-alive, setup and teardown beside an empty view and beside the bare SQL statement.
 
-All on this machine, load included, so the absolute numbers say little about another one; the ratios do.
-The service runs with the shipped gunicorn settings and a reaper beside it, on an embedded database of its
-own with 100,000 live sessions. The empty view is measured beside each of the others, in turn, so that a machine
-that gets slower meanwhile is slower for both.
+Service, database and load run on this machine, so absolute numbers say little about another one. The ratios do. The
+service has the shipped settings, a reaper, and an embedded database with 100,000 live sessions. Each measurement of the
+service comes with one of the empty view, in turn: a machine that gets slower meanwhile is slower for both.
 """
 
 import json
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,15 @@ from srm.db.embedded import programs
 from srm.serve import gunicorn_conf
 
 RESULTS = Path("var/bench.json")
+EMPTY_PORT = PORT + 1
+NO_TELEMETRY_PORT = PORT + 2
 LIVE_SESSIONS = 100_000
 PLAYERS = 5_000
-"""Sessions that keep-alives go to, and accounts that setups come from. A token lives for hours and is seen every few
-seconds, so it is known to the workers; 5,000 are known to nearly all of them after the warm-up. `keep_alive_new_token`
-is what an unknown one costs."""
+"""Sessions that get keep-alives, and accounts that set up sessions.
+
+In production a token lives for hours and comes every few seconds, so each worker has it in its cache. After the warm-up
+nearly every worker has all of these 5,000. `keep_alive_new_token` shows the cost of a token that is not cached.
+"""
 WARM_UP_SECONDS = 20
 ROUNDS = 3
 
@@ -84,7 +87,7 @@ FROM unnest(ARRAY['new-', 'rules-']) account, generate_series(1, {PLAYERS}) n, g
 FORGET_SETUPS = """
 DELETE FROM srm.sessions WHERE device_id = 'device-0' AND (account_id LIKE 'new-%' OR account_id LIKE 'rules-%')
 """
-"""Each of these accounts has three sessions again, on its other devices."""
+"""Leave each of these accounts with three sessions, on its other devices."""
 
 SESSIONS = "SELECT count(*) FROM srm.sessions"
 
@@ -103,7 +106,7 @@ WHERE account_id = 'live-' || (1 + :n::int / 4) AND session_id = lpad(to_hex(:n:
 
 @dataclass
 class Load:
-    """What wrk saw of one or more runs of the same requests."""
+    """Results of wrk over one or more runs of one kind of request."""
 
     requests: int = 0
     seconds: float = 0
@@ -116,7 +119,7 @@ class Load:
         return self.requests / self.seconds
 
     def add(self, run: dict[str, float]) -> None:
-        """Count one more run; the percentiles are the means of those of the runs, weighted by requests."""
+        """Add a run. The percentiles become the means over all runs, weighted by requests."""
         total = self.requests + int(run["requests"])
         for name in ("p50_ms", "p99_ms"):
             mean = (getattr(self, name) * self.requests + run[name] * run["requests"]) / total
@@ -125,37 +128,37 @@ class Load:
         self.seconds += run["seconds"]
 
     def summary(self) -> dict[str, float]:
-        """The numbers of the report."""
+        """Return the numbers for the report."""
         return {"rps": round(self.rps), "p50_ms": round(self.p50_ms, 2), "p99_ms": round(self.p99_ms, 2)}
 
 
 @dataclass
 class Bench:
-    """The parts of one run: the database, its connection, the ports and the folder for request files."""
+    """The database, the folder for request files, and the length of each measurement."""
 
     url: str
     folder: Path
     seconds: int
     clients: int
-    """Requests that the service works on at once."""
+    """Requests that the service handles at once."""
 
     def wrk(self, port: int, name: str, seconds: int) -> dict[str, float]:
-        """Drive the requests of a file against the port; all but a stray answer must be a 2xx."""
+        """Send the requests of a file to the port; return the numbers of wrk."""
         return result(wrk(port, self.folder / name, seconds), name)
 
     def query(self, sql: str) -> Any:
-        """The first column of the first row."""
+        """Return the first column of the first row."""
         with psycopg.connect(self.url) as connection:
             row = connection.execute(sql).fetchone()
         return row[0] if row else None
 
     def execute(self, sql: str) -> None:
-        """Change something, for good."""
+        """Execute a statement and commit."""
         with psycopg.connect(self.url) as connection:
             connection.execute(sql)
 
     def pgbench(self, seconds: int) -> float:
-        """The bare keep-alive statement, by as many clients as the service has connections; per second."""
+        """Run the bare keep-alive statement with as many clients as the service has connections; return its rate."""
         script = self.folder / "keep-alive.sql"
         script.write_text(BARE_KEEP_ALIVE)
         output = subprocess.run(
@@ -169,106 +172,142 @@ class Bench:
 
 
 def setups(kind: str, count: int) -> Iterator[Request]:
-    """Setups, one after the other from each account of the kind."""
+    """Yield one setup from each account of this kind."""
     body = json.dumps({"content": {"contentID": "film", "contentType": "COD"}})
     for number in range(1, count + 1):
         yield "POST", "/srm/v1/sessions", token(f"{kind}-{number}", "device-0"), body
 
 
-def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
-    """All the runs; the content of bench.json but for the audit."""
-    write_requests(bench.folder / "keep_alive", on_session("PUT", range(PLAYERS)))
-    write_requests(bench.folder / "keep_alive_new_token", on_session("PUT", range(PLAYERS, LIVE_SESSIONS // 2)))
-    write_requests(bench.folder / "teardown", on_session("DELETE", range(LIVE_SESSIONS // 2, LIVE_SESSIONS)))
-    write_requests(bench.folder / "setup", setups("new", PLAYERS))
-    write_requests(bench.folder / "setup_all_rules", setups("rules", PLAYERS))
-    write_requests(bench.folder / "setup_refused", setups("full", PLAYERS))
+@dataclass
+class Comparison:
+    """The service, the empty view and the service without telemetry, measured in turn."""
 
-    loads: dict[str, Load] = {}
-    empty: dict[str, Load] = {}
-    port, empty_port, unwatched_port = PORT, PORT + 1, PORT + 2
-    statements = 0.0
-    unwatched = Load()
+    bench: Bench
+    loads: dict[str, Load] = field(default_factory=dict)
+    empty: dict[str, Load] = field(default_factory=dict)
+    no_telemetry: Load = field(default_factory=Load)
+    statements: float = 0
+    hot_share: float = 0
 
-    def side_by_side(name: str, seconds: int) -> Load:
-        """Measure the empty view, and then the requests from the beginning of their file."""
-        empty.setdefault(name, Load()).add(bench.wrk(empty_port, "keep_alive", seconds))
-        load = loads.setdefault(name, Load())
-        load.add(bench.wrk(port, name, seconds))
-        time.sleep(1)  # what was under way when it stopped; and the counters of the server lag behind
+    def side_by_side(self, name: str, seconds: int) -> Load:
+        """Measure the empty view, then the requests from the beginning of their file."""
+        self.empty.setdefault(name, Load()).add(self.bench.wrk(EMPTY_PORT, "keep_alive", seconds))
+        load = self.loads.setdefault(name, Load())
+        load.add(self.bench.wrk(PORT, name, seconds))
+        time.sleep(1)  # for requests in progress, and for counters of the server that come late
         return load
 
-    def admitted_by(name: str) -> None:
-        """Measure setups, all of which must be admitted."""
-        before = loads[name].requests if name in loads else 0, bench.query(SESSIONS)
-        answered = side_by_side(name, bench.seconds // ROUNDS).requests - before[0]
-        admitted = bench.query(SESSIONS) - before[1]
+    def keep_alives(self) -> None:
+        """Measure keep-alives, with and without telemetry, and the bare statement."""
+        for port in (NO_TELEMETRY_PORT, PORT):
+            self.bench.wrk(port, "keep_alive", WARM_UP_SECONDS)
+        self.bench.query("SELECT pg_stat_reset_single_table_counters('srm.sessions'::regclass)")
+        seconds = self.bench.seconds // ROUNDS
+        for _ in range(ROUNDS):
+            self.side_by_side("keep_alive", seconds)
+            self.no_telemetry.add(self.bench.wrk(NO_TELEMETRY_PORT, "keep_alive", seconds))
+            self.statements += self.bench.pgbench(seconds) / ROUNDS
+        self.hot_share = self.bench.query(
+            "SELECT n_tup_hot_upd::float / n_tup_upd FROM pg_stat_user_tables WHERE relid = 'srm.sessions'::regclass"
+        )
+        self.side_by_side("keep_alive_new_token", min(5, self.bench.seconds))  # the file has no more new tokens
+
+    def denied_setups(self) -> None:
+        """Measure setups at the limit. Exit when one of them is admitted."""
+        before = self.bench.query(SESSIONS)
+        self.bench.wrk(PORT, "setup_refused", WARM_UP_SECONDS)
+        for _ in range(ROUNDS):
+            self.side_by_side("setup_refused", self.bench.seconds // ROUNDS)
+        if self.bench.query(SESSIONS) != before:
+            raise SystemExit("bench: a setup beyond the limit was admitted")
+
+    def setups(self) -> None:
+        """Measure setups by max_sessions alone and by all rules. Exit when one of them is not admitted."""
+        names = ("setup", "setup_all_rules")
+        for name in names:
+            self.bench.wrk(PORT, name, WARM_UP_SECONDS // 2)
+        time.sleep(1)
+        for _ in range(ROUNDS):
+            for name in names:
+                self.bench.execute(FORGET_SETUPS)
+                self._admitted(name)
+
+    def _admitted(self, name: str) -> None:
+        requests = self.loads[name].requests if name in self.loads else 0
+        sessions = self.bench.query(SESSIONS)
+        answered = self.side_by_side(name, self.bench.seconds // ROUNDS).requests - requests
+        admitted = self.bench.query(SESSIONS) - sessions
         if abs(admitted - answered) > CONNECTIONS:
             raise SystemExit(f"bench: {answered} setups answered, {admitted} admitted")
 
+    def teardowns(self) -> None:
+        """Measure teardowns."""
+        self.side_by_side("teardown", min(10, self.bench.seconds))  # the file has no more sessions
+
+    def report(self) -> dict[str, Any]:
+        """Return all numbers and their ratios."""
+        loads = self.loads
+        report: dict[str, Any] = {"empty_view": self.empty["keep_alive"].summary()}
+        for name, load in loads.items():
+            report[name] = {**load.summary(), "ratio_to_empty_view": round(load.rps / self.empty[name].rps, 3)}
+        report["setup_all_rules"]["cost_of_rules"] = round(loads["setup"].rps / loads["setup_all_rules"].rps, 3)
+        keep_alive = report["keep_alive"]
+        keep_alive["ratio_to_pgbench"] = round(loads["keep_alive"].rps / self.statements, 3)
+        keep_alive["hot_share"] = round(self.hot_share, 4)
+        keep_alive["cost_of_telemetry"] = round(self.no_telemetry.rps / loads["keep_alive"].rps, 3)
+        report["keep_alive_no_telemetry"] = self.no_telemetry.summary()
+        report["pgbench"] = {"rps": round(self.statements)}
+        return report
+
+
+def write_request_files(folder: Path) -> None:
+    """Write a file of requests for each measurement."""
+    write_requests(folder / "keep_alive", on_session("PUT", range(PLAYERS)))
+    write_requests(folder / "keep_alive_new_token", on_session("PUT", range(PLAYERS, LIVE_SESSIONS // 2)))
+    write_requests(folder / "teardown", on_session("DELETE", range(LIVE_SESSIONS // 2, LIVE_SESSIONS)))
+    write_requests(folder / "setup", setups("new", PLAYERS))
+    write_requests(folder / "setup_all_rules", setups("rules", PLAYERS))
+    write_requests(folder / "setup_refused", setups("full", PLAYERS))
+
+
+def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
+    """Run all measurements; return the content of bench.json without the result of `srm audit`."""
+    write_request_files(bench.folder)
+    comparison = Comparison(bench)
     with (
-        gunicorn("wsgi:app", port, bench.url, workers, threads),
-        gunicorn("bench.empty:app", empty_port, bench.url, workers, threads),
-        gunicorn("bench.unwatched:app", unwatched_port, bench.url, workers, threads),
+        gunicorn("wsgi:app", PORT, bench.url, workers, threads),
+        gunicorn("bench.empty:app", EMPTY_PORT, bench.url, workers, threads),
+        gunicorn("bench.no_telemetry:app", NO_TELEMETRY_PORT, bench.url, workers, threads),
         process([sys.executable, "-m", "srm.cli", "reaper"], SRM_DATABASE_URL=bench.url),
     ):
-        for warmed_up in (unwatched_port, port):
-            bench.wrk(warmed_up, "keep_alive", WARM_UP_SECONDS)
-        bench.query("SELECT pg_stat_reset_single_table_counters('srm.sessions'::regclass)")
-        for _ in range(ROUNDS):
-            side_by_side("keep_alive", bench.seconds // ROUNDS)
-            unwatched.add(bench.wrk(unwatched_port, "keep_alive", bench.seconds // ROUNDS))
-            statements += bench.pgbench(bench.seconds // ROUNDS) / ROUNDS
-        hot_share = bench.query(
-            "SELECT n_tup_hot_upd::float / n_tup_upd FROM pg_stat_user_tables WHERE relid = 'srm.sessions'::regclass"
-        )
-        side_by_side("keep_alive_new_token", min(5, bench.seconds))  # there are no more
-        before = bench.query(SESSIONS)
-        bench.wrk(port, "setup_refused", WARM_UP_SECONDS)
-        for _ in range(ROUNDS):
-            side_by_side("setup_refused", bench.seconds // ROUNDS)
-        if bench.query(SESSIONS) != before:
-            raise SystemExit("bench: a setup beyond the limit was admitted")
-        for name in ("setup", "setup_all_rules"):
-            bench.wrk(port, name, WARM_UP_SECONDS // 2)
-        time.sleep(1)
-        for _ in range(ROUNDS):
-            for name in ("setup", "setup_all_rules"):
-                bench.execute(FORGET_SETUPS)
-                admitted_by(name)
-        side_by_side("teardown", min(10, bench.seconds))  # nor of these
-    report: dict[str, Any] = {"empty_view": empty["keep_alive"].summary()}
-    for name, load in loads.items():
-        report[name] = {**load.summary(), "ratio_to_empty_view": round(load.rps / empty[name].rps, 3)}
-    report["setup_all_rules"]["cost_of_rules"] = round(loads["setup"].rps / loads["setup_all_rules"].rps, 3)
-    report["keep_alive"]["ratio_to_pgbench"] = round(loads["keep_alive"].rps / statements, 3)
-    report["keep_alive"]["hot_share"] = round(hot_share, 4)
-    report["keep_alive"]["cost_of_watching"] = round(unwatched.rps / loads["keep_alive"].rps, 3)
-    report["keep_alive_unwatched"] = unwatched.summary()
-    report["pgbench"] = {"rps": round(statements)}
-    report["settings"] = settings(workers, threads, live_sessions=LIVE_SESSIONS, seconds=bench.seconds)
-    return report
+        comparison.keep_alives()
+        comparison.denied_setups()
+        comparison.setups()
+        comparison.teardowns()
+    return {
+        **comparison.report(),
+        "settings": settings(workers, threads, live_sessions=LIVE_SESSIONS, seconds=bench.seconds),
+    }
 
 
 def show(report: dict[str, Any]) -> None:
-    """The report as a table."""
+    """Print the report as a table."""
     table = Table("", "requests/s", "p50 ms", "p99 ms", "of empty view", "of pgbench", title=f"{report['settings']}")
     for name, row in report.items():
         if isinstance(row, dict) and "rps" in row:
             keys = ("rps", "p50_ms", "p99_ms", "ratio_to_empty_view", "ratio_to_pgbench")
             table.add_row(name, *(f"{row[key]:,}" if key in row else "" for key in keys))
     Console().print(table)
-    print(f"A setup by all rules costs {report['setup_all_rules']['cost_of_rules']} times one by max_sessions alone")
-    print(
-        f"Without metrics and access log there are {report['keep_alive']['cost_of_watching']} times as many keep-alives"
-    )
+    rules, telemetry = report["setup_all_rules"]["cost_of_rules"], report["keep_alive"]["cost_of_telemetry"]
+    print(f"A setup with all rules costs {rules} times as much as one with max_sessions alone")
+    print(f"Without telemetry the service answers {telemetry} times as many keep-alives")
     print(f"HOT share of the keep-alives: {report['keep_alive']['hot_share']:.2%}; audit: {report['audit']}")
 
 
 @click.command()
 @click.option("--seconds", type=click.IntRange(ROUNDS), default=12, show_default=True, help="Of each measurement")
-@click.option("--workers", type=click.IntRange(1), default=gunicorn_conf.workers, help="Other than shipped, to compare")
-@click.option("--threads", type=click.IntRange(1), default=gunicorn_conf.threads, help="Other than shipped, to compare")
+@click.option("--workers", type=click.IntRange(1), default=gunicorn_conf.workers, help="Default: as shipped")
+@click.option("--threads", type=click.IntRange(1), default=gunicorn_conf.threads, help="Default: as shipped")
 def main(seconds: int, workers: int, threads: int) -> None:
     """Measure the service, print a table and write var/bench.json."""
     with prepared(SEED, f"{LIVE_SESSIONS:,} live sessions") as (url, folder):

@@ -1,4 +1,4 @@
-"""The yardstick: a Flask view that takes the same requests as the keep-alive, and does nothing."""
+"""The baseline: a Flask view that takes keep-alive requests and does nothing."""
 
 from flask import Flask
 
@@ -7,5 +7,5 @@ app = Flask("empty")
 
 @app.put("/srm/v1/sessions/<session_id>")
 def empty(session_id: str) -> str:  # noqa: ARG001
-    """200 without a body."""
+    """Answer 200 without a body."""
     return ""

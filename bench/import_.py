@@ -1,8 +1,8 @@
-"""Measures an import of a million accounts, with their devices and entitlements, and what keep-alives feel of it.
+"""Measure `srm import` of a million accounts with devices and entitlements, and its effect on keep-alives.
 
-On an embedded database, behind the service with the shipped gunicorn settings and a reaper. Keep-alives come at a
-steady rate that leaves the machine idle most of the time: first alone, then while accounts, devices and entitlements
-are imported, one after the other, by `srm import`.
+The service has the shipped settings, a reaper and an embedded database. Keep-alives come at a steady rate that leaves
+the machine idle most of the time. First they come alone, then while accounts, devices and entitlements are imported,
+one file after the other.
 """
 
 import csv
@@ -59,7 +59,7 @@ FROM generate_series(0, {LIVE_SESSIONS - 1}) n;
 
 @dataclass
 class Measured:
-    """What was done, and what keep-alives felt meanwhile."""
+    """One measurement: the rows of an import, and the latency of keep-alives meanwhile."""
 
     name: str
     rows: int
@@ -71,14 +71,14 @@ class Measured:
 
 
 def accounts(count: int) -> Iterator[tuple[str, ...]]:
-    """The file of accounts."""
+    """Yield the rows of the accounts file."""
     yield "accountId", "profileId", "enabled", "maxSessions"
     for number in range(count):
         yield f"customer-{number}", "bench", "true", "2" if number % 10 == 0 else ""
 
 
 def devices(count: int) -> Iterator[tuple[str, ...]]:
-    """The file of devices, two of each account."""
+    """Yield the rows of the devices file, two for each account."""
     yield "accountId", "deviceId", "deviceGroup", "name", "enabled"
     for number in range(count):
         yield f"customer-{number}", f"stb-{number}", "tv", "Living-room TV", "true"
@@ -86,7 +86,7 @@ def devices(count: int) -> Iterator[tuple[str, ...]]:
 
 
 def entitlements(count: int) -> Iterator[tuple[str, ...]]:
-    """The file of entitlements, three of each account."""
+    """Yield the rows of the entitlements file, three for each account."""
     yield "accountId", "productId", "validFrom", "validUntil"
     for number in range(count):
         for product in PRODUCTS:
@@ -94,20 +94,20 @@ def entitlements(count: int) -> Iterator[tuple[str, ...]]:
 
 
 def write_rows(file: Path, rows: Iterable[tuple[str, ...]]) -> None:
-    """A file to import."""
+    """Write a CSV file to import."""
     with file.open("w", newline="") as text:
         csv.writer(text).writerows(rows)
 
 
 def measured(name: str, running: subprocess.Popen[str], rows: int = 0, seconds: float = 0, mib: float = 0) -> Measured:
-    """With what wrk saw until now, or until its end."""
+    """Wait for wrk; return its numbers with those of the import."""
     run = result(running, name)
     p50, p99 = round(run["p50_ms"], 2), round(run["p99_ms"], 2)
     return Measured(name, rows, round(seconds, 1), round(mib, 1), int(run["requests"]), p50, p99)
 
 
 def import_(url: str, file: Path, requests: Path, rows: int) -> Measured:
-    """Import a file while keep-alives go on."""
+    """Import a file while keep-alives come; measure both."""
     load = keep_alives(requests, FOREVER_SECONDS)
     started_at = time.monotonic()
     try:
@@ -128,7 +128,7 @@ def import_(url: str, file: Path, requests: Path, rows: int) -> Measured:
 
 
 def memory(process: psutil.Process) -> int:
-    """Bytes that the process has now."""
+    """Return the memory of the process in bytes; 0 when it has ended."""
     try:
         return int(process.memory_info().rss)
     except psutil.Error:
@@ -136,7 +136,7 @@ def memory(process: psutil.Process) -> int:
 
 
 def show(found: list[Measured], missed: list[str]) -> None:
-    """The report as a table."""
+    """Print the report as a table."""
     rest = found[0]
     table = Table("", "rows", "s", "rows/s", "MiB", "keep-alives", "p50 ms", "p99 ms", "of at rest")
     for row in found:
@@ -145,14 +145,16 @@ def show(found: list[Measured], missed: list[str]) -> None:
         about = (f"{row.rows:,}", f"{row.seconds}", rate, f"{row.mib}") if row.rows else ("", "", "", "")
         table.add_row(row.name, *about, f"{row.keep_alives:,}", f"{row.p50_ms}", f"{row.p99_ms}", ratio)
     Console().print(table)
-    print(f"All imports: {sum(row.seconds for row in found):.0f} s; {', '.join(missed) or 'all marks are met'}")
+    print(f"All imports: {sum(row.seconds for row in found):.0f} s; {', '.join(missed) or 'all targets are met'}")
 
 
 @click.command()
-@click.option("--accounts", "count", type=click.IntRange(1), default=1_000_000, show_default=True, help="To import")
+@click.option(
+    "--accounts", "count", type=click.IntRange(1), default=1_000_000, show_default=True, help="How many accounts"
+)
 @click.option("--rest", type=click.IntRange(1), default=60, show_default=True, help="Seconds of keep-alives alone")
 def main(count: int, rest: int) -> None:
-    """Measure an import, print a table and write var/bench-import.json; exit code 1 when a mark is missed."""
+    """Measure an import, print a table and write var/bench-import.json; exit with 1 when a target is missed."""
     with prepared(SEED, f"{count:,} accounts") as (url, folder):
         files = {folder / f"{rows.__name__}.csv": rows for rows in (accounts, devices, entitlements)}
         for file, rows in files.items():
@@ -168,9 +170,9 @@ def main(count: int, rest: int) -> None:
             found = [measured("at rest", keep_alives(requests, rest))]
             for times, file in enumerate(files, start=1):
                 found.append(import_(url, file, requests, times * count))
-    missed = marks_missed(found)
+    missed = targets_missed(found)
     report = {
-        "marks_missed": missed,
+        "targets_missed": missed,
         "measured": [asdict(row) for row in found],
         "settings": settings(accounts=count, live_sessions=LIVE_SESSIONS),
     }
@@ -181,8 +183,8 @@ def main(count: int, rest: int) -> None:
         sys.exit(1)
 
 
-def marks_missed(found: list[Measured]) -> list[str]:
-    """What took too long, too much memory, or too much from the keep-alives."""
+def targets_missed(found: list[Measured]) -> list[str]:
+    """List the targets that were missed: time, memory, latency of keep-alives."""
     rest, *imports = found
     seconds = sum(row.seconds for row in imports)
     missed = [f"{seconds:.0f} s instead of {MOST_SECONDS}"] if seconds > MOST_SECONDS else []

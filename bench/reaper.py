@@ -1,8 +1,8 @@
-"""Measures how soon the reaper ends 100,000 sessions that lapse at once among a million, and what players feel of it.
+"""Measure how fast the reaper ends 100,000 of a million sessions that lapse at once, and its effect on keep-alives.
 
-On an embedded database, behind the service with the shipped gunicorn settings and a reaper with the shipped ones, but
-that it moves ended sessions to the history sooner. Keep-alives come at a steady rate that leaves the machine idle most
-of the time: first alone, then from the lapse until all that lapsed are ended, then until they are in the history.
+The service and the reaper have the shipped settings and an embedded database. Only the retention of ended sessions is
+shorter. Keep-alives come at a steady rate that leaves the machine idle most of the time. First they come alone, then
+until all lapsed sessions are ended, then until they are in the history.
 """
 
 import json
@@ -36,14 +36,14 @@ from srm.serve import gunicorn_conf
 
 RESULTS = Path("var/bench-reaper.json")
 PLAYERS = 5_000
-"""Sessions that keep-alives go to, from all over the table."""
+"""Sessions that get keep-alives, spread over the whole table."""
 LAPSING_SHARE = 10
-"""One session of so many lapses, at the same instant as the other ones; the rest has an hour."""
+"""One session in this number lapses, all at one instant. The others have a timeout of an hour."""
 WARM_UP_SECONDS = 10
 PREPARATION_SECONDS = 45
-"""From the seed to the measurement at rest: a vacuum, the warm-up, and time for a slower machine."""
+"""Time from the seed to the measurement at rest: vacuum, warm-up, and allowance for a slower machine."""
 RETENTION_SECONDS = 30
-"""Of ended sessions; five minutes would only be waited for."""
+"""Retention of ended sessions. The default of five minutes would only add waiting."""
 GIVE_UP_SECONDS = 300
 
 MOST_SECONDS = 10
@@ -57,8 +57,8 @@ SELECT 'live-' || 1 + n / 4, lpad(to_hex(n), 32, '0')::uuid, 'device-' || n % 4,
        1000, 'tv', ARRAY['films'], '192.0.2.1'
 FROM generate_series(0, {{count}} - 1) n
 """
-"""In one statement, so that all have been heard of at the same instant. They come when the service runs already: what
-lapses while it does not, does so later."""
+"""One statement, so that all sessions start at one instant. It runs when the service runs already: during an outage no
+session lapses."""
 
 LAPSING = f"srm.sessions WHERE timeout_seconds < {FOREVER_SECONDS}"
 SECONDS_LEFT = f"""
@@ -74,7 +74,7 @@ HOT = "SELECT n_tup_upd, n_tup_hot_upd, n_dead_tup FROM pg_stat_user_tables WHER
 
 @dataclass
 class Measured:
-    """What was done, how long that took, and what keep-alives felt meanwhile."""
+    """One measurement: the work of the reaper, and the latency of keep-alives meanwhile."""
 
     name: str
     sessions: int
@@ -86,22 +86,22 @@ class Measured:
 
 @dataclass
 class Bench:
-    """A connection to the database, and the file of keep-alives."""
+    """A connection to the database, and the file of keep-alive requests."""
 
     connection: psycopg.Connection[tuple[Any, ...]]
     requests: Path
 
     def query(self, sql: str) -> Any:
-        """The first column of the first row."""
+        """Return the first column of the first row."""
         row = self.connection.execute(sql).fetchone()
         return row[0] if row else None
 
     def at_rest(self, seconds: int) -> Measured:
-        """Keep-alives while nothing else happens."""
+        """Measure keep-alives alone."""
         return measured("at rest", keep_alives(self.requests, seconds))
 
     def until(self, name: str, total: str, sessions: int) -> Measured:
-        """Keep-alives from now on until the reaper's total is so many."""
+        """Measure keep-alives until the counter `total` of the reaper is at `sessions`."""
         began_at = time.monotonic()
         load = keep_alives(self.requests, FOREVER_SECONDS)
         try:
@@ -116,14 +116,14 @@ class Bench:
 
 
 def measured(name: str, load: subprocess.Popen[str], sessions: int = 0, seconds: float = 0) -> Measured:
-    """With what wrk saw until its end."""
+    """Wait for wrk; return its numbers with those of the reaper."""
     run = result(load, name)
     p50, p99 = round(run["p50_ms"], 2), round(run["p99_ms"], 2)
     return Measured(name, sessions, round(seconds, 1), int(run["requests"]), p50, p99)
 
 
 def measure(bench: Bench, url: str, count: int, rest: int) -> list[Measured]:
-    """All the runs."""
+    """Run all measurements: at rest, while sessions end, while they move to the history."""
     lapse_after = PREPARATION_SECONDS + rest
     bench.connection.execute(SESSIONS.format(count=count, lapse_after=lapse_after))
     bench.connection.execute("VACUUM ANALYZE srm.sessions")
@@ -135,7 +135,7 @@ def measure(bench: Bench, url: str, count: int, rest: int) -> list[Measured]:
         found = [bench.at_rest(rest)]
         left = bench.query(SECONDS_LEFT)
         if left <= 0:
-            sys.exit("bench: the sessions have lapsed before their time; the machine is too slow for this")
+            sys.exit("bench: the sessions lapsed before the measurement; this machine is too slow for it")
         print(f"bench: {lapsing:,} of {count:,} sessions lapse in {left:.0f} s")
         time.sleep(left)
         found.append(bench.until("ending", "expired", lapsing))
@@ -145,8 +145,8 @@ def measure(bench: Bench, url: str, count: int, rest: int) -> list[Measured]:
     return found
 
 
-def marks_missed(found: list[Measured]) -> list[str]:
-    """What took too long, or too much from the keep-alives."""
+def targets_missed(found: list[Measured]) -> list[str]:
+    """List the targets that were missed: time, latency of keep-alives."""
     rest, ending, moving = found
     missed = [f"{ending.seconds} s instead of {MOST_SECONDS}"] if ending.seconds > MOST_SECONDS else []
     missed += [
@@ -158,7 +158,7 @@ def marks_missed(found: list[Measured]) -> list[str]:
 
 
 def show(found: list[Measured], missed: list[str]) -> None:
-    """The report as a table."""
+    """Print the report as a table."""
     rest = found[0]
     table = Table("", "sessions", "s", "keep-alives", "p50 ms", "p99 ms", "of at rest")
     for row in found:
@@ -166,29 +166,29 @@ def show(found: list[Measured], missed: list[str]) -> None:
         ratio = f"{row.p99_ms / rest.p99_ms:.2f}"
         table.add_row(row.name, *about, f"{row.keep_alives:,}", f"{row.p50_ms}", f"{row.p99_ms}", ratio)
     Console().print(table)
-    print(f"The reaper: {', '.join(missed) or 'all marks are met'}")
+    print(f"The reaper: {', '.join(missed) or 'all targets are met'}")
 
 
 @click.command()
 @click.option(
-    "--sessions", "count", type=click.IntRange(PLAYERS), default=1_000_000, show_default=True, help="Live ones"
+    "--sessions", "count", type=click.IntRange(PLAYERS), default=1_000_000, show_default=True, help="Live sessions"
 )
 @click.option("--rest", type=click.IntRange(1), default=60, show_default=True, help="Seconds of keep-alives alone")
 def main(count: int, rest: int) -> None:
-    """Measure the reaper, print a table and write var/bench-reaper.json; exit code 1 when a mark is missed."""
+    """Measure the reaper, print a table and write var/bench-reaper.json; exit with 1 when a target is missed."""
     with (
         prepared("", f"{count:,} live sessions") as (url, folder),
         gunicorn("wsgi:app", PORT, url, gunicorn_conf.workers, gunicorn_conf.threads),
         psycopg.connect(url, autocommit=True) as connection,
     ):
         bench = Bench(connection, folder / "requests")
-        # The first one of each part of the table does not lapse.
+        # The first session of each part of the table does not lapse.
         write_requests(bench.requests, on_session("PUT", range(1, count, count // PLAYERS)))
         found = measure(bench, url, count, rest)
         updates, hot, dead = connection.execute(HOT).fetchone() or (0, 0, 0)
-    missed = marks_missed(found)
+    missed = targets_missed(found)
     report = {
-        "marks_missed": missed,
+        "targets_missed": missed,
         "measured": [asdict(row) for row in found],
         "sessions_table": {"updates": updates, "hot_updates": hot, "dead_rows": dead},
         "settings": settings(live_sessions=count),

@@ -1,4 +1,4 @@
-"""What the measurements share: the service under load, as it runs in production."""
+"""Parts of all measurements: a database with rows, the service as in production, and wrk."""
 
 import json
 import os
@@ -23,21 +23,21 @@ from srm.serve import gunicorn_conf
 
 HERE = Path(__file__).parent
 LOG = Path("var/bench.log")
-"""What the service says meanwhile, of the last run."""
+"""Log of the service in the last run."""
 SECRET = secrets.token_urlsafe(32)
 CONNECTIONS = 32
 PORT = 18080
 DELAY_MILLISECONDS = 100
-"""Mean wait of each of the CONNECTIONS before a keep-alive: some 300 a second."""
+"""Mean pause of each connection before a keep-alive. CONNECTIONS of them send about 300 keep-alives a second."""
 FOREVER_SECONDS = 3600
 
 Request = tuple[str, str, str, str]
-"""Method, path, token, body."""
+"""Method, path, token and body."""
 
 
 @contextmanager
 def prepared(seed: str, what: str) -> Iterator[tuple[str, Path]]:
-    """The URL of an embedded database of its own with these rows, and a folder for files."""
+    """Run a new embedded database with these rows; yield its URL and a folder for files."""
     if shutil.which("wrk") is None:
         sys.exit("bench: wrk is missing; install it: apt-get install wrk (Debian, Ubuntu), brew install wrk (macOS)")
     LOG.parent.mkdir(exist_ok=True)
@@ -55,47 +55,47 @@ def prepared(seed: str, what: str) -> Iterator[tuple[str, Path]]:
 
 
 def wrk(port: int, file: Path, seconds: int, *arguments: str) -> subprocess.Popen[str]:
-    """Drive the requests of a file against the port, for so long or until SIGINT."""
+    """Start wrk, which sends the requests of a file to the port, for `seconds` or until SIGINT."""
     command = ["wrk", "--threads", "2", "--connections", str(CONNECTIONS), "--duration", f"{seconds}s"]
     command += ["--script", str(HERE / "requests.lua"), f"http://127.0.0.1:{port}", "--", str(file), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def keep_alives(requests: Path, seconds: int) -> subprocess.Popen[str]:
-    """Keep-alives at a steady rate, for so long or until SIGINT."""
+    """Start wrk, which sends keep-alives at a steady rate, for `seconds` or until SIGINT."""
     return wrk(PORT, requests, seconds, str(DELAY_MILLISECONDS))
 
 
 def result(running: subprocess.Popen[str], name: str) -> dict[str, float]:
-    """What wrk saw; all but a stray answer must be a 2xx."""
+    """Wait for wrk and return its numbers. Exit when more than one answer in a thousand is no 2xx."""
     output, _ = running.communicate()
     run: dict[str, float] = json.loads(output.split("RESULT ")[1].split("\n")[0])
     if run["not_2xx"] or run["broken"]:
         print(f"bench: {name}: {run['not_2xx']:g} not 2xx, {run['broken']:g} broken; see {LOG}", file=sys.stderr)
     if run["not_2xx"] > run["requests"] / 1000:
-        raise SystemExit("bench: too many of them to go on")
+        raise SystemExit("bench: too many failed requests")
     return run
 
 
 def write_requests(file: Path, requests: Iterable[Request]) -> None:
-    """A file of requests for wrk."""
+    """Write requests into a file for wrk."""
     with file.open("w") as lines:
         lines.writelines("\t".join(request) + "\n" for request in requests)
 
 
 def session_id(number: int) -> str:
-    """The id that SEED gives to a session."""
+    """Return the id of a session in SEED."""
     digits = f"{number:032x}"
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def token(account: str, device: str) -> str:
-    """A token that lasts longer than the run."""
+    """Return a Client-Token that outlasts the run."""
     return SharedSecret(SECRET).issue({"accountId": account, "deviceId": device, "exp": int(time.time()) + 86400})
 
 
 def on_session(method: str, numbers: Iterable[int]) -> Iterator[Request]:
-    """Requests on the live sessions of these numbers."""
+    """Yield requests on the live sessions with these numbers."""
     for number in numbers:
         yield (
             method,
@@ -106,11 +106,11 @@ def on_session(method: str, numbers: Iterable[int]) -> Iterator[Request]:
 
 
 def settings(
-    workers: int = gunicorn_conf.workers, threads: int = gunicorn_conf.threads, **of_this: int
+    workers: int = gunicorn_conf.workers, threads: int = gunicorn_conf.threads, **own: int
 ) -> dict[str, object]:
-    """Under which a report was made, with those that are its own."""
+    """Return the settings of a run for its report. `own`: settings of this measurement only."""
     return {
-        **of_this,
+        **own,
         "workers": workers,
         "threads": threads,
         "connections": CONNECTIONS,
@@ -121,7 +121,7 @@ def settings(
 
 @contextmanager
 def process(command: list[str], **variables: str) -> Iterator[None]:
-    """Run a command of SRM meanwhile; its log is JSON, as the shipped units and the image have it."""
+    """Run a command of SRM during the block. Its log is JSON, as in the shipped units and the image."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SRM_")}
     environment |= {"SRM_TOKEN_SECRET": SECRET, "SRM_LOG_FORMAT": "json", **variables}
     with LOG.open("a") as log:
@@ -135,7 +135,7 @@ def process(command: list[str], **variables: str) -> Iterator[None]:
 
 @contextmanager
 def gunicorn(application: str, port: int, url: str, workers: int, threads: int) -> Iterator[None]:
-    """An application under the shipped settings."""
+    """Run an application with the shipped settings of gunicorn during the block."""
     command = [sys.executable, "-m", "gunicorn", "--config", "python:srm.gunicorn_conf", "--log-level", "error"]
     command += ["--bind", f"127.0.0.1:{port}", "--workers", str(workers), "--threads", str(threads), application]
     with process(command, SRM_DATABASE_URL=url):

@@ -1,4 +1,4 @@
-"""The service without what it counts, measures and logs of each request: the difference is what watching costs."""
+"""The service without metrics and log lines of requests. The difference to the service is the cost of telemetry."""
 
 from srm.api import telemetry
 
