@@ -246,7 +246,7 @@ def test_what_the_pages_show_works_in_order_and_backwards(desk: Desk) -> None:
     read_twice(desk, pages(), desk.pass_time)
 
 
-@pytest.mark.long
+@pytest.mark.long(1000)
 def test_the_client_api_works_at_the_pace_of_a_reader(desk: Desk) -> None:
     read_twice(desk, ["README.md", "docs/client-api.md"], lambda: time.sleep(READING_SECONDS))
 
