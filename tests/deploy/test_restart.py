@@ -25,7 +25,6 @@ from tests import support
 from tests.deploy.service import NGINX, Nginx, instance, nginx, tls
 from tests.support import SETUP, Factory, Process, free_port, issue_token, rows, wait_until
 
-LOAD_SECONDS = 60
 ANSWER_SECONDS = 3
 """In which SRM answers everything."""
 
@@ -34,6 +33,9 @@ FROM_TESTS = "set_real_ip_from 127.0.0.1;\nreal_ip_header Test-Address;\n"
 
 VIEWERS = 8
 """Every other one opens a connection for each request."""
+
+PAUSE_SECONDS = 0.03
+"""Between two requests of a viewer: some hundred requests a second, and the machine is not busy with them alone."""
 
 
 @pytest.fixture
@@ -91,6 +93,7 @@ class Viewers:
         self, connection: HTTPSConnection, number: int, headers: dict[str, str], method: str, path: str, body: str = ""
     ) -> bytes | None:
         """The body of a 200 that is a success; anything else is noted."""
+        time.sleep(PAUSE_SECONDS)
         started_at = time.monotonic()
         try:
             connection.request(method, path, body or None, headers)
@@ -161,15 +164,14 @@ def test_no_request_fails_in_reloads_stops_and_rolling_restarts(url: str, tmp_pa
             for bind in binds:
                 reload(instances[bind])
             assert instances[binds[0]].stop() == 0  # one alone, for a while
-            time.sleep(3)
+            time.sleep(1)
             instances[binds[0]] = start(binds[0])
             for bind in reversed(binds):  # rolling: each is back before the next one goes
                 assert instances[bind].stop() == 0
                 instances[bind] = start(bind)
-            time.sleep(max(0, LOAD_SECONDS - (time.monotonic() - started_at)))
 
     print(f"{viewers.answered} requests in {time.monotonic() - started_at:.0f} s, slowest {viewers.slowest:.2f} s")
-    assert_nobody_noticed(viewers, url, at_least=LOAD_SECONDS * 10)
+    assert_nobody_noticed(viewers, url, at_least=1000)
 
 
 def test_no_request_fails_when_workers_are_replaced(url: str, tmp_path: Path) -> None:
@@ -215,4 +217,4 @@ def test_no_request_fails_in_a_restart_under_systemd(url: str, tmp_path: Path) -
             time.sleep(1)
 
     assert "Listening at" in (tmp_path / "second.log").read_text()
-    assert_nobody_noticed(viewers, url, at_least=200)
+    assert_nobody_noticed(viewers, url, at_least=50)

@@ -18,9 +18,10 @@ from tests.concurrency.players import Player, at_once
 from tests.entitlement_server import EntitlementServer, entitlement_server, hang
 from tests.support import Factory, api, python_m, wait_until
 
-pytestmark = pytest.mark.alone
-
 TIMEOUT_SECONDS = 2
+SLACK_SECONDS = 2
+"""For a busy machine."""
+
 SETUPS_AT_ONCE = 24
 """More than the process has threads."""
 
@@ -84,10 +85,10 @@ def test_keep_alives_do_not_wait_while_setups_hang(
         at_once(SETUPS_AT_ONCE + 1, work)
 
     assert {status for status, _ in answered} == {503}
-    assert max(seconds for _, seconds in answered) < TIMEOUT_SECONDS + 1
+    assert max(seconds for _, seconds in answered) < TIMEOUT_SECONDS + SLACK_SECONDS
     assert max(seconds for _, seconds in answered) > TIMEOUT_SECONDS - 0.1  # some did hang
-    assert max(meanwhile) < TIMEOUT_SECONDS / 2
-    assert len(meanwhile) > 20
+    assert max(meanwhile) < TIMEOUT_SECONDS * 3 / 4
+    assert len(meanwhile) > 5
 
 
 @pytest.mark.parametrize(("entitlements", "threads"), [("local", 2), ("allow", 2), ("http", 8)])

@@ -36,8 +36,6 @@ from tests.service.test_outage import (
 from tests.support import Factory, wait_until
 from tests.tools import as_root
 
-pytestmark = pytest.mark.alone
-
 CROWD = 20 * WORKERS * THREADS
 DISK_BYTES = 160 * 2**20
 """Room for a cluster and its first WAL files, and little more."""

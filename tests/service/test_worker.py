@@ -20,7 +20,8 @@ from gunicorn.config import Config
 from srm.serve import worker as gunicorn_worker
 from srm.serve.worker import Worker
 
-pytestmark = pytest.mark.alone
+AT_ONCE_SECONDS = 4
+"""Less than the five seconds that gunicorn gives to a single silent connection, and long for a busy machine."""
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: srm\r\n\r\n"
 
@@ -85,7 +86,7 @@ def test_silent_connections_do_not_keep_a_request_waiting(worker: Worker, silent
         began_at = time.monotonic()
         run(worker, until=lambda: len(worker.keepalived_conns) == 1)
 
-        assert time.monotonic() - began_at < 1
+        assert time.monotonic() - began_at < AT_ONCE_SECONDS
         assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
 
     silent.sendall(REQUEST)
@@ -100,7 +101,7 @@ def test_a_silent_connection_does_not_delay_a_stop(worker: Worker) -> None:
     worker.handle_exit(signal.SIGTERM, None)
     run(worker, until=lambda: has_ended(worker))
 
-    assert time.monotonic() - began_at < 3
+    assert time.monotonic() - began_at < AT_ONCE_SECONDS
 
 
 @pytest.mark.usefixtures("silent")
@@ -118,7 +119,7 @@ def test_silent_connections_do_not_keep_a_request_waiting_during_a_stop(worker: 
         worker.murder_keepalived()
         run(worker, until=lambda: has_ended(worker))
 
-        assert time.monotonic() - began_at < 1
+        assert time.monotonic() - began_at < AT_ONCE_SECONDS
         assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
