@@ -26,7 +26,7 @@ Session = TypeVar("Session", bound=Playing)
 
 
 def limits_and_takers(limits: Limits, others: Sequence[Session], new: Playing) -> dict[str, tuple[int, list[Session]]]:
-    """Each limit that holds for the new session, and who of the others takes it up, in the order of the README."""
+    """Each limit that holds for the new session, and who of the others takes it up, in the order of docs/rules.md."""
     takers: dict[str, tuple[int | None, list[Session]]] = {
         "max_sessions": (limits.max_sessions if new.counts else None, [s for s in others if s.counts]),
         "max_sessions_per_content": (
@@ -48,7 +48,7 @@ def limits_and_takers(limits: Limits, others: Sequence[Session], new: Playing) -
 
 
 def broken(limits: Limits, others: Sequence[Playing], new: Playing) -> dict[str, int]:
-    """The limits that do not hold when the new session plays beside the others, in the order of the README."""
+    """The limits that do not hold when the new session plays beside the others, in the order of docs/rules.md."""
     return {
         name: limit
         for name, (limit, who) in limits_and_takers(limits, others, new).items()

@@ -72,9 +72,8 @@ const blind = await fetch(`${given.api}/healthz`, {mode: "no-cors"});
 report([failures, blind.type]);
 """
 
-(TEARS_DOWN,) = re.findall(
-    r"^```js\n(.*?)^```", (ROOT / "docs" / "client-api.md").read_text(), re.MULTILINE | re.DOTALL
-)
+SCRIPT = r"^```js test=tests/service/test_browser_player\.py\n(.*?)^```"
+(TEARS_DOWN,) = re.findall(SCRIPT, (ROOT / "docs" / "client-api.md").read_text(), re.MULTILINE | re.DOTALL)
 
 GOES_AWAY = f"""
 const {{api, token}} = given;

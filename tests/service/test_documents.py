@@ -28,7 +28,7 @@ import yaml
 
 from srm.db.embedded import EmbeddedServer
 from tests import warm
-from tests.documents import Block, Step, blocks_of, missing, pages, steps_of
+from tests.documents import FENCE, Block, Step, blocks_of, missing, pages, steps_of
 from tests.support import ROOT, environment, free_port, python_m, wait_until
 
 READING_SECONDS = 35
@@ -299,6 +299,7 @@ class TestBlocks:
         known = {"terminal", "make", "host", "first", "again"}
         assert block.language in LANGUAGES
         assert [mark for mark in block.marks if mark not in known and not mark.startswith("test=")] == []
+        assert block.language != "js" or block.tested_by is not None
 
     def test_what_tests_it_is_there(self, block: Block) -> None:
         if "make" in block.marks:
@@ -333,6 +334,13 @@ def _anchors(page: Path) -> set[str]:
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", pages())
+def test_each_block_has_a_fence(page: str) -> None:
+    """An indented one would be run by nobody."""
+    prose = FENCE.sub("", (ROOT / page).read_text())
+    assert re.findall(r"\n\n {4,}(\S.*)", prose) == []
 
 
 @pytest.mark.parametrize("page", pages())
