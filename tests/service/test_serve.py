@@ -27,6 +27,7 @@ import pytest
 
 from srm.db import schema
 from srm.db.embedded import EmbeddedServer
+from srm.operators import demo
 from tests.cli.command import Result, assert_one_line, assert_refused, run, srm
 from tests.support import ROOT, SECRET, Process, environment, free_port, python_m, running, wait_until
 
@@ -154,7 +155,7 @@ class TestRunning:
         answer = served.paste()
 
         assert UUID(answer["successResponse"]["sessionId"])
-        assert answer["successResponse"]["timeout"] == 30
+        assert answer["successResponse"]["timeout"] == 3600
 
     def test_the_output_says_where_the_service_listens(self, served: Service) -> None:
         base = f"http://127.0.0.1:{served.port}"
@@ -174,7 +175,7 @@ class TestRunning:
 
         assert (result.returncode, result.stderr) == (0, "")
         with psycopg.connect(result.stdout.strip()) as connection:
-            assert connection.execute("SELECT count(*) FROM srm.accounts").fetchall() == [(3,)]
+            assert connection.execute("SELECT count(*) FROM srm.accounts").fetchall() == [(len(demo.ACCOUNTS),)]
 
     def test_srm_audit_works_beside_the_service(self, served: Service) -> None:
         result = served.srm("audit")
