@@ -97,7 +97,7 @@ def alone(engine: Engine) -> Iterator[None]:
         gate.execute(text(_lock_timeout(schema.RUNNER_SECONDS)))
         gate.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         if not gate.execute(text(f"SELECT pg_try_advisory_xact_lock({ADVISORY_LOCK})")).scalar_one():
-            other = gate.execute(text(OTHER_RUN), {"key": ADVISORY_LOCK}).scalar() or "somebody"
+            other = gate.execute(text(OTHER_RUN), {"key": ADVISORY_LOCK}).scalar() or "which has just ended"
             say(f"another run of migrations is at work, {other}: waiting for it to end")
             try:
                 gate.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))

@@ -13,14 +13,14 @@ GRACE_SECONDS = 1
 """Extra wait for a server that should have ended a statement by itself. After that the server counts as silent."""
 
 MAX_QUEUE_SECONDS = 1
-"""A request that waited longer than this for a thread is not sent to the database.
+"""Longest wait for a thread after which a request is still sent to the database.
 
-Whoever waited less leaves the server time to end a slow statement itself. Statements that the client abandons keep
-running and pile up in the server.
+A later request would leave too little time: the API would abandon a slow statement before the server ends it. Abandoned
+statements go on and pile up in the server.
 """
 
 DEADLINE_SECONDS = max(MAX_QUEUE_SECONDS, GRACE_SECONDS) + STATEMENT_TIMEOUT_SECONDS
-"""Time between a request's wait for a thread and its deadline."""
+"""Time from the moment at which a request starts to wait for a thread to its deadline."""
 
 DEADLINE: ContextVar[float | None] = ContextVar("deadline", default=None)
 """Deadline of the current request, by `time.monotonic()`; None outside a request."""

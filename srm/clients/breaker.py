@@ -18,7 +18,7 @@ FAILURES_IN_A_ROW = 3
 """Failures that open the breaker."""
 
 OPEN_SECONDS = 1
-"""How long the breaker stays open. Then one call at a time may try the service."""
+"""Time that the breaker stays open. Then one call at a time may try the service."""
 
 BREAKERS_OPEN = Gauge(
     "srm_entitlement_breakers_open",

@@ -24,7 +24,7 @@ UNAVAILABLE_SQLSTATES = (
 """SQLSTATE prefixes of errors after which a retry may succeed (PostgreSQL manual, appendix A)."""
 
 OPEN_SECONDS = 1
-"""How long the breaker stays open after the server went silent. Then one thread at a time may try again."""
+"""Time that the breaker stays open after the server went silent. Then one thread at a time may try again."""
 
 NOT_ASKED = Counter(
     "srm_database_not_asked",

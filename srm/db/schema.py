@@ -15,16 +15,16 @@ from srm.db.models import SCHEMA
 from srm.errors import StartupError
 
 LOCK_SECONDS = 0.3
-"""How long a migration waits for a table. Every query that comes after it waits as long."""
+"""Longest wait of a migration for a table. Every query that comes after it waits as long."""
 
 TRIES = 20
-"""How often a migration is tried that does not get its locks."""
+"""Number of tries for a migration that does not get its locks."""
 
 PAUSE_SECONDS = 2
 """Pause between two tries. All tries together take three quarters of a minute."""
 
 RUNNER_SECONDS = 600
-"""How long one run of migrations waits for another run."""
+"""Longest wait of one run of migrations for another run."""
 
 
 def _config(attributes: Mapping[str, Any] | None = None) -> Config:

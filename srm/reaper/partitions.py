@@ -20,7 +20,7 @@ from srm.reaper.exclusive import Busy, Exclusive, Stopping
 log = structlog.get_logger("srm.reaper")
 
 LOCK_MILLISECONDS = 100
-"""How long making or dropping a partition waits for readers. Later queries wait as long. The next run tries again."""
+"""Longest wait for readers when a partition is made or dropped. Queries behind it wait as long."""
 
 MONTHS_AHEAD = 2
 

@@ -12,7 +12,7 @@ import structlog
 log = structlog.get_logger("srm.serve")
 
 STOP_SECONDS = 15
-"""How long a child may take to stop. It is longer than gunicorn waits for requests in progress."""
+"""Time in which a child must stop; longer than gunicorn waits for requests in progress."""
 
 RESTART_SECONDS = 1
 """Shortest time between two starts of one child."""

@@ -51,7 +51,7 @@ workers = min(CORES + 1, 32)
 threads = 2 + _setup_threads()
 keepalive = 75  # seconds; longer than in any proxy, so that the proxy closes first
 DRAIN_SECONDS = 5
-"""How long a worker behind a proxy goes on after SIGTERM, for new connections too.
+"""Time for which a worker behind a proxy goes on after SIGTERM, for new connections too.
 
 Longer than the proxy keeps an idle connection (3 s in deploy/nginx), and than a load balancer takes to look at /readyz.
 Without a proxy the worker stops at once, so that Ctrl-C is quick.

@@ -29,7 +29,7 @@ from srm.serve.child import RESTART_SECONDS, Child
 log = structlog.get_logger("srm.serve")
 
 READY_SECONDS = 30
-"""How long the API may take until /readyz answers 200."""
+"""Time in which /readyz must answer 200 after the start."""
 
 LOOK_SECONDS = 0.2
 """Time between two looks at the child processes and the database."""

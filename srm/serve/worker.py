@@ -26,7 +26,7 @@ from srm.errors import InternalError, MalformedRequest, SrmError, StartupError
 from srm.logs import CORRELATION_ID
 
 FIRST_WORD_SECONDS = 0.1
-"""How long a stopping worker waits for the first request on a new connection."""
+"""Longest wait of a stopping worker for the first request on a new connection."""
 
 HURRY_SECONDS = 0.0001
 """Switch interval of the interpreter in a stopping worker; Python's default is 0.005."""
@@ -39,7 +39,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     """A thread worker that answers every request that it has read, also during a stop and after an unreadable one."""
 
     drain_seconds: float = 0
-    """How long the worker takes new connections after SIGTERM. srm.serve.gunicorn_conf sets it."""
+    """Time for which the worker takes new connections after SIGTERM. srm.serve.gunicorn_conf sets it."""
 
     observe_wait: Callable[[float], None] = staticmethod(lambda _: None)
     """Called with the seconds that each request waited for a thread. srm.serve.gunicorn_conf sets it."""
