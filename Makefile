@@ -8,7 +8,8 @@ PYTHONS := python3.11 python3.12 python3.13 python3.14
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 PIP_INSTALL_LOCKED := $(PIP_INSTALL) --require-hashes
 PYTEST := $(BIN)/python -m pytest
-TWO_AT_ONCE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# More processes than two cores: many tests wait most of their time.
+AT_ONCE := --numprocesses 4 --dist worksteal
 
 # Where it is set, as in many containers, each process would compile all that it imports: seconds for each start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,8 +27,7 @@ test: $(VENV)/dev ## Run all tests, or some: T=tests/api/test_set_up.py (files),
 ifneq ($(strip $(T)$(K)),)
 	$(PYTEST) $(T) $(if $(K),-k "$(K)")
 else
-	$(PYTEST) -m "not alone and not long" $(TWO_AT_ONCE)
-	$(PYTEST) -m alone
+	$(PYTEST) $(AT_ONCE)
 endif
 
 .PHONY: test-long
@@ -40,7 +40,7 @@ test-tools: $(VENV)/dev ## Install the programs that some tests run (nginx, chro
 
 .PHONY: test-quick
 test-quick: $(VENV)/dev ## Run the quick part of the tests: tests/unit and tests/api
-	$(PYTEST) $(TWO_AT_ONCE) tests/unit tests/api
+	$(PYTEST) $(AT_ONCE) tests/unit tests/api
 
 .PHONY: test-python
 test-python: ## Run the quick part of the tests on each installed Python, from 3.11 on

@@ -236,6 +236,7 @@ def _play(place: Place, players: list[tuple[str, str]], seconds: float, jitter_s
         return sum(threads.map(play, *zip(*players, strict=True)), Tally())
 
 
+HOLDERS = 3
 HOLD_EXPIRING = """
     SELECT FROM srm.sessions
     WHERE ended_at IS NULL
@@ -247,7 +248,7 @@ HOLD_EXPIRING = """
 
 @contextmanager
 def rows_held_up(url: str) -> Iterator[None]:
-    """Meanwhile, hold the row of a session that is about to expire for some ms, again and again.
+    """Meanwhile, hold the rows of sessions that are about to expire for some ms, again and again.
 
     So keep-alives that began in time are committed late, as they are when their process is starved; the
     window in which a setup can overlook them opens often enough to be hit within seconds.
@@ -262,13 +263,14 @@ def rows_held_up(url: str) -> Iterator[None]:
                         time.sleep(0.015)
                 time.sleep(0.002)
 
-    with ThreadPoolExecutor(1) as thread:
-        holding = thread.submit(hold)
+    with ThreadPoolExecutor(HOLDERS) as threads:
+        holding = [threads.submit(hold) for _ in range(HOLDERS)]
         try:
             yield
         finally:
             done.set()
-        holding.result()
+        for held in holding:
+            held.result()
 
 
 def play_on_the_edge(
