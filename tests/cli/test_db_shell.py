@@ -48,14 +48,14 @@ def shell(url: str, *arguments: str, script: str = "") -> Result:
     )
 
 
-def test_it_runs_a_script_from_standard_input(url: str) -> None:
+def test_standard_input_goes_to_psql(url: str) -> None:
     result = shell(url, script="\\set ON_ERROR_STOP\nSELECT 6 * 7 AS answer;\nSELECT content_id FROM srm.contents;\n")
 
     assert (result.returncode, result.stderr) == (0, "")
     assert [line.strip() for line in result.stdout.splitlines() if line.strip() in ("42", "film")] == ["42", "film"]
 
 
-def test_it_hands_arguments_on(url: str) -> None:
+def test_arguments_go_to_psql(url: str) -> None:
     result = shell(url, "-Atc", "SELECT current_user, current_database()", "--", "--no-psqlrc")
 
     database = make_url(url).database
@@ -63,7 +63,7 @@ def test_it_hands_arguments_on(url: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("-f", "-")])
-def test_a_statement_that_fails_ends_the_script(url: str, arguments: tuple[str, ...]) -> None:
+def test_a_statement_that_fails_ends_the_script_with_exit_code_3(url: str, arguments: tuple[str, ...]) -> None:
     result = shell(url, *arguments, script="SELECT 1 / 0;\nSELECT 'still here';\n")
 
     assert result.returncode == 3
@@ -71,7 +71,7 @@ def test_a_statement_that_fails_ends_the_script(url: str, arguments: tuple[str, 
     assert "still here" not in result.stdout
 
 
-def test_ps_shows_no_password(url: str) -> None:
+def test_ps_shows_no_password_while_psql_runs(url: str) -> None:
     """As another user sees it while psql runs."""
     with_password = make_url(url).set(password="hunter2").render_as_string(hide_password=False)
     with subprocess.Popen(
@@ -115,7 +115,7 @@ def test_ps_shows_no_password(url: str) -> None:
         ),
     ],
 )
-def test_psql_gets_all_that_the_url_says(
+def test_psql_gets_every_option_of_the_url(
     fake_psql: Path, url: str, variables: dict[str, str], others: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def not_installed() -> Path:
@@ -136,7 +136,7 @@ def test_psql_gets_all_that_the_url_says(
         psql.run(url, ["-c", "SELECT 1"])
 
 
-def test_it_says_that_there_is_no_psql(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_psql_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def not_installed() -> Path:
         raise StartupError("no embedded server")
 
@@ -147,19 +147,19 @@ def test_it_says_that_there_is_no_psql(monkeypatch: pytest.MonkeyPatch, tmp_path
         psql.run("postgresql:///srm", [])
 
 
-def test_it_refuses_a_secret_that_ps_would_show(call: Callable[..., Result]) -> None:
+def test_a_secret_that_ps_would_show_is_refused(call: Callable[..., Result]) -> None:
     result = call("db", "shell", SRM_DATABASE_URL="postgresql://db.example/srm?sslpassword=hunter2")
 
     assert_refused(result, "sslpassword")
     assert "hunter2" not in result.stderr
 
 
-def test_it_does_not_start_the_embedded_one(tmp_path: Path) -> None:
+def test_the_shell_does_not_start_the_embedded_database(tmp_path: Path) -> None:
     assert_refused(srm("db", "shell", cwd=tmp_path), "embedded", "srm serve")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_says_that_the_database_is_away() -> None:
+def test_an_unreachable_database_is_an_error_of_psql() -> None:
     result = shell("postgresql://srm:hunter2@127.0.0.1:1/srm", "-c", "SELECT 1")
 
     assert result.returncode == 2

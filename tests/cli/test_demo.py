@@ -84,7 +84,7 @@ def change(database: Database, statement: str) -> None:
 
 
 class TestLoad:
-    def test_it_loads_an_account_for_each_story(self, loaded: Database) -> None:
+    def test_load_writes_an_account_for_each_story(self, loaded: Database) -> None:
         accounts = rows(
             loaded,
             "SELECT account_id, enabled, p.max_sessions, timeout_seconds, same_device "
@@ -101,7 +101,7 @@ class TestLoad:
             ("demo-retry", True, 3, 3600, "count"),
         ]
 
-    def test_it_loads_four_devices_for_each_account(self, loaded: Database) -> None:
+    def test_load_writes_four_devices_for_each_account(self, loaded: Database) -> None:
         devices = rows(loaded, "SELECT account_id, device_id, enabled FROM srm.devices")
 
         assert {tuple(device) for device in devices} == {
@@ -113,7 +113,7 @@ class TestLoad:
             ("demo-1", "demo-1-old", False),
         }
 
-    def test_it_loads_the_contents_of_the_documents(self, loaded: Database) -> None:
+    def test_load_writes_the_contents_of_the_documents(self, loaded: Database) -> None:
         contents = rows(loaded, "SELECT content_id, channel_id FROM srm.contents WHERE content_id <> 'film'")
 
         assert {tuple(content) for content in contents} == {
@@ -124,7 +124,7 @@ class TestLoad:
         }
 
     @pytest.mark.parametrize("account", demo.ACCOUNTS)
-    def test_it_entitles_each_account_to_all_contents_but_one(self, loaded: Database, account: str) -> None:
+    def test_load_entitles_each_account_to_all_contents_but_one(self, loaded: Database, account: str) -> None:
         granted = rows(
             loaded,
             "SELECT content_type, content_id FROM srm.entitlements JOIN srm.product_contents USING (product_id) "
@@ -140,7 +140,7 @@ class TestLoad:
             ("NPVR", "BTV_CH1_V"),
         }
 
-    def test_it_may_be_repeated(self, url: str, loaded: Database) -> None:
+    def test_a_second_load_changes_nothing(self, url: str, loaded: Database) -> None:
         before = demo_rows(loaded)
 
         result = srm("demo", "load", SRM_DATABASE_URL=url)
@@ -149,7 +149,7 @@ class TestLoad:
         assert demo_rows(loaded) == before
 
     @pytest.mark.parametrize("statement", CHANGES)
-    def test_it_sets_back_what_was_changed(self, loaded: Database, statement: str) -> None:
+    def test_load_sets_changed_rows_back(self, loaded: Database, statement: str) -> None:
         before = demo_rows(loaded)
         change(loaded, statement)
         assert demo_rows(loaded) != before
@@ -159,7 +159,9 @@ class TestLoad:
 
         assert demo_rows(loaded) == before
 
-    def test_it_ends_the_sessions_of_what_it_disables(self, loaded: Database, factory: Factory) -> None:
+    def test_load_ends_sessions_of_accounts_and_devices_that_it_disables(
+        self, loaded: Database, factory: Factory
+    ) -> None:
         change(loaded, "UPDATE srm.accounts SET enabled = true")
         change(loaded, "UPDATE srm.devices SET enabled = true")
         sessions = [
@@ -173,7 +175,7 @@ class TestLoad:
         reasons = [session_row(loaded, session).end_reason for session in sessions]
         assert reasons == ["account_disabled", "device_disabled", None]
 
-    def test_what_an_older_release_has_loaded_is_not_all(self, loaded: Database) -> None:
+    def test_demo_data_without_one_of_its_accounts_is_not_loaded(self, loaded: Database) -> None:
         change(loaded, "DELETE FROM srm.accounts WHERE account_id = 'demo-full'")
 
         with loaded.transaction() as db:
@@ -181,7 +183,7 @@ class TestLoad:
             demo.load(db, "tests")
             assert demo.is_loaded(db)
 
-    def test_its_ids_are_its_own(self, database: Database) -> None:
+    def test_all_ids_of_demo_data_begin_with_demo(self, database: Database) -> None:
         """But for the contents: these are the examples of the published API."""
         tables = [table for table in TABLES if not table.startswith("content")]
         before = {table: rows(database, f"SELECT * FROM srm.{table}") for table in tables}
@@ -200,7 +202,7 @@ class TestReset:
             return demo.reset(db, "tests", accounts)
 
     @pytest.mark.parametrize("statement", [*CHANGES, *ADDITIONS])
-    def test_it_sets_back_what_was_changed_or_added(self, loaded: Database, statement: str) -> None:
+    def test_reset_undoes_changes_and_additions(self, loaded: Database, statement: str) -> None:
         before = demo_rows(loaded)
         change(loaded, statement)
         assert demo_rows(loaded) != before
@@ -209,7 +211,7 @@ class TestReset:
 
         assert demo_rows(loaded) == before
 
-    def test_it_ends_the_sessions_of_demo_accounts_and_no_others(
+    def test_reset_ends_and_records_the_sessions_of_demo_accounts_alone(
         self, call: Callable[..., Result], url: str, loaded: Database, factory: Factory
     ) -> None:
         factory.account("4711")
@@ -224,7 +226,7 @@ class TestReset:
         assert [row[1:] for row in recorded] == [("end", "demo-1"), ("end", "demo-full")]
         assert all(row.operator.startswith("cli:") for row in recorded)
 
-    def test_it_leaves_the_accounts_alone_that_it_is_not_told(
+    def test_reset_of_one_account_leaves_the_other_demo_accounts_alone(
         self, call: Callable[..., Result], url: str, loaded: Database, factory: Factory
     ) -> None:
         sessions = [factory.session(account, f"{account}-tv") for account in ("demo-1", "demo-full")]
@@ -236,13 +238,13 @@ class TestReset:
         assert [session_row(loaded, session).end_reason for session in sessions] == [None, "operator"]
         assert rows(loaded, "SELECT enabled FROM srm.accounts WHERE account_id = 'demo-1'") == [(False,)]
 
-    def test_it_does_not_count_sessions_that_had_lapsed(self, loaded: Database, factory: Factory) -> None:
+    def test_reset_does_not_count_sessions_that_had_lapsed(self, loaded: Database, factory: Factory) -> None:
         lapsed = factory.session("demo-1", "demo-1-tv", silent_for=31)
 
         assert self.reset(loaded) == 0
         assert session_row(loaded, lapsed).end_reason == "expired"
 
-    def test_it_leaves_all_other_rows_alone(self, loaded: Database, factory: Factory) -> None:
+    def test_reset_leaves_rows_of_operators_alone(self, loaded: Database, factory: Factory) -> None:
         """Also a profile of the name that demo data had in an earlier release."""
         factory.account("4711", profile=factory.profile("default", max_sessions=7))
         factory.product("demo", ("COD", "film"))
@@ -252,7 +254,7 @@ class TestReset:
 
         assert other_rows(loaded) == others
 
-    def test_it_refuses_where_the_demo_data_was_never_loaded(
+    def test_reset_refuses_where_the_demo_data_was_never_loaded(
         self, call: Callable[..., Result], url: str, database: Database, factory: Factory
     ) -> None:
         factory.account("demo-1")
@@ -261,13 +263,13 @@ class TestReset:
         assert_refused(call("demo", "reset", SRM_DATABASE_URL=url), "not loaded", "srm demo load")
         assert session_row(database, session).end_reason is None
 
-    def test_it_names_the_accounts_that_there_are(self, call: Callable[..., Result], url: str) -> None:
+    def test_reset_of_an_unknown_account_names_the_demo_accounts(self, call: Callable[..., Result], url: str) -> None:
         result = call("demo", "reset", "4711", SRM_DATABASE_URL=url)
 
         assert (result.returncode, result.stdout) == (2, "")
         assert "'4711' is not one of 'demo-1', 'demo-2'" in result.stderr
 
-    def test_several_at_once_do_no_harm(self, url: str, loaded: Database) -> None:
+    def test_several_resets_at_once_give_the_demo_data(self, url: str, loaded: Database) -> None:
         before = demo_rows(loaded)
         change(loaded, "DELETE FROM srm.accounts WHERE account_id LIKE 'demo-%%'")
         patient = Database(url, application_name="srm-tests", statement_timeout_seconds=60)  # as commands are

@@ -242,12 +242,12 @@ def read_twice(desk: Desk, names: list[str], pause: Callable[[], None]) -> None:
     read_through(desk, [section for page in backwards for section in page], pause, first=False)
 
 
-def test_what_the_pages_show_works_in_order_and_backwards(desk: Desk) -> None:
+def test_every_block_works_in_order_and_again_in_another_order(desk: Desk) -> None:
     read_twice(desk, pages(), desk.pass_time)
 
 
 @pytest.mark.long(1000)
-def test_the_client_api_works_at_the_pace_of_a_reader(desk: Desk) -> None:
+def test_the_client_api_works_with_35_seconds_before_each_block(desk: Desk) -> None:
     read_twice(desk, ["README.md", "docs/client-api.md"], lambda: time.sleep(READING_SECONDS))
 
 
@@ -257,7 +257,7 @@ class TestReading:
     @pytest.mark.parametrize(
         "commands", ["false", "no-such-command", "false | true", "echo $unset", "cat <missing", "curl -s localhost:1"]
     )
-    def test_it_finds_a_command_that_fails(self, tmp_path: Path, commands: str) -> None:
+    def test_a_command_that_fails_is_found(self, tmp_path: Path, commands: str) -> None:
         terminal = Terminal(tmp_path, environment())
         try:
             assert terminal.run("echo before\n") == "before\n"
@@ -266,7 +266,7 @@ class TestReading:
         finally:
             terminal.close()
 
-    def test_it_takes_what_is_shown(self) -> None:
+    def test_ids_times_and_ellipses_may_differ_from_what_is_shown(self) -> None:
         of = "6f5a2c1e-8d0b-4f0e-9b7a-3c1d2e4f5a6{}".format
         output = f"before\n{of(1)} at 2026-01-02T03:04:05.678Z\nbetween\n {of(1)}  and {of(2)}\n7 rows in 1.2 s\n"
 
@@ -286,7 +286,7 @@ class TestReading:
             ),
         ],
     )
-    def test_it_finds_what_is_not_printed(self, expected: list[str], output: str) -> None:
+    def test_a_shown_line_that_is_not_printed_is_found(self, expected: list[str], output: str) -> None:
         assert missing(expected, output) is not None
 
 
@@ -295,13 +295,13 @@ BLOCKS = [block for page in pages() for block in blocks_of(page)]
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
 class TestBlocks:
-    def test_its_fence_says_what_it_is(self, block: Block) -> None:
+    def test_each_fence_has_a_known_language_and_known_marks(self, block: Block) -> None:
         known = {"terminal", "make", "host", "first", "again"}
         assert block.language in LANGUAGES
         assert [mark for mark in block.marks if mark not in known and not mark.startswith("test=")] == []
         assert block.language != "js" or block.tested_by is not None
 
-    def test_what_tests_it_is_there(self, block: Block) -> None:
+    def test_the_test_that_a_fence_names_is_there(self, block: Block) -> None:
         if "make" in block.marks:
             targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert {line.split()[1] for line in block.text.splitlines() if line.startswith("make ")} <= {*targets}
@@ -311,7 +311,7 @@ class TestBlocks:
         if block.tested_by is not None:
             assert Path(block.page).name in (ROOT / block.tested_by).read_text()
 
-    def test_it_can_be_parsed(self, block: Block) -> None:
+    def test_each_block_of_data_can_be_parsed(self, block: Block) -> None:
         match block.language:
             case "json":
                 for line in block.text.splitlines():
@@ -324,7 +324,7 @@ class TestBlocks:
                 configparser.ConfigParser(strict=True).read_string(block.text)
 
 
-def test_each_block_that_nothing_runs_is_still_there() -> None:
+def test_the_list_of_blocks_that_nothing_runs_is_up_to_date() -> None:
     shown = {block.text.splitlines()[0] for block in BLOCKS if "host" in block.marks}
     assert set(HOST) == shown
 
@@ -337,14 +337,14 @@ def _anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", pages())
-def test_each_block_has_a_fence(page: str) -> None:
+def test_no_block_is_indented_instead_of_fenced(page: str) -> None:
     """An indented one would be run by nobody."""
     prose = FENCE.sub("", (ROOT / page).read_text())
     assert re.findall(r"\n\n {4,}(\S.*)", prose) == []
 
 
 @pytest.mark.parametrize("page", pages())
-def test_its_links_lead_somewhere(page: str) -> None:
+def test_each_link_leads_to_a_file_and_a_heading(page: str) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         path, _, anchor = target.partition("#")
@@ -355,12 +355,12 @@ def test_its_links_lead_somewhere(page: str) -> None:
         assert not anchor or anchor in _anchors(linked), target
 
 
-def test_the_page_on_configuration_says_what_the_settings_say() -> None:
+def test_the_page_on_configuration_is_generated_from_the_settings() -> None:
     result = subprocess.run([sys.executable, "docs/configuration.py"], cwd=ROOT, capture_output=True, text=True)
 
     assert (result.returncode, result.stderr) == (0, "")
     assert (ROOT / "docs" / "configuration.md").read_text() == result.stdout, "run `make docs`"
 
 
-def test_the_readme_is_short() -> None:
+def test_the_readme_has_at_most_150_lines() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
