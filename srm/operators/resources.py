@@ -107,7 +107,8 @@ class Account(Resource):
     profile_id: Text = Field(description="Profile whose limits hold for the account")
     enabled: bool = Field(default=True, description="False: every setup is denied, and all sessions are ended")
     max_sessions: Limit | None = Field(
-        default=None, description="Replaces maxSessions of the profile; null = the profile's limit holds"
+        default=None,
+        description="Most active sessions, instead of the profile's limit; null = the profile's limit holds",
     )
 
 
@@ -142,7 +143,9 @@ class GroupRule(Resource):
     """Limits of a profile for one group of devices or contents."""
 
     max_sessions: Limit | None = Field(default=None, description="Most active sessions in the group; null = unlimited")
-    counts: bool = Field(default=True, description="False: sessions in the group do not count towards maxSessions")
+    counts: bool = Field(
+        default=True, description="False: sessions in the group do not count towards the profile's limit"
+    )
 
 
 class Profile(Resource):
