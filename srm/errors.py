@@ -1,14 +1,12 @@
-"""The error catalogue: every answer that is not a success, as an exception that knows its code.
+"""Error catalogue: each answer that is not a success, as an exception that knows its code and message.
 
-SRM-0002 and SRM-0006 and their texts are fixed by NAGRA's published OTT session API; the other codes
-are this project's own and stable. Nothing here knows about HTTP frameworks: `http_status` is a number.
+SRM-0002 and SRM-0006 and their texts are fixed by NAGRA's published OTT session API. The other codes are this project's
+own, and stable. How an error becomes an HTTP answer stands in `srm/api/http_errors.py`.
 """
 
 from collections.abc import Collection
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 from uuid import UUID
-
-Status = Literal["ERROR", "DENIED"]
 
 END_REASON_TEXTS = {
     "teardown": "it was torn down",
@@ -19,6 +17,7 @@ END_REASON_TEXTS = {
     "account_disabled": "the account was disabled",
     "device_disabled": "the device was disabled",
 }
+"""Texts for viewers, by the `end_reason` of a session."""
 
 
 class StartupError(Exception):
@@ -26,63 +25,48 @@ class StartupError(Exception):
 
 
 class CommandError(Exception):
-    """A command cannot do what was asked. The message is one line for an operator, the command's whole output."""
+    """A command cannot do what was asked. The message is one line for an operator."""
 
 
 class SrmError(Exception):
-    """Base of the catalogue.
+    """Base class of the catalogue.
 
-    `retry_after_seconds`, when set, goes out as the header Retry-After. `extension`: members of the errorResponse
-    beyond those of the published API, for a client that asked for them.
+    `error_code` and `message` are fixed for a class. `text` is the message of one error, which may say more.
     """
 
     error_code: ClassVar[str]
-    http_status: ClassVar[int]
-    status: ClassVar[Status] = "ERROR"
     message: ClassVar[str]
-    retry_after_seconds: ClassVar[int | None] = None
 
     def __init__(self, message: str | None = None) -> None:
         self.text = message or self.message
-        self.extension: dict[str, Any] = {}
         super().__init__(self.text)
 
 
 class InternalError(SrmError):
-    """Something is wrong in SRM itself. The cause is in the log, never in the answer."""
+    """SRM itself is at fault. The log has the cause; the answer never does."""
 
     error_code = "SRM-0001"
-    http_status = 500
     message = "Internal error"
 
 
 class MalformedRequest(SrmError):
-    """The request cannot be read as the API describes it."""
+    """The request is not as the API describes it."""
 
     error_code = "SRM-0002"
-    http_status = 400
     message = "Malformed request or mandatory parameters missing from request"
 
 
-class RequestTooLarge(MalformedRequest):
-    """The body is larger than the API accepts."""
-
-    http_status = 413
-
-
 class TokenNotValid(SrmError):
-    """The Client-Token is there, but proves nothing."""
+    """The request has a Client-Token that proves nothing."""
 
     error_code = "SRM-0003"
-    http_status = 401
     message = "Client-Token not valid"
 
 
 class OperatorKeyNotValid(SrmError):
-    """There is no Operator-Key, or it proves nothing."""
+    """The request has no Operator-Key, or one that proves nothing."""
 
     error_code = "SRM-0003"
-    http_status = 401
     message = "Operator-Key not valid"
 
 
@@ -90,47 +74,39 @@ class AccountNotEnabled(SrmError):
     """The account of the token is unknown or not enabled."""
 
     error_code = "SRM-0004"
-    http_status = 200
-    status = "DENIED"
     message = "Account unknown or not enabled"
 
 
 class DeviceNotEnabled(SrmError):
-    """The device of the token is unknown to the account or not enabled."""
+    """The device of the token is unknown to the account, or not enabled."""
 
     error_code = "SRM-0005"
-    http_status = 200
-    status = "DENIED"
     message = "Device unknown or not enabled"
 
 
 class SessionLimitReached(SrmError):
     """The account holds as many sessions as its limits allow.
 
-    `rule` and `limit`: which limit. `in_the_way`: ids of the sessions whose end would make room.
+    `rule` and `limit`: the limit that was reached. `conflicts`: ids of the sessions whose end would make room.
     """
 
     error_code = "SRM-0006"
-    http_status = 200
-    status = "DENIED"
     message = "Session Limit Reached"
 
-    def __init__(self, rule: str, limit: int, in_the_way: Collection[UUID] = ()) -> None:
+    def __init__(self, rule: str, limit: int, conflicts: Collection[UUID] = ()) -> None:
         self.rule = rule
         self.limit = limit
-        self.in_the_way = in_the_way
+        self.conflicts = conflicts
         super().__init__()
 
 
 class ContentAccessDenied(SrmError):
     """The account is not entitled to the content, or the content is unknown.
 
-    `reason`: what the entitlement service says; for the log and the record, not for the client.
+    `reason`: text of the entitlement service for the log and the record, not for the client.
     """
 
     error_code = "SRM-0007"
-    http_status = 200
-    status = "DENIED"
     message = "Content access denied"
 
     def __init__(self, reason: str | None = None) -> None:
@@ -139,22 +115,20 @@ class ContentAccessDenied(SrmError):
 
 
 class SessionNotFound(SrmError):
-    """No such session for this account and device; never a hint that another one has it."""
+    """Account and device have no such session. Never a hint that another account or device has it."""
 
     error_code = "SRM-0008"
-    http_status = 404
     message = "Session not found"
 
 
 class SessionHasEnded(SrmError):
-    """The session was there and has ended.
+    """The session has ended.
 
-    `end_reason`: the word stored with it, which goes out as the header SRM-End-Reason. `ended_by`: what the viewer
-    calls the device whose setup ended it.
+    `end_reason`: key of END_REASON_TEXTS. `ended_by`: name that the viewer gave the device whose setup ended the
+    session, or None.
     """
 
     error_code = "SRM-0009"
-    http_status = 410
     message = "Session has ended"
 
     def __init__(self, end_reason: str, ended_by: str | None = None) -> None:
@@ -164,53 +138,33 @@ class SessionHasEnded(SrmError):
 
 
 class DependencyUnavailable(SrmError):
-    """The database, or another service that the answer needs, cannot be asked now."""
+    """The database or another service that the answer needs cannot be asked now. A client may try again."""
 
     error_code = "SRM-0010"
-    http_status = 503
     message = "Service temporarily unavailable"
-    retry_after_seconds = 1
 
 
 class ResourceNotFound(SrmError):
-    """The path names nothing."""
+    """The path names nothing, or a resource that is not there."""
 
     error_code = "SRM-0011"
-    http_status = 404
     message = "No such resource"
 
 
-class MethodNotAllowed(SrmError):
-    """The path is known, the method is not."""
-
-    error_code = "SRM-0012"
-    http_status = 405
-    message = "Method not allowed"
-
-
 class NotAllowed(SrmError):
-    """The role of the operator does not have the right for this call."""
+    """The role of the operator does not suffice."""
 
     error_code = "SRM-0014"
-    http_status = 403
     message = "Not allowed"
 
 
 class Conflict(SrmError):
-    """What is asked for contradicts the present state: something that it needs is missing, or it is in use."""
+    """The change contradicts the present state: something that it needs is missing, or the resource is in use."""
 
     error_code = "SRM-0015"
-    http_status = 409
     message = "Conflict with the present state"
 
 
-class PreconditionFailed(Conflict):
-    """The resource is not, or no longer, as If-Match or If-None-Match says."""
-
-    http_status = 412
-    message = "Changed since it was read"
-
-
 def first_line(error: object) -> str:
-    """What an error says, as one line for a log or an operator: the first of its lines."""
+    """Return the first line of an error's text, for a log line or an operator."""
     return str(error).strip().split("\n")[0]

@@ -1,4 +1,4 @@
-"""Value types that the API, imports and tables share: texts, instants, limits."""
+"""Value types that the API, imports and tables share: texts, instants, limits, seconds."""
 
 import re
 from collections.abc import Container
@@ -13,24 +13,24 @@ TEXT_PATTERN = r"^[^\x00-\x1f\x7f-\x9f]+$"
 INSTANT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})", re.IGNORECASE
 )
-"""RFC 3339. Pydantic alone takes more: "2024" is half an hour after midnight of New Year 1970."""
+"""Form of RFC 3339. Pydantic alone accepts more: it reads "2024" as 2024 seconds after the start of 1970."""
 FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-"""Of the times that can be written in UTC."""
+"""First and last instant that `datetime` can express in UTC."""
 
 
 class Everything:
-    """Has everything in it."""
+    """Container that contains every value."""
 
     def __contains__(self, _: object) -> bool:
         return True
 
 
 STORED: Container[object] = Everything()
-"""Context of a validation: these values come out of the database, however they got there, and are taken as they are."""
+"""Context for a validation of values that come from the database: they are not checked, whoever wrote them."""
 
 
 def is_text(text: str) -> bool:
-    """Whether it can be an id or a name: 1 to 255 characters, none of them a control character."""
+    """Return True when the text can be an id or a name: 1 to 255 characters, none of them a control character."""
     return TEXT.fullmatch(text) is not None
 
 
@@ -41,7 +41,7 @@ def _check(text: str, info: ValidationInfo) -> str:
 
 
 def _whole(number: object) -> object:
-    """In JSON 3.0 is an integer too (JSON Schema Core 2020-12, section 4.2.1)."""
+    """Return 3 for 3.0, which is an integer in JSON too (JSON Schema Core 2020-12, section 4.2.1)."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
@@ -50,10 +50,11 @@ Text = Annotated[
     AfterValidator(_check),
     Field(json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": TEXT_PATTERN}),
 ]
+"""Id or name. A text in the context of the validation, such as STORED, is not checked."""
 
 
 def parse_instant(text: str) -> datetime:
-    """The time that is written as in RFC 3339. ValueError when none is."""
+    """Return the time that the text gives in the form of RFC 3339. Raises ValueError when it gives none."""
     if not INSTANT.fullmatch(text):
         raise ValueError("no time")
     return datetime.fromisoformat(text.upper())
@@ -73,6 +74,13 @@ def _check_instant(instant: datetime, info: ValidationInfo) -> datetime:
 
 
 Instant = Annotated[AwareDatetime, AfterValidator(_check_instant), BeforeValidator(_read_instant)]
+"""Time with a zone. A time in the context of the validation, such as STORED, is not checked."""
+
 Whole = BeforeValidator(_whole)
+"""Lets an integer be written as 3.0."""
+
 Limit = Annotated[int, Field(ge=0, le=2**31 - 1), Whole]
+"""Limit of a profile: any integer that PostgreSQL takes, from 0."""
+
 Seconds = Annotated[int, Field(ge=1, le=2**31 - 1), Whole]
+"""Time of a profile: any integer that PostgreSQL takes, from 1."""

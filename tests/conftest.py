@@ -18,6 +18,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy.engine import make_url
 
+from srm.api.parts import parts_of
 from srm.app import create_app
 from srm.config import Settings
 from srm.db import schema
@@ -139,7 +140,7 @@ def app(settings: Settings) -> Iterator[Flask]:
     """The application."""
     app = create_app(settings)
     yield app
-    app.extensions["srm.database"].dispose()
+    parts_of(app).database.dispose()
 
 
 @pytest.fixture

@@ -1,18 +1,23 @@
-"""The client's address, as the limits of addresses count it."""
+"""Client address, in the form that the limits on addresses count."""
 
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Network, ip_address
 from wsgiref.types import WSGIEnvironment
 
-PREFIX_OF_IPV6 = 64
-"""What a household is given at the least (RFC 6177): of one device alone, the rest changes by the hour (RFC 8981)."""
+IPV6_PREFIX = 64
+"""Bits of an IPv6 address that count.
+
+A household gets at least a /64 (RFC 6177). The rest of the address belongs to one device and changes by the hour
+(RFC 8981).
+"""
 
 
 def client_address(environ: WSGIEnvironment, trusted_proxies: int) -> str | None:
-    """The IPv4 address, or the /64 of an IPv6 one, of who sent the request; None when it is not known.
+    """Return the client's IPv4 address, or the /64 of its IPv6 address; None when it is not known.
 
-    That of the connection; behind that many proxies, each of which appends whom it was asked by, the entry of
-    X-Forwarded-For that the outermost of them wrote. What stands before it is the client's own claim.
+    Without proxies it is the address of the connection. Each proxy appends the address that it was asked from to
+    X-Forwarded-For, so the entry `trusted_proxies` from the end is the client's. Earlier entries are the client's own
+    claim.
     """
     address: str = environ.get("REMOTE_ADDR", "")
     if trusted_proxies and (forwarded := environ.get("HTTP_X_FORWARDED_FOR")):
@@ -23,9 +28,9 @@ def client_address(environ: WSGIEnvironment, trusted_proxies: int) -> str | None
 
 @lru_cache(maxsize=10_000)
 def counted_as(text: str) -> str | None:
-    """The address in the text, with or without a port, in the form in which it is counted; None when it is none.
+    """Return the address in the text, which may have a port, as PostgreSQL shows an `inet`; None when there is none.
 
-    The form is that in which PostgreSQL shows an `inet`.
+    An IPv6 address becomes its /64, an IPv4 address mapped to IPv6 becomes IPv4.
     """
     if text.startswith("["):  # [2001:db8::1]:443
         text = text[1:].partition("]")[0]
@@ -39,4 +44,4 @@ def counted_as(text: str) -> str | None:
         address = address.ipv4_mapped
     if isinstance(address, IPv4Address):
         return str(address)
-    return str(IPv6Network((int(address), PREFIX_OF_IPV6), strict=False))
+    return str(IPv6Network((int(address), IPV6_PREFIX), strict=False))

@@ -1,4 +1,7 @@
-"""Exception → errorResponse: the only place where an error becomes an answer."""
+"""Errors as answers: the only place where an exception becomes an errorResponse, and the headers of every answer.
+
+Source of the envelope: docs/design.md, "Wire contract".
+"""
 
 import json
 import re
@@ -15,30 +18,31 @@ from werkzeug.routing import RequestRedirect
 
 from srm import errors
 from srm.api import telemetry
+from srm.api.http_errors import HTTP_ERRORS, HttpError, MethodNotAllowed, RequestTooLarge
 from srm.errors import SrmError
 from srm.logs import CORRELATION_ID
 
 log = structlog.get_logger("srm.api")
 
 SANE_CORRELATION_ID = re.compile(r"[!-~]{1,128}")
-"""Visible ASCII: can stand in a header and in a log line."""
+"""Visible ASCII, which may stand in a header and in a log line."""
 
 
 def render(error: SrmError) -> dict[str, dict[str, Any]]:
-    """The JSON of an error. `code` is the HTTP status as a string (published API)."""
+    """Return the JSON of an error. Its `code` is the HTTP status as a string, as in the published API."""
+    http = HTTP_ERRORS[type(error)]
     return {
         "errorResponse": {
-            "code": str(error.http_status),
-            "status": error.status,
+            "code": str(http.code),
+            "status": http.status,
             "errorCode": error.error_code,
             "errorMessage": error.text,
-            **error.extension,
         }
     }
 
 
 def translate(error: Exception) -> SrmError:
-    """What of the catalogue any exception means to a client."""
+    """Return the error of the catalogue that stands for an exception."""
     if isinstance(error, SrmError):
         return error
     if not isinstance(error, HTTPException):
@@ -47,33 +51,44 @@ def translate(error: Exception) -> SrmError:
         case 404:
             return errors.ResourceNotFound()
         case 405:
-            return errors.MethodNotAllowed()
+            return MethodNotAllowed()
         case 413:
-            return errors.RequestTooLarge()
+            return RequestTooLarge()
         case code if code is not None and 400 <= code < 500:
             return errors.MalformedRequest()
     return errors.InternalError()
 
 
 def answer(cause: Exception) -> Response | RequestRedirect:
-    """The answer to a request that ended in an exception; logs it once, with a trace if unexpected."""
+    """Return the answer to a request that ended in an exception."""
     if isinstance(cause, RequestRedirect):
         return cause
-    error = translate(cause)
-    request.environ[telemetry.ERROR_CODE] = error.error_code
-    _log(error, cause)
-    response = Response(json.dumps(render(error)), error.http_status, mimetype="application/json")
-    if error.retry_after_seconds is not None:
-        response.headers["Retry-After"] = str(error.retry_after_seconds)
-    if isinstance(error, errors.SessionHasEnded):
-        response.headers["SRM-End-Reason"] = error.end_reason
+    response = respond(translate(cause), cause)
     if isinstance(cause, HTTPException) and (allowed := getattr(cause, "valid_methods", None)):
         response.headers["Allow"] = ", ".join(sorted(allowed))
     return response
 
 
-def _log(error: SrmError, cause: Exception) -> None:
-    facts = telemetry.facts(request.environ, error.http_status)
+def respond(error: SrmError, cause: Exception | None = None, **members: object) -> Response:
+    """Return the answer for an error, and log it once; with the trace of `cause` if it is an InternalError.
+
+    `members`: further members of the errorResponse, for a client that asked for them.
+    """
+    http = HTTP_ERRORS[type(error)]
+    request.environ[telemetry.ERROR_CODE] = error.error_code
+    _log(error, http, cause or error)
+    body = render(error)
+    body["errorResponse"] |= members
+    response = Response(json.dumps(body), http.code, mimetype="application/json")
+    if http.retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(http.retry_after_seconds)
+    if isinstance(error, errors.SessionHasEnded):
+        response.headers["SRM-End-Reason"] = error.end_reason
+    return response
+
+
+def _log(error: SrmError, http: HttpError, cause: Exception) -> None:
+    facts = telemetry.facts_of(request.environ, http.code)
     facts.update(error_code=error.error_code, message=error.text)
     if isinstance(error, errors.SessionLimitReached):
         facts.update(rule=error.rule, limit=error.limit)
@@ -88,20 +103,22 @@ def _log(error: SrmError, cause: Exception) -> None:
 
 
 def with_common_headers(application: WSGIApplication, log_sample: float) -> WSGIApplication:
-    """Put X-Correlation-Id and Cache-Control on every answer, and the id on every log line of its request; watch it.
+    """Wrap the application: X-Correlation-Id and Cache-Control on every answer, and telemetry of every request.
 
-    Wraps the application rather than hooking into it: that is cheaper, and covers crashes too.
+    The correlation id also stands on every log line of the request. A wrapper costs less than hooks of Flask, and
+    sees answers to crashes too.
     """
 
     def wrapped(environ: WSGIEnvironment, start_response: StartResponse) -> object:
         environ[telemetry.BEGAN_AT] = perf_counter()
         correlation_id = environ.get("HTTP_X_CORRELATION_ID", "")
         if not SANE_CORRELATION_ID.fullmatch(correlation_id):
-            correlation_id = str(UUID(int=getrandbits(128), version=4))  # uuid4() asks the system for a secret one
+            # Not uuid4(), which makes a system call for a number that nobody can guess.
+            correlation_id = str(UUID(int=getrandbits(128), version=4))
         CORRELATION_ID.set(correlation_id)
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: object) -> object:
-            telemetry.answered(environ, status, log_sample)
+            telemetry.record_request(environ, status, log_sample)
             headers = [header for header in headers if header[0] != "Cache-Control"]
             headers += (("Cache-Control", "no-store"), ("X-Correlation-Id", correlation_id))
             return start_response(status, headers, *exc_info)  # type: ignore[arg-type]
@@ -112,6 +129,6 @@ def with_common_headers(application: WSGIApplication, log_sample: float) -> WSGI
 
 
 def install(app: Flask, log_sample: float) -> None:
-    """Make the application answer everything in the envelope and with the common headers, and be watched."""
+    """Make the application answer every error in the envelope, every request with the common headers, and record it."""
     app.register_error_handler(Exception, answer)
     app.wsgi_app = with_common_headers(app.wsgi_app, log_sample)  # type: ignore[assignment, method-assign]

@@ -1,4 +1,4 @@
-"""The parts of the application that views work with, found on `current_app`."""
+"""Parts of the application that views work with, found on `current_app`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,9 +7,11 @@ from typing import cast
 
 from flask import Flask, current_app
 
+from srm.clients.entitlement_service import EntitlementService
 from srm.clients.tokens import TokenVerifier
 from srm.db.database import Database
 from srm.playback.entitlements import Access
+from srm.playback.gauges import DatabaseGauges
 from srm.playback.model import ContentRef, Principal
 
 KEY = "srm.parts"
@@ -20,21 +22,28 @@ KEY = "srm.parts"
 class Parts:
     """Everything that views share, built once by `create_app`.
 
-    `tokens` verifies Client-Tokens. `access_to` decides content access before a setup locks the account.
-    `trusted_proxies` counts the proxies whose X-Forwarded-For is believed. `draining` is set once the process is about
-    to stop.
+    `tokens` verifies Client-Tokens. `access_to` decides content access before a setup locks the account; it asks
+    `entitlement_service`, if there is one. `trusted_proxies` counts the proxies whose X-Forwarded-For is believed.
+    `draining` is set once the process is about to stop. `gauges` reads from the database what /metrics shows of it.
     """
 
     database: Database
     tokens: TokenVerifier
     access_to: Callable[[Principal, ContentRef], Access]
+    entitlement_service: EntitlementService | None
     trusted_proxies: int
     draining: Event
+    gauges: DatabaseGauges
 
 
 def install(app: Flask, parts: Parts) -> None:
     """Give the application its parts."""
     app.extensions[KEY] = parts
+
+
+def parts_of(app: Flask) -> Parts:
+    """Return the parts of an application, for whoever stands outside its requests."""
+    return cast("Parts", app.extensions[KEY])
 
 
 def parts() -> Parts:

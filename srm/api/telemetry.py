@@ -1,7 +1,7 @@
-"""What is seen of each request from outside: numbers for Prometheus, and a line of the log where it is worth one.
+"""Telemetry of requests: metrics for Prometheus, and log lines.
 
-Everything in `answered` is paid by every keep-alive. No label has more values than the code has words: never an id, and
-of what a client makes up, as paths and methods, only that it did.
+Every keep-alive pays for `record_request`. Labels of metrics take few values: no ids, and nothing that a client makes
+up, such as a path or a method that does not exist.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,20 +21,22 @@ from srm.playback.model import EndedSession
 
 log = structlog.get_logger("srm.api")
 
+# Keys of the WSGI environment, for what is known of a request.
+
 BEGAN_AT = "srm.began_at"
-"""Key of the WSGI environment: when the request came in, by `perf_counter()`."""
+"""Time at which the request came in, by `perf_counter()`."""
 
 PRINCIPAL = "srm.principal"
-"""The same: which client asks, once that is proved."""
+"""The client that asks, once its token is verified."""
 
 OPERATOR = "srm.operator"
-"""The same: which operator asks."""
+"""The operator who asks, once his key is verified."""
 
 SESSION = "srm.session"
-"""The same: the session that was set up."""
+"""Id of the session that was set up."""
 
 ERROR_CODE = "srm.error_code"
-"""The same: errorCode of the answer, if it has one."""
+"""errorCode of the answer, if it has one."""
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
@@ -53,9 +55,9 @@ WAITED = Histogram(
 )
 UNREADABLE = Counter("srm_unreadable_requests", "Requests that the HTTP server could not read", registry=REGISTRY)
 SETUPS = Counter("srm_setups", "Setups that were admitted, repeats included", registry=REGISTRY)
-REFUSALS = Counter(
+DENIALS = Counter(
     "srm_refusals",
-    "Setups that were refused by a business rule, or would have been (observed), by errorCode and, of SRM-0006, rule",
+    "Setups that were denied by a business rule, or would have been (observed), by errorCode and, of SRM-0006, rule",
     ["error_code", "rule", "observed"],
     registry=REGISTRY,
 )
@@ -67,13 +69,20 @@ ENDED = Counter(
 )
 
 _observers: dict[tuple[str | None, str, str], Callable[[float], None]] = {}
-"""What counts and times the requests of a route, method, and errorCode or HTTP status."""
+"""Functions that count and time a request, by route, method, and errorCode or HTTP status.
+
+To find the labels of the histogram for each request costs more than all the rest of `record_request`.
+"""
 
 
-def answered(environ: WSGIEnvironment, status: str, log_sample: float) -> None:
-    """Count and time a request whose answer begins; log that share of those that leave no other line."""
+def record_request(environ: WSGIEnvironment, status: str, log_sample: float) -> None:
+    """Count and time a request whose answer begins.
+
+    `log_sample`: share from 0 to 1 of the requests to log, of those that have no errorCode and so no other log line.
+    """
     seconds = perf_counter() - environ[BEGAN_AT]
-    rule = getattr(environ.get("werkzeug.request"), "url_rule", None)  # Flask has not seen it, or knows no such path
+    # No rule where Flask has not seen the request, or knows no such path.
+    rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
     route = None if rule is None else rule.rule
     method = environ["REQUEST_METHOD"]
     if route is None and method not in METHODS:
@@ -86,55 +95,58 @@ def answered(environ: WSGIEnvironment, status: str, log_sample: float) -> None:
         observe = _observers[key] = REQUESTS.labels(*labels).observe
     observe(seconds)
     if error_code is None and random() < log_sample:
-        log.info("request", **facts(environ, int(status[:3])))
+        log.info("request", **facts_of(environ, int(status[:3])))
 
 
-def facts(environ: WSGIEnvironment, status: int) -> dict[str, object]:
-    """What a log line tells of a request: all that is known at that moment, and nothing that is secret."""
-    found: dict[str, object] = {
+def facts_of(environ: WSGIEnvironment, status: int) -> dict[str, object]:
+    """Return the members of a log line about a request, as far as they are known now. None of them is secret."""
+    facts: dict[str, object] = {
         "method": environ["REQUEST_METHOD"] if environ["REQUEST_METHOD"] in METHODS else "other",
         "route": None,
         "status": status,
         "duration_ms": round((perf_counter() - environ[BEGAN_AT]) * 1000, 2),
     }
     request: Any = environ.get("werkzeug.request")
-    named: dict[str, Any] = {}
+    in_path: dict[str, Any] = {}
     if getattr(request, "url_rule", None) is not None:
-        found["route"] = request.url_rule.rule
-        named = request.view_args or {}
+        facts["route"] = request.url_rule.rule
+        in_path = request.view_args or {}
     if (principal := environ.get(PRINCIPAL)) is not None:
-        found.update(account=principal.account_id, device=principal.device_id)
+        facts.update(account=principal.account_id, device=principal.device_id)
     if (operator := environ.get(OPERATOR)) is not None:
-        found.update(operator=operator.name)
-        found.update({name: named[f"{name}_id"] for name in ("account", "device") if f"{name}_id" in named})
-    session = environ.get(SESSION) or _uuid(named.get("session_id"))
+        facts.update(operator=operator.name)
+        facts.update({name: in_path[f"{name}_id"] for name in ("account", "device") if f"{name}_id" in in_path})
+    session = environ.get(SESSION) or _uuid(in_path.get("session_id"))
     if session is not None:
-        found["session"] = str(session)
-    return found
+        facts["session"] = str(session)
+    return facts
 
 
 def _uuid(text: str | None) -> UUID | None:
-    """The id in a path. A client may have put anything there; only an id goes to the log."""
+    """Return the session id in a path; None where the client has put something else there, which is not logged."""
     try:
         return None if text is None else UUID(text)
     except ValueError:
         return None
 
 
-def refused(refusal: SrmError, *, observed: bool = False) -> None:
-    """Count a setup that a business rule refuses, or would."""
-    rule = refusal.rule.partition(":")[0] if isinstance(refusal, SessionLimitReached) else ""  # not of which group
-    REFUSALS.labels(refusal.error_code, rule, "true" if observed else "false").inc()
+def count_denial(denial: SrmError, *, observed: bool = False) -> None:
+    """Count a setup that a business rule denied, or with `observed` would have denied."""
+    # Without the name of the group in "device_group:mobile": a label takes few values.
+    rule = denial.rule.partition(":")[0] if isinstance(denial, SessionLimitReached) else ""
+    DENIALS.labels(denial.error_code, rule, "true" if observed else "false").inc()
 
 
-def ended(sessions: Iterable[EndedSession], ended_for: str | None = None) -> None:
-    """Count and log sessions that have been ended, once that is committed; `ended_for`: the device that needed room."""
+def record_ended_sessions(sessions: Iterable[EndedSession], ended_for: str | None = None) -> None:
+    """Count and log sessions that a committed transaction has ended. `ended_for`: device whose setup needed room."""
     for session in sessions:
         for_another = {"ended_for": ended_for} if session.end_reason in ("evicted", "replaced") else {}
-        session_ended(session.account_id, session.device_id, session.session_id, session.end_reason, **for_another)
+        record_ended_session(
+            session.account_id, session.device_id, session.session_id, session.end_reason, **for_another
+        )
 
 
-def session_ended(account: str, device: str, session: UUID, end_reason: str, **more: object) -> None:
-    """The same, for one."""
+def record_ended_session(account: str, device: str, session: UUID, end_reason: str, **more: object) -> None:
+    """Count and log one ended session; `more` are further members of the log line."""
     ENDED.labels(end_reason).inc()
     logs.session_ended(log, account, device, session, end_reason, **more)

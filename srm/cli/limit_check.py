@@ -14,7 +14,7 @@ def audit() -> None:
     """Check from the tables that no account ever exceeded a limit. Exit code 1 if one did."""
     with open_database(config.load()) as database, database.transaction() as connection:
         found = limit_check.excesses(connection)
-        checked = limit_check.counted(connection)
+        checked = limit_check.count_sessions(connection)
     if not found:
         click.echo(f"clean: {checked} sessions checked, no limit was ever exceeded")
         return

@@ -135,21 +135,21 @@ class EntitlementService:
         with self._cache_lock:
             answer = self._cache.get(question)
         if answer is not None:
-            return Access(refusal=_denial(answer, "cache"))
+            return Access(denial=_denial(answer, "cache"))
         began_at = time.monotonic()
         if began_at >= (DEADLINE.get() or math.inf):  # the request has waited too long for a thread
-            return Access(refusal=DependencyUnavailable())
+            return Access(denial=DependencyUnavailable())
         try:
             answer = self._ask(principal, content)
         except NoAnswer as failure:
-            refusal = self._decide_without(failure, principal, content)
-            return Access(refusal=refusal, asked_for_seconds=self._asked_for(began_at))
+            denial = self._decide_without(failure, principal, content)
+            return Access(denial=denial, spent_seconds=self._spent_since(began_at))
         if answer.keepForSeconds:
             with self._cache_lock:
                 self._cache[question] = answer
-        return Access(refusal=_denial(answer, "service"), asked_for_seconds=self._asked_for(began_at))
+        return Access(denial=_denial(answer, "service"), spent_seconds=self._spent_since(began_at))
 
-    def _asked_for(self, began_at: float) -> float:
+    def _spent_since(self, began_at: float) -> float:
         """Return the seconds since `began_at`, at most the timeout, so that time for the database is left."""
         return min(time.monotonic() - began_at, self._timeout_seconds)
 
@@ -171,9 +171,9 @@ class EntitlementService:
                 return None
             case "deny":
                 return ContentAccessDenied("entitlement service unavailable")
-        refusal = DependencyUnavailable()
-        refusal.__cause__ = failure
-        return refusal
+        denial = DependencyUnavailable()
+        denial.__cause__ = failure
+        return denial
 
     def _ask(self, principal: Principal, content: ContentRef) -> Answer:
         """Ask the service. Raises NoAnswer when it does not answer or must not be asked now."""

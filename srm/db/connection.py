@@ -51,6 +51,8 @@ class BoundedConnection(psycopg.Connection[Any]):
     is_pooled = False
     """True behind a transaction pooler. Each transaction may run on another server connection, so settings and prepared
     statements do not last from one to the next."""
+    is_durable = True
+    """True when the commit of the open transaction waits for the disk."""
     deadline: float | None = None
     """Deadline of the request that uses the connection, by `time.monotonic()`."""
 
@@ -103,6 +105,11 @@ def connection_of(cursor: Cursor) -> BoundedConnection:
     return cast("BoundedConnection", cursor.connection)
 
 
+def waive_durability(cursor: Cursor) -> None:
+    """Let the commit of the open transaction not wait for the disk: nothing was promised to a client."""
+    connection_of(cursor).is_durable = False
+
+
 class ThreadCursor(threading.local):
     """The cursor that a thread keeps from one request to the next."""
 
@@ -134,7 +141,9 @@ class ConnectionPool:
         """Begin a transaction for a request that has spent `spent_seconds` of its time already."""
 
         def begin(cursor: Cursor) -> Cursor:
-            connection_of(cursor).command(connection_of(cursor).begin)
+            connection = connection_of(cursor)
+            connection.command(connection.begin)
+            connection.is_durable = True
             return cursor
 
         return self._first(begin, self._timeout_seconds - spent_seconds)

@@ -10,7 +10,7 @@ keeps. SQLAlchemy's own execution costs several times as much as the statement. 
 - `connection()`: several transactions on one connection, with settings and temporary tables that last.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -35,7 +35,7 @@ from srm.db.connection import (
     sqlalchemy_url,
 )
 from srm.deadline import DEADLINE, GRACE_SECONDS, STATEMENT_TIMEOUT_SECONDS
-from srm.errors import CommandError, SrmError
+from srm.errors import CommandError
 
 
 class Database:
@@ -146,32 +146,26 @@ class Database:
             yield db
 
     @contextmanager
-    def request(self, spent_seconds: float = 0, after_commit: Callable[[], object] = lambda: None) -> Iterator[Cursor]:
+    def request(self, spent_seconds: float = 0) -> Iterator[Cursor]:
         """Run the block in a transaction of a client's request, on the connection that the thread keeps.
 
         The cursor takes `compiled` statements. `spent_seconds`: the part of the request's time that went to something
-        else, such as the entitlement service. `after_commit` is called after every commit.
+        else, such as the entitlement service. Raises DependencyUnavailable when the database is away.
 
-        An SrmError commits as well: it is an answer, and lapsed sessions that were ended on the way must stay ended.
-        That commit does not wait for the disk, because the client was promised nothing. (A rollback would also make
-        psycopg forget its prepared statements.) Any other exception rolls back. Raises DependencyUnavailable when the
-        database is away.
+        The commit waits for the disk, unless the block calls `waive_durability`. Every exception rolls back. Return a
+        denial instead of raising it: lapsed sessions that were ended on the way must stay ended. (A rollback would also
+        make psycopg forget its prepared statements.)
         """
         with self._breaker:
             cursor = self.durable.begin(spent_seconds)
             connection = connection_of(cursor)
             try:
                 yield cursor
-            except SrmError:
-                connection.command(b"SET LOCAL synchronous_commit = off; COMMIT")
-                after_commit()
-                raise
             except BaseException:
                 with suppress(psycopg.Error):
                     connection.command(b"ROLLBACK")
                 raise
-            connection.command(b"COMMIT")
-            after_commit()
+            connection.command(b"COMMIT" if connection.is_durable else b"SET LOCAL synchronous_commit = off; COMMIT")
 
     def dispose(self) -> None:
         """Close all connections. No thread may use the database any more."""

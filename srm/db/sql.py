@@ -1,7 +1,14 @@
-"""SQLAlchemy statements compiled once to the text that psycopg sends."""
+"""SQLAlchemy statements compiled once to the text that psycopg sends, and their rows read by name."""
 
-from sqlalchemy import ClauseElement, ColumnElement, Text, literal_column
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, TypeAlias, TypeVar, cast
+
+from sqlalchemy import ClauseElement, ColumnElement, Select, Text, literal_column
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
+AnySelect: TypeAlias = Select[*tuple[Any, ...]]
 
 
 def compiled(statement: ClauseElement) -> str:
@@ -19,3 +26,16 @@ def compiled(statement: ClauseElement) -> str:
 def constant(word: str) -> ColumnElement[str]:
     """Put a fixed word into the statement as a literal. Never use it for words from outside: it does not quote."""
     return literal_column(f"'{word}'", type_=Text())
+
+
+def reader(query: AnySelect, row_type: type[Row], prefix: str = "") -> Callable[[Sequence[Any]], Row]:
+    """Return a function that makes a NamedTuple, of two fields or more, of a row of the query.
+
+    Each field is read from the column that is labelled `prefix` and the name of the field. Positions are looked up
+    once, here. Raises ValueError when the query has no such column.
+    """
+    labels = list(query.selected_columns.keys())
+    fields: tuple[str, ...] = cast("Any", row_type)._fields
+    pick = itemgetter(*(labels.index(f"{prefix}{field}") for field in fields))
+    make = cast("Any", row_type)._make
+    return lambda row: cast("Row", make(pick(row)))

@@ -1,13 +1,15 @@
-"""Since when SRM has been able to take keep-alives: an outage must not cost viewers their sessions.
+"""Outages: since when SRM has been able to take keep-alives.
 
-After an outage longer than the timeout every session would look lapsed at once, though its player never went away. So
-the processes of the API tick: each second one of them notes the time in the only row of `srm.availability`, once it has
-what a keep-alive needs. A gap is an outage, be it of the database, of SRM, of what lies between, or that somebody has
-locked the table of sessions; while it lasts nothing lapses, and from its end on every session has its whole timeout
-again (`playback.is_lapsed`).
+After an outage longer than the timeout every session would look lapsed at once, though no player went away. So each
+second one process of the API writes the time into the only row of `srm.availability`, if a keep-alive can be taken
+(`srm/serve/heartbeat.py`). A gap is an outage, whether the database, SRM or the network was away, or somebody locked
+the table of sessions. While an outage lasts, nothing lapses. From its end on, every session has its whole timeout again
+(`srm/playback/expiry.py`).
 
-The API ticks, and not the reaper: it is the API that takes keep-alives. With the reaper away sessions lapse as ever;
-with the API away they do not, however well the reaper is.
+The API beats, not the reaper, because the API takes the keep-alives. Without a reaper sessions lapse as usual. Without
+an API they do not, however well the reaper is.
+
+See docs/design.md, "Outages".
 """
 
 from datetime import datetime
@@ -20,9 +22,11 @@ from srm.db.connection import Executor
 from srm.db.models import Availability, PlaybackSession
 from srm.db.sql import compiled, constant
 
-TICK_SECONDS = 1
+BEAT_SECONDS = 1
+"""Seconds between two heartbeats."""
+
 OUTAGE_SECONDS = 5
-"""A longer gap between two ticks is an outage. Shorter ones the timeout has to bear."""
+"""Seconds. A longer gap between two heartbeats is an outage; the timeout has to bear a shorter one."""
 
 NOW = func.statement_timestamp()
 
@@ -31,24 +35,35 @@ def _ago(seconds: float) -> ColumnElement[object]:
     return NOW - func.cast(constant(f"{seconds} seconds"), Interval)
 
 
-IS_GAP = Availability.seen_at < _ago(OUTAGE_SECONDS)
-# Since when there has been no outage. While there is one: since this moment. Asked once for a statement, not for a row.
-AVAILABLE_SINCE = select(case((IS_GAP, NOW), else_=Availability.available_since)).scalar_subquery()
-# Takes the lock on the table that a keep-alive takes, and nothing else: while somebody keeps that from all, it waits.
-ABLE = update(PlaybackSession).where(false()).values(last_keep_alive_at=NOW).cte("able")
-# Of several processes the first one ticks, and the others need not. A row that is gone, by a restore or a mistake, is
-# there again.
-TICK = compiled(
+IS_OUTAGE = Availability.seen_at < _ago(OUTAGE_SECONDS)
+# End of the last outage; during an outage the present instant. A scalar query runs once a statement, not once a row.
+AVAILABLE_SINCE = select(case((IS_OUTAGE, NOW), else_=Availability.available_since)).scalar_subquery()
+# Changes no row, but takes the lock on the table that a keep-alive takes: the heartbeat waits when keep-alives would.
+LOCK_AS_KEEP_ALIVE = update(PlaybackSession).where(false()).values(last_keep_alive_at=NOW).cte("lock_as_keep_alive")
+
+
+class Beat(NamedTuple):
+    """Row of `srm.availability` after a heartbeat."""
+
+    outage_at: datetime | None
+    available_since: datetime
+    ended_outage: bool
+    """This heartbeat is the first one after an outage."""
+
+
+# The first process to beat in a second writes; the WHERE spares the others the write. The insert brings back a row that
+# a restore or a mistake has removed.
+BEAT = compiled(
     insert(Availability)
-    .add_cte(ABLE)
+    .add_cte(LOCK_AS_KEEP_ALIVE)
     .values(singleton=true(), seen_at=NOW, available_since=NOW)
     .on_conflict_do_update(
         index_elements=[Availability.singleton],
-        where=Availability.seen_at < _ago(TICK_SECONDS / 2),
+        where=Availability.seen_at < _ago(BEAT_SECONDS / 2),
         set_={
             "seen_at": NOW,
-            "outage_at": case((IS_GAP, Availability.seen_at), else_=Availability.outage_at),
-            "available_since": case((IS_GAP, NOW), else_=Availability.available_since),
+            "outage_at": case((IS_OUTAGE, Availability.seen_at), else_=Availability.outage_at),
+            "available_since": case((IS_OUTAGE, NOW), else_=Availability.available_since),
         },
     )
     .returning(Availability.outage_at, Availability.available_since, Availability.available_since == NOW)
@@ -56,18 +71,19 @@ TICK = compiled(
 
 
 class Outage(NamedTuple):
-    """When no keep-alive could be taken; `began_at`: None = not known."""
+    """Time in which no keep-alive could be taken; `began_at`: None = not known."""
 
     began_at: datetime | None
     over_at: datetime
 
 
-def tick(db: Executor) -> Outage | None:
-    """Note that keep-alives can be taken now; the outage that is over with that, if any.
+def beat(db: Executor) -> Outage | None:
+    """Record that keep-alives can be taken now. Return the outage that this heartbeat ends, if any.
 
-    DependencyUnavailable when they cannot.
+    Raises DependencyUnavailable when keep-alives cannot be taken.
     """
-    for began_at, over_at, is_over in db.execute(TICK, {}).fetchall():
-        if is_over:
-            return Outage(began_at, over_at)
-    return None
+    row = db.execute(BEAT, {}).fetchone()
+    if row is None:  # Another process has just written.
+        return None
+    beat_ = Beat(*row)
+    return Outage(beat_.outage_at, beat_.available_since) if beat_.ended_outage else None

@@ -1,4 +1,4 @@
-"""The end of sessions for a reason other than their client's."""
+"""Ending of sessions by an operator, an import or the reaper."""
 
 import time
 from collections.abc import Sequence
@@ -10,15 +10,29 @@ from srm.db.connection import Cursor, connection_of
 from srm.db.models import EndReason, PlaybackSession, sessions
 from srm.db.sql import constant
 from srm.playback.expiry import is_lapsed, lapsed_at
-from srm.playback.model import EndedSession, ExpiredSession, Key
-from srm.playback.statements import END_ALL_LAPSED, END_FREE_LAPSED, FIND_LAPSED, WAS_ENDED
+from srm.playback.model import EndedSession, ExpiredSession, SessionKey
+from srm.playback.statements import END_ALL_LAPSED, END_LAPSED_UNLESS_HELD, ENDED_SESSION, FIND_LAPSED
+
+LAPSED_AT_ONCE = 100_000
+"""Most lapsed sessions that the reaper looks for at a time: one scan of the table, and some 30 MB of keys."""
+
+ENDED_AT_ONCE = 100
+"""Most sessions that the reaper ends or moves in one transaction. Short transactions make nobody wait for long."""
+
+HELD_MILLISECONDS = 10
+"""Time that the reaper waits for sessions that somebody holds, before it leaves them out."""
+
+ONE_BY_ONE_SECONDS = 2
+"""Time in which one transaction of the reaper ends sessions one by one; far less than its connection may take."""
+
+WAIT_BRIEFLY = f"SAVEPOINT before; SET LOCAL lock_timeout = {HELD_MILLISECONDS}".encode()
 
 
 def end_sessions(db: Connection, reason: EndReason, which: ColumnElement[bool]) -> list[EndedSession]:
-    """End the sessions for that reason, or as expired if they turn out to have lapsed; those that were ended.
+    """End these sessions for the reason, or as expired where they have lapsed. Return the sessions that this ended.
 
-    The caller holds the locks of their accounts, taken in a statement before: no setup is under way that this one does
-    not see, and none that comes later takes a slot before this end.
+    The caller has locked the accounts in an earlier statement. So every setup that came before is seen here, and no
+    later setup takes a slot before the sessions have ended.
     """
     in_order = (
         select(sessions.account_id, sessions.session_id)
@@ -33,55 +47,43 @@ def end_sessions(db: Connection, reason: EndReason, which: ColumnElement[bool]) 
             ended_at=func.least(func.statement_timestamp(), lapsed_at()),
             end_reason=case((is_lapsed(), constant("expired")), else_=literal(reason)),
         )
-        .returning(*WAS_ENDED)
+        .returning(*ENDED_SESSION)
     )
-    return sorted((EndedSession(*row) for row in ended), key=lambda row: (row.account_id, row.started_at))
+    return sorted((EndedSession(*row) for row in ended), key=lambda session: (session.account_id, session.started_at))
 
 
-LAPSED_AT_ONCE = 100_000
-"""Lapsed sessions that the reaper looks for at a time: one scan of the table, and some 30 MB of keys."""
+def find_lapsed(db: Cursor) -> list[SessionKey]:
+    """Return at most LAPSED_AT_ONCE sessions that have lapsed and are not ended.
 
-ENDED_AT_ONCE = 100
-"""Sessions that the reaper ends or moves in one transaction: short, so that nobody waits for it long."""
-
-HELD_MILLISECONDS = 10
-"""How long the reaper waits for sessions that somebody holds, before it leaves them out."""
-
-ONE_BY_ONE_SECONDS = 2
-"""How long one transaction of the reaper ends one by one; far less than its connection has patience."""
-
-WAIT_FOR_FEW = f"SAVEPOINT before; SET LOCAL lock_timeout = {HELD_MILLISECONDS}".encode()
-
-
-def find_lapsed(db: Cursor) -> list[Key]:
-    """Account and id of sessions that have lapsed and are not ended yet, at most LAPSED_AT_ONCE.
-
-    As they lie in the table, so that those on one page are ended together.
+    They come in the order of the table, so that sessions on one page are ended together.
     """
     return db.execute(FIND_LAPSED, {"at_most": LAPSED_AT_ONCE}).fetchall()
 
 
-def end_lapsed(db: Cursor, lapsed: Sequence[Key]) -> list[ExpiredSession]:
+def end_lapsed(db: Cursor, lapsed: Sequence[SessionKey]) -> list[ExpiredSession]:
     """End those of the sessions that are still lapsed, and return them.
 
-    May be repeated and may meet any other change: a session saved or ended meanwhile is left as it is. One that
-    somebody holds is left to the next time, so that nobody ever waits for two for long.
+    A session that was kept alive or ended meanwhile stays as it is, so a call may be repeated. A session that somebody
+    holds is left to the next run: whoever waits for the reaper must not wait for that holder too.
 
-    All in one statement costs a third of one each. When that has to wait it is undone, and they are ended one by one,
-    past those that are held: SKIP LOCKED is for a single account, where the tables are distributed. What that does not
-    get to in ONE_BY_ONE_SECONDS is left, too. The rest of the transaction waits no longer for locks than this does.
+    One statement for all costs a third of a statement for each. When the one statement would have to wait, it is
+    undone, and the sessions are ended one by one, without those that are held. SKIP LOCKED works for a single account
+    only, where the tables are distributed. Sessions not reached within ONE_BY_ONE_SECONDS wait for the next run.
+
+    In the rest of the transaction, `lock_timeout` may be HELD_MILLISECONDS.
     """
-    names = {"of_accounts": [account for account, _ in lapsed], "of_sessions": [id_ for _, id_ in lapsed]}
-    connection_of(db).command(WAIT_FOR_FEW)
+    keys = {"account_ids": [account_id for account_id, _ in lapsed], "session_ids": [id_ for _, id_ in lapsed]}
+    connection_of(db).command(WAIT_BRIEFLY)
     try:
-        return [ExpiredSession(*row) for row in db.execute(END_ALL_LAPSED, names).fetchall()]
+        return [ExpiredSession(*row) for row in db.execute(END_ALL_LAPSED, keys).fetchall()]
     except LockNotAvailable:
-        db.execute("ROLLBACK TO before")  # said so that psycopg sees it, and has the server forget what was prepared
+        # Through the cursor, so that psycopg notices, and has the server forget the statements prepared since.
+        db.execute("ROLLBACK TO before")
     ended: list[ExpiredSession] = []
     give_up_at = time.monotonic() + ONE_BY_ONE_SECONDS
     for account_id, session_id in lapsed:
         if time.monotonic() > give_up_at:
             break
-        rows = db.execute(END_FREE_LAPSED, {"of_account": account_id, "of_session": session_id}).fetchall()
+        rows = db.execute(END_LAPSED_UNLESS_HELD, {"account_id": account_id, "session_id": session_id}).fetchall()
         ended += [ExpiredSession(*row) for row in rows]
     return ended

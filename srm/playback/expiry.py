@@ -1,4 +1,8 @@
-"""When a session lapses, and the ending of those that have."""
+"""When a session lapses, and the statement that ends lapsed sessions.
+
+"Active" and "lapsed" are defined here and nowhere else in Python. The view `srm.active_sessions` repeats both in SQL; a
+test compares the two.
+"""
 
 from datetime import datetime
 
@@ -8,51 +12,49 @@ from srm.db.models import PlaybackSession, sessions
 from srm.db.sql import constant
 from srm.playback.availability import AVAILABLE_SINCE
 
-# When the client was last heard of, or could be again: in an outage it tries in vain.
-HEARD_OF_AT = func.greatest(sessions.last_keep_alive_at, AVAILABLE_SINCE)
+# Last keep-alive, or the end of the last outage if that is later. Silence during an outage is not the client's.
+SILENT_SINCE = func.greatest(sessions.last_keep_alive_at, AVAILABLE_SINCE)
 
 
 def seconds(count: ColumnElement[int | None]) -> ColumnElement[object]:
-    """The interval of that many seconds."""
+    """Return an interval of so many seconds; null for null."""
     return func.make_interval(*[literal_column("0")] * 6, count)
 
 
 def is_lapsed() -> ColumnElement[bool]:
-    """Whether a session has been silent for its timeout, or is as old as it may get; null where it has neither.
+    """Condition that a session has been silent for its timeout, or has reached its longest life.
 
-    Of the silence counts what was not an outage, nor before one. A session that had lapsed, and was not ended, when one
-    began is active again after it: whoever took its slot would have ended it.
+    Null for a session that has neither timeout nor longest life. Only silence since the last outage counts. A session
+    that lapsed before an outage, and that nobody has ended, is active again after the outage: its slot is still its
+    own, because a setup that takes the slot ends the session.
 
-    Subtracts two times instead of adding to a column, which a distributed UPDATE refuses.
+    Compares the difference of two times with the timeout: a distributed UPDATE refuses to add to a column.
     """
     now = func.statement_timestamp()
     return or_(
-        now - HEARD_OF_AT >= seconds(sessions.timeout_seconds),
+        now - SILENT_SINCE >= seconds(sessions.timeout_seconds),
         now - sessions.started_at >= seconds(sessions.max_session_seconds),
     )
 
 
 def is_active() -> ColumnElement[bool]:
-    """Condition that a session holds a slot: it has not ended and has not lapsed. Never null.
-
-    The only definition in Python; the view `srm.active_sessions` repeats it for people with psql.
-    """
+    """Condition that a session holds a slot: it has not ended and has not lapsed. Never null."""
     return and_(sessions.ended_at.is_(None), is_lapsed().is_not(True))
 
 
 def lapsed_at() -> ColumnElement[datetime]:
-    """The instant at which a session lapses, or did; null where it never does.
+    """Instant at which a session lapses or has lapsed; null when it never does.
 
-    By way of times without zone: adding to one is immutable, as a distributed UPDATE demands.
+    Adds to times without zone: that is immutable, which a distributed UPDATE demands.
     """
     utc = constant("UTC")
-    silent = func.timezone(utc, HEARD_OF_AT) + seconds(sessions.timeout_seconds)
-    old = func.timezone(utc, sessions.started_at) + seconds(sessions.max_session_seconds)
-    return func.timezone(utc, func.least(silent, old))
+    silent_for_timeout = func.timezone(utc, SILENT_SINCE) + seconds(sessions.timeout_seconds)
+    longest_life_over = func.timezone(utc, sessions.started_at) + seconds(sessions.max_session_seconds)
+    return func.timezone(utc, func.least(silent_for_timeout, longest_life_over))
 
 
-def lapse(which: ColumnElement[bool]) -> Update:
-    """End those of the sessions that have lapsed, as of the instant of their lapse."""
+def end_if_lapsed(which: ColumnElement[bool]) -> Update:
+    """Statement that ends the lapsed ones of these sessions, as of the instant at which each lapsed."""
     return (
         update(PlaybackSession)
         .where(which, sessions.ended_at.is_(None), is_lapsed())

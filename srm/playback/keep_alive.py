@@ -1,43 +1,57 @@
-"""Keep-alive: starts the timeout of a session anew."""
+"""Keep-alive: restarts the timeout of a session."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
 from uuid import UUID
 
-from srm.db.connection import Cursor, Executor
+from srm.db.connection import Cursor, Executor, waive_durability
 from srm.errors import SessionHasEnded, SessionNotFound
-from srm.playback.model import EndedSession, Principal
-from srm.playback.statements import END_OWN_IF_LAPSED, EXPLAIN, KEEP_ALIVE, ended_sessions, params_of
+from srm.playback.model import EndedSession, Principal, Result
+from srm.playback.statements import END_OWN_IF_LAPSED, GET_END, KEEP_ALIVE, ended_sessions, params_of, read_end
 
 
 def keep_alive(db: Executor, principal: Principal, session_id: UUID) -> bool:
-    """Start the timeout of the session anew; False when the account and device seem to have no such active session.
+    """Restart the timeout of the session. Return False when account and device seem to have no such active session.
 
-    The hot path: one statement, and nothing between it and the driver. `keep_alive_or_explain` has the last word.
+    The hot path: one statement, and nothing between it and the driver. After False, `keep_alive_or_explain` has the
+    last word.
     """
     return db.execute(KEEP_ALIVE, params_of(principal, session_id)).rowcount == 1
 
 
-def keep_alive_or_explain(db: Cursor, principal: Principal, session_id: UUID, ended: list[EndedSession]) -> None:
-    """Start the timeout of the session anew. If it turns out to have lapsed, it is added to `ended`.
+class InactiveSession(NamedTuple):
+    """Why account and device have no such active session. `ended`: the session, if it was ended as expired just now."""
 
-    SessionNotFound, also when the session is another account's or device's. SessionHasEnded when it has ended or
-    lapsed: a lapsed session never comes back, its slot may be taken.
+    error: SessionNotFound | SessionHasEnded
+    ended: Sequence[EndedSession] = ()
+
+
+def keep_alive_or_explain(db: Cursor, principal: Principal, session_id: UUID) -> Result[None]:
+    """Restart the timeout of the session, or return the error that says why not.
+
+    SessionNotFound: account and device never had the session. SessionHasEnded: the session has ended or lapsed. A
+    lapsed session never comes back, because its slot may be taken (docs/design.md, Invariant 2).
     """
-    while (end := find_end(db, principal, session_id, ended)) is None:
+    while (inactive := find_inactive(db, principal, session_id)) is None:
         if keep_alive(db, principal, session_id):
-            return
-    raise end
+            return Result(None)
+    return Result(inactive.error, inactive.ended)
 
 
-def find_end(db: Cursor, principal: Principal, session_id: UUID, ended: list[EndedSession]) -> SessionHasEnded | None:
-    """Why the session has ended; None while it is active. SessionNotFound when it never was.
+def find_inactive(db: Cursor, principal: Principal, session_id: UUID) -> InactiveSession | None:
+    """Return why the session is not active; None while it is.
 
-    A session that looks lapsed may just be saved by a keep-alive which began in time and is not committed. To end it
-    waits for that one and looks again; only then is it a fact that it has lapsed.
+    A session that looks lapsed may have been kept alive by a statement that began in time and is not committed. Ending
+    the session waits for that statement and looks again. So the session is ended only if it has really lapsed.
     """
-    names = params_of(principal, session_id)
-    ended += ended_sessions(db.execute(END_OWN_IF_LAPSED, names))
-    session = db.execute(EXPLAIN, names).fetchone()
-    if session is None:
-        raise SessionNotFound
-    end_reason, ended_by = session
-    return None if end_reason is None else SessionHasEnded(end_reason, ended_by)
+    params = params_of(principal, session_id)
+    ended = ended_sessions(db.execute(END_OWN_IF_LAPSED, params))
+    row = db.execute(GET_END, params).fetchone()
+    if row is None:
+        waive_durability(db)
+        return InactiveSession(SessionNotFound())
+    end = read_end(row)
+    if end.end_reason is None:
+        return None
+    waive_durability(db)
+    return InactiveSession(SessionHasEnded(end.end_reason, end.ended_by), ended)

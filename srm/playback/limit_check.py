@@ -1,4 +1,7 @@
-"""Checks afterwards, from the tables alone, that no account ever went over its limits."""
+"""Limit check: finds, from the tables alone, every account that ever exceeded a limit.
+
+The command `srm audit` runs it. See docs/design.md, Invariant 1.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,10 +26,10 @@ from sqlalchemy import (
 )
 
 from srm.db.models import PlaybackSession, SessionColumns, SessionHistory, sessions
-from srm.playback import limits as policy
+from srm.playback import limits
 from srm.playback.expiry import lapsed_at
 
-LOOKED_AT = (
+COLUMNS = (
     "account_id",
     "started_at",
     "content_id",
@@ -35,16 +38,16 @@ LOOKED_AT = (
     "address",
     "counts",
     "max_session_seconds",
-    *policy.LIMITS,
+    *limits.LIMITS,
 )
-"""What the audit needs of a session, beside its end."""
+"""Columns of a session that the check reads, without the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """A limit that was not kept: at that instant a setup was admitted though it was reached, or a session had lived on.
+    """Limit that was exceeded at the instant `at`: by a setup that was admitted, or by a session that lived too long.
 
-    `active`: how many sessions, or addresses, took the limit up; of `max_session_seconds` how long the session lived.
+    `active`: number of sessions, or addresses, that used the limit; for `max_session_seconds` the life of the session.
     """
 
     account_id: str
@@ -55,46 +58,47 @@ class Excess:
 
 
 def excesses(db: Connection) -> list[Excess]:
-    """Every setup, kept in `sessions` or `session_history`, that took an account over a limit, and every overlong life.
+    """Return every kept setup that exceeded a limit, and every kept session that lived too long.
 
-    A sweep over [start, end) of all sessions that take up the same limit, ends before starts at the same instant;
-    each session is held against the limit under which it was admitted, since limits change. A lapsed session ended
-    when it lapsed, whether or not the reaper has seen it.
+    Kept are the rows of `sessions` and `session_history`. The check sweeps, for each limit, over the intervals
+    [start, end) of the sessions that used it; ends come before starts at the same instant. Each start is compared with
+    the limit that its session was admitted under, because limits change. A lapsed session ended when it lapsed, whether
+    or not the reaper has ended it.
     """
     spans = _spans()
-    found = [Excess(*row) for taken in _taken(spans) for row in db.execute(_over_the_limit(taken))]
-    found += [Excess(*row) for row in db.execute(_over_the_limit_of_addresses(spans))]
+    found = [Excess(*row) for uses in _uses(spans) for row in db.execute(_too_many_sessions(uses))]
+    found += [Excess(*row) for row in db.execute(_too_many_addresses(spans))]
     found += [Excess(*row) for row in db.execute(_too_old(spans))]
     return sorted(found, key=lambda excess: (excess.account_id, excess.at, excess.rule))
 
 
-def counted(db: Connection) -> int:
-    """How many sessions there are to check."""
+def count_sessions(db: Connection) -> int:
+    """Return the number of sessions that the check looks at."""
     tables = (PlaybackSession, SessionHistory)
     return sum(db.execute(select(func.count()).select_from(table)).scalar_one() for table in tables)
 
 
 def _spans() -> CTE:
-    """All sessions, from their start to their end."""
-    # The end of an active session, in the future or null, comes after every start.
+    """All sessions with their start and end."""
+    # An active session ends in the future or, with null, never: after every start.
     ended_at = func.coalesce(sessions.ended_at, lapsed_at()).label("ended_at")
     return union_all(
-        select(*_looked_at(PlaybackSession), ended_at), select(*_looked_at(SessionHistory), SessionHistory.ended_at)
+        select(*_columns(PlaybackSession), ended_at), select(*_columns(SessionHistory), SessionHistory.ended_at)
     ).cte("spans")
 
 
-def _looked_at(table: type[SessionColumns]) -> list[ColumnElement[Any]]:
-    return [getattr(table, name) for name in LOOKED_AT]
+def _columns(table: type[SessionColumns]) -> list[ColumnElement[Any]]:
+    return [getattr(table, name) for name in COLUMNS]
 
 
-def _taken(spans: CTE) -> Iterator[Select[Any]]:
-    """For each kind of limit: who takes it up, from when to when, and the limit that the session was held against.
+def _uses(spans: CTE) -> Iterator[Select[Any]]:
+    """Yield one query for each kind of limit: the sessions that use it, from start to end, with their limit.
 
-    `rule` and `of_what` together tell apart what is counted on its own.
+    Sessions with the same `rule` and `of_what` are counted together.
     """
     of = spans.c
 
-    def taken(rule: ColumnElement[str], of_what: ColumnElement[str], limit: ColumnElement[int | None]) -> Select[Any]:
+    def use(rule: ColumnElement[str], of_what: ColumnElement[str], limit: ColumnElement[int | None]) -> Select[Any]:
         return select(
             of.account_id,
             rule.label("rule"),
@@ -105,22 +109,22 @@ def _taken(spans: CTE) -> Iterator[Select[Any]]:
         )
 
     nothing = literal("")
-    yield taken(literal("max_sessions"), nothing, of.max_sessions).where(of.counts)
-    yield taken(literal("max_sessions_per_content"), of.content_id, of.max_sessions_per_content)
-    yield taken(literal("max_sessions_per_ip"), cast(of.address, Text), of.max_sessions_per_ip).where(
+    yield use(literal("max_sessions"), nothing, of.max_sessions).where(of.counts)
+    yield use(literal("max_sessions_per_content"), of.content_id, of.max_sessions_per_content)
+    yield use(literal("max_sessions_per_ip"), cast(of.address, Text), of.max_sessions_per_ip).where(
         of.address.is_not(None)
     )
-    yield taken("device_group:" + of.device_group, nothing, of.max_sessions_of_device_group).where(
+    yield use("device_group:" + of.device_group, nothing, of.max_sessions_of_device_group).where(
         of.device_group.is_not(None)
     )
     in_groups = func.unnest(of.content_groups, of.max_sessions_of_content_groups)
     group = in_groups.table_valued(column("name", Text), "limit", name="content_group").render_derived()
-    yield taken("content_group:" + group.c.name, nothing, group.c.limit).join_from(spans, group, true())
+    yield use("content_group:" + group.c.name, nothing, group.c.limit).join_from(spans, group, true())
 
 
-def _over_the_limit(taken: Select[Any]) -> Select[Any]:
-    """Account, instant, count, limit and rule of the starts that went over the limit."""
-    of = taken.cte("taken").c
+def _too_many_sessions(uses: Select[Any]) -> Select[Any]:
+    """Columns of an Excess for each start that exceeded the limit."""
+    of = uses.cte("uses").c
     events = union_all(
         select(of.account_id, of.rule, of.of_what, of.started_at.label("at"), literal(1).label("change"), of.limit),
         select(of.account_id, of.rule, of.of_what, of.ended_at, literal(-1), null()).where(of.ended_at.is_not(None)),
@@ -132,8 +136,11 @@ def _over_the_limit(taken: Select[Any]) -> Select[Any]:
     )
 
 
-def _over_the_limit_of_addresses(spans: CTE) -> Select[Any]:
-    """The same for the addresses with a session: one comes with its first session and goes with its last one."""
+def _too_many_addresses(spans: CTE) -> Select[Any]:
+    """Columns of an Excess for each start that exceeded `max_ip_addresses`.
+
+    An address comes with its first session and goes with its last one.
+    """
     of = spans.c
     events = union_all(
         select(of.account_id, of.address, of.started_at.label("at"), literal(1).label("change"), of.max_ip_addresses),
@@ -155,7 +162,7 @@ def _over_the_limit_of_addresses(spans: CTE) -> Select[Any]:
 
 
 def _too_old(spans: CTE) -> Select[Any]:
-    """The same for the sessions that were still active when they were as old as they may get."""
+    """Columns of an Excess for each session that was active beyond its longest life."""
     of = spans.c
     seconds = func.extract("epoch", of.ended_at - of.started_at)
     rule = literal("max_session_seconds")
@@ -165,6 +172,6 @@ def _too_old(spans: CTE) -> Select[Any]:
 
 
 def _running_sum(change: ColumnElement[int], events: CTE, *of_each: str) -> ColumnElement[int]:
-    """The sum of the changes up to each event, ends before starts at the same instant."""
+    """Sum of the changes up to each event; ends (-1) come before starts at the same instant."""
     partition = [events.c[name] for name in of_each]
     return func.sum(change).over(partition_by=partition, order_by=(events.c.at, events.c.change), rows=(None, 0))

@@ -1,17 +1,24 @@
-"""The active sessions of an account, as its devices may see them."""
+"""Active sessions of an account, as its devices may see them."""
 
 from srm.db.connection import Executor
 from srm.errors import AccountNotEnabled, DeviceNotEnabled
 from srm.playback.model import ListedSession, Principal
-from srm.playback.statements import LIST_SESSIONS
+from srm.playback.statements import LIST_SESSIONS, read_asker, read_listed_session
 
 
 def list_sessions(db: Executor, principal: Principal) -> list[ListedSession]:
-    """The active sessions of the account, the oldest first. AccountNotEnabled or DeviceNotEnabled as for a setup."""
-    names: dict[str, object] = {"of_account": principal.account_id, "of_device": principal.device_id}
-    rows = db.execute(LIST_SESSIONS, names).fetchall()
-    if not rows or not rows[0][0]:
+    """Return the active sessions of the account, the oldest first.
+
+    Raises AccountNotEnabled or DeviceNotEnabled where a setup would be denied with it.
+    """
+    params: dict[str, object] = {"account_id": principal.account_id, "device_id": principal.device_id}
+    rows = db.execute(LIST_SESSIONS, params).fetchall()
+    if not rows:
         raise AccountNotEnabled
-    if not rows[0][1]:
+    asker = read_asker(rows[0])
+    if not asker.account_enabled:
+        raise AccountNotEnabled
+    if not asker.device_enabled:
         raise DeviceNotEnabled
-    return [ListedSession(*session) for _, _, *session in rows if session[0] is not None]
+    listed = [read_listed_session(row) for row in rows]
+    return [session for session in listed if session.session_id is not None]

@@ -1,16 +1,19 @@
-"""What goes into the rules of playback sessions, and what comes out."""
+"""Values that go into the rules of playback sessions, and values that come out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple, TypeAlias
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
-from srm.errors import SessionLimitReached
+from srm.errors import SessionLimitReached, SrmError
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The account and device that a valid token proves."""
+    """Account and device that a valid Client-Token proves."""
 
     account_id: str
     device_id: str
@@ -18,7 +21,7 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class ContentRef:
-    """What is to be played: contentType and contentID of the API."""
+    """Content to play: its type, such as LIVE, and its id in the catalogue."""
 
     content_type: str
     content_id: str
@@ -26,10 +29,10 @@ class ContentRef:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A session that was set up.
+    """Session that a setup got.
 
-    `timeout_seconds`: None = keep-alive is disabled. `observed`: the refusal that would have been, if the limits of the
-    profile were enforced.
+    `timeout_seconds`: None = keep-alive is disabled. `observed`: the denial that the limits would have led to, had the
+    profile enforced them.
     """
 
     session_id: UUID
@@ -37,33 +40,8 @@ class Admission:
     observed: SessionLimitReached | None = None
 
 
-class Terms(NamedTuple):
-    """What holds for a setup beside the limits, by its account, its device, its content and the profile."""
-
-    device_enabled: bool | None
-    device_name: str | None
-    device_group: str
-    granted: bool
-    content_groups: list[str] | None
-    counts: bool
-    timeout_seconds: int | None
-    max_session_seconds: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ListedSession:
-    """An active session, as other devices of the account may see it."""
-
-    session_id: UUID
-    device_name: str
-    content_id: str
-    content_type: str
-    started_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class EndedSession:
-    """A session that was just ended, for a reason other than its client's."""
+class EndedSession(NamedTuple):
+    """Session that was just ended, and not by its client. The fields are columns of `sessions`."""
 
     account_id: str
     session_id: UUID
@@ -75,14 +53,58 @@ class EndedSession:
     end_reason: str
 
 
-Key: TypeAlias = tuple[str, str]
-"""Account and id of a session; the id as text, since of 100,000 it would cost as much as all else to make UUIDs."""
+@dataclass(frozen=True, slots=True)
+class Result(Generic[Value]):
+    """Outcome of a transaction for a client: a value, or the error to answer with.
+
+    `ended`: sessions that the transaction ended, also where the outcome is an error. All of it is true only once the
+    transaction is committed.
+    """
+
+    outcome: Value | SrmError
+    ended: Sequence[EndedSession] = ()
+
+
+class Terms(NamedTuple):
+    """Facts about account, device, content and profile that a setup depends on, without the limits."""
+
+    device_enabled: bool | None
+    """None = the account has no such device."""
+    device_name: str | None
+    device_group: str
+    """None only where `device_enabled` is, and then the setup is denied."""
+    granted: bool
+    """The account holds an entitlement to the content, by the local tables."""
+    content_groups: list[str] | None
+    """None = the content is in no group."""
+    counts: bool
+    """The session counts towards `max_sessions`."""
+    timeout_seconds: int | None
+    """None = keep-alive is disabled."""
+    max_session_seconds: int | None
+    """Longest life of the session; None = unlimited."""
+
+
+class ListedSession(NamedTuple):
+    """Active session, as other devices of the account may see it."""
+
+    session_id: UUID
+    device_name: str
+    """Name that the viewer gave the device, or else its id."""
+    content_id: str
+    content_type: str
+    started_at: datetime
+
+
+SessionKey: TypeAlias = tuple[str, str]
+"""Account id and session id, both as text: making 100,000 UUIDs costs as much as all else that the reaper does."""
 
 
 class ExpiredSession(NamedTuple):
-    """A lapsed session that was ended; no more of it than is said of 100,000 at once."""
+    """Lapsed session that the reaper ended: the facts that its log line needs."""
 
     account_id: str
     device_id: str
     session_id: str
+    """Text, as in SessionKey."""
     ended_at: datetime

@@ -1,125 +1,180 @@
-"""Setup: one more session of an account, and the end of those that have to go for it."""
+"""Setup: takes a slot for one more session of an account, and ends the sessions that have to go for it.
 
-from collections.abc import Collection
+The order of the statements keeps the limit exact: docs/design.md, "Concurrency protocol".
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
-from srm.db.connection import Cursor
-from srm.errors import AccountNotEnabled, ContentAccessDenied, DeviceNotEnabled, MalformedRequest
-from srm.playback import entitlements
-from srm.playback import limits as policy
-from srm.playback.entitlements import Access
+from srm.db.connection import Cursor, waive_durability
+from srm.errors import AccountNotEnabled, ContentAccessDenied, DeviceNotEnabled, MalformedRequest, SrmError
+from srm.playback import limits
+from srm.playback.entitlements import LOCAL, Access
 from srm.playback.keep_alive import keep_alive
-from srm.playback.limits import ActiveSession, Limits, Setup
-from srm.playback.model import Admission, ContentRef, EndedSession, Principal, Terms
+from srm.playback.limits import ActiveSession, Decision, Limits, RequestedSession
+from srm.playback.model import Admission, ContentRef, EndedSession, Principal, Result, Terms
 from srm.playback.statements import (
     COPIED,
     END_FOR_ANOTHER,
     END_LAPSED,
-    GET_TERMS_AND_LIST,
+    GET_TERMS_AND_SESSIONS,
     LIST_ACTIVE,
     LOCK_ACCOUNT,
-    _admit,
     ended_sessions,
+    insert_session,
+    read_account,
+    read_limits,
+    read_session,
+    read_state,
+    read_terms,
 )
 
 
-def set_up(
-    db: Cursor,
-    principal: Principal,
-    content: ContentRef,
-    ended: list[EndedSession],
-    *,
-    access: Access = entitlements.LOCAL,
-    address: str | None = None,
-    idempotency_key: str | None = None,
-    take_over: Collection[UUID] = (),
-) -> Admission:
-    """Take a slot for one more session of the account and device, and end those that have to go for it.
+@dataclass(frozen=True, slots=True)
+class SetupRequest:
+    """Setup that a device asks for.
 
-    Those are sessions of the account that it takes over, whose place it takes by the rules of the profile, or that
-    are evicted. They, and those that turn out to have lapsed, are added to `ended`, whatever comes of the setup.
-
-    A repeat, with the `idempotency_key` of an active session of the device, is given that session, kept alive.
-    `access`: what is known of the content access. `address`: of the client, as the limits count it.
-
-    AccountNotEnabled, DeviceNotEnabled, ContentAccessDenied or what else the `access` refuses with, MalformedRequest
-    (the key was used for another content) or SessionLimitReached when it may not be, checked in this order (wire
-    contract). The caller commits before it answers.
+    `access`: content access as far as it is known. `address`: the client's address as the limits count it; None = not
+    known, and no limit on addresses holds. `idempotency_key`: a repeat with this key gets the session of the first
+    setup. `take_over`: ids of sessions of the account whose place the new session takes.
     """
-    names: dict[str, object] = {
-        "of_account": principal.account_id,
-        "of_device": principal.device_id,
-        "of_content_type": content.content_type,
-        "of_content": content.content_id,
+
+    principal: Principal
+    content: ContentRef
+    access: Access = LOCAL
+    address: str | None = None
+    idempotency_key: str | None = None
+    take_over: Collection[UUID] = ()
+
+
+class AccountState(NamedTuple):
+    """What a setup decides on, read while the account is locked."""
+
+    terms: Terms
+    limits: Limits
+    active: Sequence[ActiveSession]
+    """The oldest first."""
+    ended: Sequence[EndedSession]
+    """Sessions that had lapsed and were ended before `active` was listed."""
+
+
+def set_up(db: Cursor, request: SetupRequest) -> Result[Admission]:
+    """Take a slot for one more session, and end the sessions that have to go for it.
+
+    Sessions go because they have lapsed, because the request takes them over, or because the profile has them replaced
+    or evicted. A repeat of a setup, with the idempotency key of an active session of the device, gets that session,
+    kept alive.
+
+    The outcome is an error in this order: AccountNotEnabled, DeviceNotEnabled, the denial of `request.access` or
+    ContentAccessDenied, MalformedRequest (the key was used for another content), SessionLimitReached. Source of the
+    order: docs/design.md, "Wire contract". The caller commits in each case, and only then answers.
+    """
+    params: dict[str, object] = {
+        "account_id": request.principal.account_id,
+        "device_id": request.principal.device_id,
+        "content_type": request.content.content_type,
+        "content_id": request.content.content_id,
     }
-    account = db.execute(LOCK_ACCOUNT, names).fetchone()
-    if account is None or not account[0]:
-        raise AccountNotEnabled
-    _, names["of_profile"], names["of_own_limit"] = account
-    terms, limits, active = _terms_and_active(db, names, ended)
+    row = db.execute(LOCK_ACCOUNT, params).fetchone()
+    account = None if row is None else read_account(row)
+    if account is None or not account.enabled:
+        return _denied(db, AccountNotEnabled())
+    params |= {"profile_id": account.profile_id, "account_max_sessions": account.max_sessions}
+    state = _read_state_and_end_lapsed(db, params)
+    try:
+        _check_access(state.terms, request.access)
+        repeated = _find_repeated(state.active, request)
+        if repeated is None:
+            decision = limits.decide(state.limits, state.active, _requested(request, state.terms), request.take_over)
+    except SrmError as denial:
+        return _denied(db, denial, state.ended)
+    if repeated is None:
+        return _admit(db, params, request, state, decision)
+    if keep_alive(db, request.principal, repeated.session_id):
+        return Result(Admission(repeated.session_id, repeated.timeout_seconds), state.ended)
+    # The session has ended since it was listed, so its key is free: start again, without it.
+    result = set_up(db, request)
+    return Result(result.outcome, [*state.ended, *result.ended])
+
+
+def _denied(db: Cursor, denial: SrmError, ended: Sequence[EndedSession] = ()) -> Result[Admission]:
+    """Return the result of a setup that gets no session; the ended sessions stay ended."""
+    waive_durability(db)
+    return Result(denial, ended)
+
+
+def _read_state_and_end_lapsed(db: Cursor, params: dict[str, object]) -> AccountState:
+    """Read the terms, the limits and the active sessions of the locked account; end those that have lapsed."""
+    rows = db.execute(GET_TERMS_AND_SESSIONS, params).fetchall()
+    terms, limits_ = read_terms(rows[0]), read_limits(rows[0])
+    states = [read_state(row) for row in rows]
+    if not any(state.is_lapsed for state in states):
+        active = [read_session(row) for row, state in zip(rows, states, strict=True) if state.session_id is not None]
+        return AccountState(terms, limits_, active, ())
+    ended = ended_sessions(db.execute(END_LAPSED, params))
+    active = [ActiveSession(*row) for row in db.execute(LIST_ACTIVE, params).fetchall()]
+    return AccountState(terms, limits_, active, ended)
+
+
+def _check_access(terms: Terms, access: Access) -> None:
+    """Raise DeviceNotEnabled, or the denial of content access."""
     if not terms.device_enabled:
         raise DeviceNotEnabled
-    if access.refusal is not None:
-        raise access.refusal
+    if access.denial is not None:
+        raise access.denial
     if access.ask_tables and not terms.granted:
         raise ContentAccessDenied
-    if idempotency_key is not None:
-        for session in active:
-            if (session.device_id, session.idempotency_key) == (principal.device_id, idempotency_key):
-                return _repeat(db, principal, content, ended, session, access, address, take_over)
-    setup = Setup(
-        principal.device_id, terms.device_group, content.content_id, terms.content_groups, address, terms.counts
+
+
+def _find_repeated(active: Sequence[ActiveSession], request: SetupRequest) -> ActiveSession | None:
+    """Return the active session that the device set up with the idempotency key of the request.
+
+    Raises MalformedRequest when the key was used for another content.
+    """
+    if request.idempotency_key is None:
+        return None
+    for session in active:
+        if (session.device_id, session.idempotency_key) == (request.principal.device_id, request.idempotency_key):
+            if (session.content_type, session.content_id) != (request.content.content_type, request.content.content_id):
+                raise MalformedRequest("Idempotency-Key was used for another content")
+            return session
+    return None
+
+
+def _requested(request: SetupRequest, terms: Terms) -> RequestedSession:
+    return RequestedSession(
+        device_id=request.principal.device_id,
+        device_group=terms.device_group,
+        content_id=request.content.content_id,
+        content_groups=terms.content_groups,
+        address=request.address,
+        counts=terms.counts,
     )
-    room = policy.decide(limits, active, setup, take_over)
-    admission = Admission(uuid4(), terms.timeout_seconds, room.observed)
-    if room.replaced or room.evicted:
+
+
+def _admit(
+    db: Cursor, params: dict[str, object], request: SetupRequest, state: AccountState, decision: Decision
+) -> Result[Admission]:
+    """End the sessions that have to go, and insert the new one with copies of its terms and limits."""
+    ended = list(state.ended)
+    if decision.replaced or decision.evicted:
         going = {
-            "of_replaced": [session.session_id for session in room.replaced],
-            "of_evicted": [session.session_id for session in room.evicted],
-            "ended_by": terms.device_name,
+            "replaced_ids": [session.session_id for session in decision.replaced],
+            "evicted_ids": [session.session_id for session in decision.evicted],
+            "ended_by": state.terms.device_name,
         }
-        ended += ended_sessions(db.execute(END_FOR_ANOTHER, {**names, **going}))
-    in_force = limits if limits.mode == "enforce" else Limits()
-    of_setup = {**terms._asdict(), **in_force._asdict(), "address": address, "idempotency_key": idempotency_key}
-    columns = tuple(name for name in COPIED if of_setup[name] is not None)
-    db.execute(_admit(columns), {**names, **of_setup, "of_session": admission.session_id})
-    return admission
-
-
-def _terms_and_active(
-    db: Cursor, names: dict[str, object], ended: list[EndedSession]
-) -> tuple[Terms, Limits, list[ActiveSession]]:
-    """What holds for a setup, and the active sessions of its account, the oldest first. The account is locked."""
-    rows = db.execute(GET_TERMS_AND_LIST, names).fetchall()
-    limits_at = len(Terms._fields)
-    lapsed_at = limits_at + len(Limits._fields)
-    session_at = lapsed_at + 1
-    if any(row[lapsed_at] for row in rows):
-        ended += ended_sessions(db.execute(END_LAPSED, names))
-        active = db.execute(LIST_ACTIVE, names).fetchall()
-    else:
-        active = [row[session_at:] for row in rows if row[session_at] is not None]
-    first = rows[0]
-    terms, limits = Terms(*first[:limits_at]), Limits(*first[limits_at:lapsed_at])
-    return terms, limits, [ActiveSession(*session) for session in active]
-
-
-def _repeat(
-    db: Cursor,
-    principal: Principal,
-    content: ContentRef,
-    ended: list[EndedSession],
-    session: ActiveSession,
-    access: Access,
-    address: str | None,
-    take_over: Collection[UUID],
-) -> Admission:
-    """Give the session of a setup that was admitted before; its answer got lost."""
-    if (session.content_type, session.content_id) != (content.content_type, content.content_id):
-        raise MalformedRequest("Idempotency-Key was used for another content")
-    if not keep_alive(db, principal, session.session_id):  # it has ended this very moment
-        key = session.idempotency_key
-        return set_up(
-            db, principal, content, ended, access=access, address=address, idempotency_key=key, take_over=take_over
-        )
-    return Admission(session.session_id, session.timeout_seconds)
+        ended += ended_sessions(db.execute(END_FOR_ANOTHER, {**params, **going}))
+    # Observed limits are not copied: a limit check must not find a session over a limit that nobody enforced.
+    enforced = state.limits if state.limits.mode == "enforce" else Limits()
+    values = {
+        **state.terms._asdict(),
+        **enforced._asdict(),
+        "address": request.address,
+        "idempotency_key": request.idempotency_key,
+    }
+    columns = tuple(name for name in COPIED if values[name] is not None)
+    admission = Admission(uuid4(), state.terms.timeout_seconds, decision.observed)
+    db.execute(insert_session(columns), {**params, **values, "session_id": admission.session_id})
+    return Result(admission, ended)

@@ -1,25 +1,25 @@
-"""Playback sessions: setup, keep-alive, teardown, and what the reaper does to them.
+"""SQL of the client path and of the reaper's ending, each statement compiled once at import.
 
-Every rule and every query on sessions is here. Functions take an open transaction and never commit; only
-`keep_alive` and `tear_down`, one statement each, also take what executes it as a transaction of its own. Why the limit
-is exact under any concurrency:
+To build a statement anew for each request costs ten times what psycopg needs to send it.
 
-- Whoever adds a session to an account holds the lock of the account's row. Setups of one account wait
-  for each other, setups of different accounts never do.
-- Only under that lock are the sessions of the account listed, in a statement of its own: its snapshot is younger than
-  the lock.
-- If any of them has lapsed, the lapsed ones are *ended*, not merely left out of the count, and the rest is listed
-  anew. A keep-alive that began before the lapse holds the row, so ending waits for it and looks again: the session
-  stays. A keep-alive that comes later finds the session ended: 410. Counting without ending lets both win.
-- Whoever ends several sessions of an account locks them in the order of their ids, so that nobody
-  waits in a circle.
+The functions of this package that execute the statements take an open transaction and never commit. `keep_alive` and
+`tear_down`, one statement each, also take a pool that executes the statement as a transaction of its own.
+
+The order of the statements and their locks keep the limit exact: docs/design.md, "Concurrency protocol". In short:
+
+- LOCK_ACCOUNT comes first in a setup. Setups of one account wait for each other; setups of other accounts never do.
+- The sessions are listed in a later statement, because its snapshot has to be younger than the lock.
+- Lapsed sessions are ended, not only left out of the count. Counting without ending lets a late keep-alive and a setup
+  both win.
+- A statement that changes several sessions of an account locks them in the order of their ids, so that nobody waits in
+  a circle.
 - Keep-alive and teardown lock nothing but the row of their session.
 
-All times are `statement_timestamp()` of the database: `now()` stands still while a transaction waits for
-a lock, and the clocks of hosts differ.
+All times are `statement_timestamp()` of the database: docs/design.md, Invariant 5.
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -53,63 +53,74 @@ from srm.db.models import (
     ProfileDeviceGroup,
     sessions,
 )
-from srm.db.sql import compiled, constant
-from srm.playback import entitlements
-from srm.playback import limits as policy
-from srm.playback.expiry import is_active, is_lapsed, lapse, lapsed_at
-from srm.playback.limits import ActiveSession
-from srm.playback.model import EndedSession, Principal
+from srm.db.sql import AnySelect, compiled, constant, reader
+from srm.playback import entitlements, limits
+from srm.playback.expiry import end_if_lapsed, is_active, is_lapsed, lapsed_at
+from srm.playback.limits import ActiveSession, Limits
+from srm.playback.model import EndedSession, ExpiredSession, ListedSession, Principal, Terms
 
-COPIED = (
-    "device_group",
-    "content_groups",
-    "address",
-    "counts",
-    "timeout_seconds",
-    "max_session_seconds",
-    *policy.LIMITS,
-    "idempotency_key",
-)
-"""What a session keeps of its setup, beside who and what: all that its limits look at, as it was then."""
+# Parameters. Every statement of the client path names one account, in each table of an account that it touches:
+# docs/adr/0009-account-id-first.md.
+
+ACCOUNT_ID = bindparam("account_id", type_=Text)
+SESSION_ID = bindparam("session_id", type_=Uuid)
+DEVICE_ID = bindparam("device_id", type_=Text)
+CONTENT_TYPE = bindparam("content_type", type_=Text)
+CONTENT_ID = bindparam("content_id", type_=Text)
+PROFILE_ID = bindparam("profile_id", type_=Text)
+ACCOUNT_MAX_SESSIONS = bindparam("account_max_sessions", type_=Integer)
+REPLACED_IDS = bindparam("replaced_ids", type_=ARRAY(Uuid))
+EVICTED_IDS = bindparam("evicted_ids", type_=ARRAY(Uuid))
+ENDED_BY = bindparam("ended_by", type_=Text)
 
 
-# The statements of the client API, compiled once: to build and look them up anew costs ten times what psycopg needs
-# to send them. `of_…` are their parameters; each names one account, in every table of an account that it touches.
+def params_of(principal: Principal, session_id: UUID) -> dict[str, object]:
+    """Return the parameters of a statement on one session of a principal."""
+    return {"account_id": principal.account_id, "session_id": session_id, "device_id": principal.device_id}
 
-OF_ACCOUNT = bindparam("of_account", type_=Text)
-OF_SESSION = bindparam("of_session", type_=Uuid)
-OF_DEVICE = bindparam("of_device", type_=Text)
-OF_CONTENT_TYPE = bindparam("of_content_type", type_=Text)
-OF_CONTENT = bindparam("of_content", type_=Text)
-OF_REPLACED = bindparam("of_replaced", type_=ARRAY(Uuid))
-OF_EVICTED = bindparam("of_evicted", type_=ARRAY(Uuid))
 
-# Alone in its statement: what is read together with a lock, other than the locked row, may be older than the lock.
-LOCK_ACCOUNT = compiled(
-    select(Account.enabled, Account.profile_id, Account.max_sessions)
-    .where(Account.account_id == OF_ACCOUNT)
-    .with_for_update(key_share=True)
-)
-ACTIVE_SESSION = tuple(sessions[name] for name in ActiveSession._fields)
+# Setup, 1: lock the account.
+
+
+class LockedAccount(NamedTuple):
+    """Account that a setup has locked; `max_sessions` overrides the limit of the profile unless it is None."""
+
+    enabled: bool
+    profile_id: str
+    max_sessions: int | None
+
+
+# Nothing else is read here: a row read together with the lock, other than the locked one, may be older than the lock.
+_ACCOUNT = select(Account.enabled, Account.profile_id, Account.max_sessions).where(Account.account_id == ACCOUNT_ID)
+LOCK_ACCOUNT = compiled(_ACCOUNT.with_for_update(key_share=True))
+read_account = reader(_ACCOUNT, LockedAccount)
+
+
+# Setup, 2: read the terms, the limits, and the sessions that are not ended.
+
+SESSION = "session_"
+"""Prefix of the labels of a session's columns, where they stand beside others."""
+
 OLDEST_FIRST = (sessions.started_at, sessions.session_id)
-# An event is also in the groups of its channel.
+
+# Groups of the content. An event is also in the groups of its channel.
 GROUPS_OF_CONTENT = (
     select(ContentGroup.content_group)
     .distinct()
     .where(
         or_(
-            ContentGroup.content_id == OF_CONTENT,
+            ContentGroup.content_id == CONTENT_ID,
             ContentGroup.content_id
-            == select(Content.channel_id).where(Content.content_id == OF_CONTENT).scalar_subquery(),
+            == select(Content.channel_id).where(Content.content_id == CONTENT_ID).scalar_subquery(),
         )
     )
     .subquery("groups_of_content")
 )
-IN_ORDER = GROUPS_OF_CONTENT.c.content_group
+BY_GROUP = GROUPS_OF_CONTENT.c.content_group
 CONTENT_GROUPS = (
     select(
-        func.array_agg(aggregate_order_by(GROUPS_OF_CONTENT.c.content_group, IN_ORDER)).label("names"),
-        func.array_agg(aggregate_order_by(ProfileContentGroup.max_sessions, IN_ORDER)).label("limits"),
+        func.array_agg(aggregate_order_by(GROUPS_OF_CONTENT.c.content_group, BY_GROUP)).label("names"),
+        func.array_agg(aggregate_order_by(ProfileContentGroup.max_sessions, BY_GROUP)).label("limits"),
         func.bool_and(func.coalesce(ProfileContentGroup.counts, true())).label("count"),
     )
     .select_from(GROUPS_OF_CONTENT)
@@ -122,31 +133,46 @@ CONTENT_GROUPS = (
     )
     .lateral("content_groups")
 )
-# Terms, limits, whether lapsed, and a session; a row for each that is not ended, or one with nulls where there is none.
-GET_TERMS_AND_LIST = compiled(
+
+
+class SessionState(NamedTuple):
+    """Session in a row beside the terms. `session_id` is None when the account has no session that is not ended."""
+
+    session_id: UUID | None
+    is_lapsed: bool | None
+
+
+_TERMS = {
+    "device_enabled": Device.enabled,
+    "device_name": Device.name,
+    "device_group": Device.device_group,
+    "granted": entitlements.is_granted(ACCOUNT_ID, CONTENT_TYPE, CONTENT_ID),
+    "content_groups": CONTENT_GROUPS.c.names,
+    "counts": and_(func.coalesce(ProfileDeviceGroup.counts, true()), func.coalesce(CONTENT_GROUPS.c.count, true())),
+    "timeout_seconds": AccountProfile.timeout_seconds,
+    "max_session_seconds": AccountProfile.max_session_seconds,
+}
+_LIMITS = {
+    "max_sessions": func.coalesce(ACCOUNT_MAX_SESSIONS, AccountProfile.max_sessions),
+    "max_sessions_per_content": AccountProfile.max_sessions_per_content,
+    "max_ip_addresses": AccountProfile.max_ip_addresses,
+    "max_sessions_per_ip": AccountProfile.max_sessions_per_ip,
+    "max_sessions_of_device_group": ProfileDeviceGroup.max_sessions,
+    "max_sessions_of_content_groups": CONTENT_GROUPS.c.limits,
+    "on_limit": AccountProfile.on_limit,
+    "same_device": AccountProfile.same_device,
+    "mode": AccountProfile.mode,
+}
+_ACTIVE_SESSION = {name: sessions[name] for name in ActiveSession._fields}
+# One row for each session that is not ended; without any, one row whose columns of the session are null.
+_TERMS_AND_SESSIONS: AnySelect = (
     select(
-        Device.enabled,
-        Device.name,
-        Device.device_group,
-        entitlements.is_granted(OF_ACCOUNT, OF_CONTENT_TYPE, OF_CONTENT),
-        CONTENT_GROUPS.c.names,
-        and_(func.coalesce(ProfileDeviceGroup.counts, true()), func.coalesce(CONTENT_GROUPS.c.count, true())),
-        AccountProfile.timeout_seconds,
-        AccountProfile.max_session_seconds,
-        func.coalesce(bindparam("of_own_limit", type_=Integer), AccountProfile.max_sessions),
-        AccountProfile.max_sessions_per_content,
-        AccountProfile.max_ip_addresses,
-        AccountProfile.max_sessions_per_ip,
-        ProfileDeviceGroup.max_sessions,
-        CONTENT_GROUPS.c.limits,
-        AccountProfile.on_limit,
-        AccountProfile.same_device,
-        AccountProfile.mode,
-        is_lapsed(),
-        *ACTIVE_SESSION,
+        *(column.label(name) for name, column in {**_TERMS, **_LIMITS}.items()),
+        is_lapsed().label(f"{SESSION}is_lapsed"),
+        *(column.label(f"{SESSION}{name}") for name, column in _ACTIVE_SESSION.items()),
     )
     .select_from(AccountProfile)
-    .outerjoin(Device, and_(Device.account_id == OF_ACCOUNT, Device.device_id == OF_DEVICE))
+    .outerjoin(Device, and_(Device.account_id == ACCOUNT_ID, Device.device_id == DEVICE_ID))
     .outerjoin(
         ProfileDeviceGroup,
         and_(
@@ -155,128 +181,192 @@ GET_TERMS_AND_LIST = compiled(
         ),
     )
     .join(CONTENT_GROUPS, true())
-    .outerjoin(PlaybackSession, and_(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None)))
-    .where(AccountProfile.profile_id == bindparam("of_profile", type_=Text))
+    .outerjoin(PlaybackSession, and_(sessions.account_id == ACCOUNT_ID, sessions.ended_at.is_(None)))
+    .where(AccountProfile.profile_id == PROFILE_ID)
     .order_by(*OLDEST_FIRST)
 )
-WAS_ENDED = tuple(sessions[name] for name in EndedSession.__slots__)
+GET_TERMS_AND_SESSIONS = compiled(_TERMS_AND_SESSIONS)
+read_terms = reader(_TERMS_AND_SESSIONS, Terms)
+read_limits = reader(_TERMS_AND_SESSIONS, Limits)
+read_state = reader(_TERMS_AND_SESSIONS, SessionState, prefix=SESSION)
+read_session = reader(_TERMS_AND_SESSIONS, ActiveSession, prefix=SESSION)
+
+
+# Setup, 3: end what has lapsed, and list the rest again.
+
+ENDED_SESSION = tuple(sessions[name] for name in EndedSession._fields)
 LAPSED_IN_ORDER = (
     select(sessions.session_id)
-    .where(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None), is_lapsed())
+    .where(sessions.account_id == ACCOUNT_ID, sessions.ended_at.is_(None), is_lapsed())
     .order_by(sessions.session_id)
     .with_for_update()
 )
 END_LAPSED = compiled(
-    lapse(and_(sessions.account_id == OF_ACCOUNT, sessions.session_id.in_(LAPSED_IN_ORDER))).returning(*WAS_ENDED)
+    end_if_lapsed(and_(sessions.account_id == ACCOUNT_ID, sessions.session_id.in_(LAPSED_IN_ORDER))).returning(
+        *ENDED_SESSION
+    )
 )
-# On its own, after the ending: its snapshot shows what became of those whom the ending had to wait for.
+# After END_LAPSED, in a statement of its own: where END_LAPSED had to wait for a session, only a younger snapshot shows
+# whether that session is still active.
 LIST_ACTIVE = compiled(
-    select(*ACTIVE_SESSION)
-    .where(sessions.account_id == OF_ACCOUNT, sessions.ended_at.is_(None))
+    select(*_ACTIVE_SESSION.values())
+    .where(sessions.account_id == ACCOUNT_ID, sessions.ended_at.is_(None))
     .order_by(*OLDEST_FIRST)
 )
-NAMED_IN_ORDER = (
+
+
+def ended_sessions(cursor: Cursor) -> list[EndedSession]:
+    """Return the rows of a statement that returns the columns ENDED_SESSION."""
+    return [EndedSession(*row) for row in cursor.fetchall()]
+
+
+# Setup, 4: end the sessions that have to go, and insert the new one.
+
+REPLACED_OR_EVICTED_IN_ORDER = (
     select(sessions.session_id)
     .where(
-        sessions.account_id == OF_ACCOUNT,
-        or_(sessions.session_id == func.any(OF_REPLACED), sessions.session_id == func.any(OF_EVICTED)),
+        sessions.account_id == ACCOUNT_ID,
+        or_(sessions.session_id == func.any(REPLACED_IDS), sessions.session_id == func.any(EVICTED_IDS)),
         sessions.ended_at.is_(None),
     )
     .order_by(sessions.session_id)
     .with_for_update()
 )
-# On its own, before the admission: where it has to wait for a teardown, the new session starts after that.
+# A statement of its own, before the insert: where it has to wait for a teardown, the new session starts after that.
 END_FOR_ANOTHER = compiled(
     update(PlaybackSession)
-    .where(sessions.account_id == OF_ACCOUNT, sessions.session_id.in_(NAMED_IN_ORDER), sessions.ended_at.is_(None))
+    .where(
+        sessions.account_id == ACCOUNT_ID,
+        sessions.session_id.in_(REPLACED_OR_EVICTED_IN_ORDER),
+        sessions.ended_at.is_(None),
+    )
     .values(
         ended_at=func.least(func.statement_timestamp(), lapsed_at()),
         end_reason=case(
-            (sessions.session_id == func.any(OF_REPLACED), constant("replaced")), else_=constant("evicted")
+            (sessions.session_id == func.any(REPLACED_IDS), constant("replaced")), else_=constant("evicted")
         ),
-        ended_by=bindparam("ended_by", type_=Text),
+        ended_by=ENDED_BY,
     )
-    .returning(*WAS_ENDED)
+    .returning(*ENDED_SESSION)
 )
+
+COPIED = (
+    "device_group",
+    "content_groups",
+    "address",
+    "counts",
+    "timeout_seconds",
+    "max_session_seconds",
+    *limits.LIMITS,
+    "idempotency_key",
+)
+"""Setup values copied to the row of the session; its limits and its timeout use these copies."""
 
 
 @lru_cache
-def _admit(columns: tuple[str, ...]) -> str:
-    """The statement that admits a session with values in these columns of COPIED.
+def insert_session(columns: tuple[str, ...]) -> str:
+    """Return the statement that inserts a session with values in these columns of COPIED.
 
-    The others are null, most of them nearly always: to send that costs as much as it does to send a value.
+    The other columns of COPIED are null, most of them nearly always: to send a null costs as much as to send a value.
     """
     values = {name: bindparam(name, type_=sessions[name].type) for name in columns}
     who_and_what = {
-        "account_id": OF_ACCOUNT,
-        "session_id": OF_SESSION,
-        "device_id": OF_DEVICE,
-        "content_type": OF_CONTENT_TYPE,
-        "content_id": OF_CONTENT,
+        "account_id": ACCOUNT_ID,
+        "session_id": SESSION_ID,
+        "device_id": DEVICE_ID,
+        "content_type": CONTENT_TYPE,
+        "content_id": CONTENT_ID,
     }
     return compiled(insert(PlaybackSession).values(**who_and_what, **values))
 
 
-OWN_SESSION = and_(
-    sessions.account_id == OF_ACCOUNT, sessions.session_id == OF_SESSION, sessions.device_id == OF_DEVICE
-)
-OWN_ACTIVE_SESSION = and_(OWN_SESSION, is_active())
-# Of two keep-alives the younger one counts, in whichever order they get hold of the row.
+# Keep-alive and teardown.
+
+ONE_SESSION = and_(sessions.account_id == ACCOUNT_ID, sessions.session_id == SESSION_ID)
+OWN_SESSION = and_(ONE_SESSION, sessions.device_id == DEVICE_ID)
+# `greatest`, because a keep-alive that waited for the row may be older than the one that held it.
 KEEP_ALIVE = compiled(
     update(PlaybackSession)
-    .where(OWN_ACTIVE_SESSION)
+    .where(OWN_SESSION, is_active())
     .values(last_keep_alive_at=func.greatest(sessions.last_keep_alive_at, func.statement_timestamp()))
 )
 TEAR_DOWN = compiled(
     update(PlaybackSession)
-    .where(OWN_ACTIVE_SESSION)
+    .where(OWN_SESSION, is_active())
     .values(ended_at=func.statement_timestamp(), end_reason=constant("teardown"))
 )
+END_OWN_IF_LAPSED = compiled(end_if_lapsed(OWN_SESSION).returning(*ENDED_SESSION))
+
+
+class SessionEnd(NamedTuple):
+    """Why a session ended; `end_reason` is None while it has not."""
+
+    end_reason: str | None
+    ended_by: str | None
+
+
+_END = select(sessions.end_reason, sessions.ended_by).where(OWN_SESSION)
+GET_END = compiled(_END)
+read_end = reader(_END, SessionEnd)
+
+
+# List of the active sessions of an account.
+
+
+class Asker(NamedTuple):
+    """Whether account and device may ask at all; `device_enabled` is None when the account has no such device."""
+
+    account_enabled: bool
+    device_enabled: bool | None
+
+
 OTHER_DEVICE = aliased(Device)
-LIST_SESSIONS = compiled(
+# One row for each active session; without any, one row whose columns of the session are null.
+_LIST = (
     select(
-        Account.enabled,
-        Device.enabled,
+        Account.enabled.label("account_enabled"),
+        Device.enabled.label("device_enabled"),
         sessions.session_id,
-        func.coalesce(OTHER_DEVICE.name, sessions.device_id),
+        func.coalesce(OTHER_DEVICE.name, sessions.device_id).label("device_name"),
         sessions.content_id,
         sessions.content_type,
         sessions.started_at,
     )
     .select_from(Account)
-    .outerjoin(Device, and_(Device.account_id == OF_ACCOUNT, Device.device_id == OF_DEVICE))
-    .outerjoin(
-        PlaybackSession,
-        and_(sessions.account_id == OF_ACCOUNT, is_active()),
-    )
-    .outerjoin(OTHER_DEVICE, and_(OTHER_DEVICE.account_id == OF_ACCOUNT, OTHER_DEVICE.device_id == sessions.device_id))
-    .where(Account.account_id == OF_ACCOUNT)
+    .outerjoin(Device, and_(Device.account_id == ACCOUNT_ID, Device.device_id == DEVICE_ID))
+    .outerjoin(PlaybackSession, and_(sessions.account_id == ACCOUNT_ID, is_active()))
+    .outerjoin(OTHER_DEVICE, and_(OTHER_DEVICE.account_id == ACCOUNT_ID, OTHER_DEVICE.device_id == sessions.device_id))
+    .where(Account.account_id == ACCOUNT_ID)
     .order_by(*OLDEST_FIRST)
 )
-ID_AS_TEXT = sessions.session_id.cast(Text)
+LIST_SESSIONS = compiled(_LIST)
+read_asker = reader(_LIST, Asker)
+read_listed_session = reader(_LIST, ListedSession)
+
+
+# Ending of lapsed sessions by the reaper, across accounts.
+
+SESSION_ID_AS_TEXT = sessions.session_id.cast(Text)
 FIND_LAPSED = compiled(
-    select(sessions.account_id, ID_AS_TEXT)
+    select(sessions.account_id, SESSION_ID_AS_TEXT)
     .where(sessions.ended_at.is_(None), is_lapsed())
     .limit(bindparam("at_most", type_=Integer))
 )
-EXPIRED = (sessions.account_id, sessions.device_id, ID_AS_TEXT, sessions.ended_at)
-NAMED = select(
-    func.unnest(bindparam("of_accounts", type_=ARRAY(Text))),
-    func.unnest(bindparam("of_sessions", type_=ARRAY(Text)).cast(ARRAY(Uuid))),
+_EXPIRED = {
+    "account_id": sessions.account_id,
+    "device_id": sessions.device_id,
+    "session_id": SESSION_ID_AS_TEXT,
+    "ended_at": sessions.ended_at,
+}
+EXPIRED_SESSION = tuple(_EXPIRED[name] for name in ExpiredSession._fields)
+GIVEN_KEYS = select(
+    func.unnest(bindparam("account_ids", type_=ARRAY(Text))),
+    func.unnest(bindparam("session_ids", type_=ARRAY(Text)).cast(ARRAY(Uuid))),
 )
-END_ALL_LAPSED = compiled(lapse(tuple_(sessions.account_id, sessions.session_id).in_(NAMED)).returning(*EXPIRED))
-ONE_SESSION = and_(sessions.account_id == OF_ACCOUNT, sessions.session_id == OF_SESSION)
-FREE_SESSION = select(sessions.session_id).where(ONE_SESSION).with_for_update(skip_locked=True)
-END_FREE_LAPSED = compiled(lapse(and_(ONE_SESSION, sessions.session_id.in_(FREE_SESSION))).returning(*EXPIRED))
-END_OWN_IF_LAPSED = compiled(lapse(OWN_SESSION).returning(*WAS_ENDED))
-EXPLAIN = compiled(select(sessions.end_reason, sessions.ended_by).where(OWN_SESSION))
-
-
-def params_of(principal: Principal, session_id: UUID) -> dict[str, object]:
-    """The parameters of a statement on one session of a principal."""
-    return {"of_account": principal.account_id, "of_session": session_id, "of_device": principal.device_id}
-
-
-def ended_sessions(cursor: Cursor) -> list[EndedSession]:
-    """The rows of a statement that returns WAS_ENDED."""
-    return [EndedSession(*row) for row in cursor.fetchall()]
+END_ALL_LAPSED = compiled(
+    end_if_lapsed(tuple_(sessions.account_id, sessions.session_id).in_(GIVEN_KEYS)).returning(*EXPIRED_SESSION)
+)
+ONE_SESSION_UNLESS_HELD = select(sessions.session_id).where(ONE_SESSION).with_for_update(skip_locked=True)
+END_LAPSED_UNLESS_HELD = compiled(
+    end_if_lapsed(and_(ONE_SESSION, sessions.session_id.in_(ONE_SESSION_UNLESS_HELD))).returning(*EXPIRED_SESSION)
+)

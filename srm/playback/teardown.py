@@ -3,27 +3,29 @@
 from uuid import UUID
 
 from srm.db.connection import Cursor, Executor
-from srm.playback.keep_alive import find_end
-from srm.playback.model import EndedSession, Principal
+from srm.errors import SessionHasEnded
+from srm.playback.keep_alive import find_inactive
+from srm.playback.model import Principal, Result
 from srm.playback.statements import TEAR_DOWN, params_of
 
 
 def tear_down(db: Executor, principal: Principal, session_id: UUID) -> bool:
-    """End the session and free its slot; False when the account and device seem to have no such active session.
+    """End the session and free its slot. Return False when account and device seem to have no such active session.
 
-    `tear_down_or_explain` has the last word.
+    After False, `tear_down_or_explain` has the last word.
     """
     return db.execute(TEAR_DOWN, params_of(principal, session_id)).rowcount == 1
 
 
-def tear_down_or_explain(db: Cursor, principal: Principal, session_id: UUID, ended: list[EndedSession]) -> bool:
-    """End the session and free its slot; False, and nothing happens, when this device has torn it down before.
+def tear_down_or_explain(db: Cursor, principal: Principal, session_id: UUID) -> Result[bool]:
+    """End the session and free its slot, or return the error that says why not.
 
-    If it turns out to have lapsed, it is added to `ended`. SessionNotFound and SessionHasEnded as for a keep-alive.
+    The outcome is True when the session was torn down now, False when this device tore it down before: a client
+    repeats a teardown whose answer got lost. SessionNotFound and SessionHasEnded as for a keep-alive.
     """
-    while (end := find_end(db, principal, session_id, ended)) is None:
+    while (inactive := find_inactive(db, principal, session_id)) is None:
         if tear_down(db, principal, session_id):
-            return True
-    if end.end_reason != "teardown":
-        raise end
-    return False
+            return Result(True)
+    if isinstance(inactive.error, SessionHasEnded) and inactive.error.end_reason == "teardown":
+        return Result(False)
+    return Result(inactive.error, inactive.ended)

@@ -9,7 +9,7 @@ from srm.db.models import ReaperState
 from srm.db.sql import compiled
 from srm.logs import session_ended
 from srm.playback import ending, history
-from srm.playback.model import Key
+from srm.playback.model import SessionKey
 from srm.reaper.exclusive import Busy, Exclusive
 
 log = structlog.get_logger("srm.reaper")
@@ -44,7 +44,7 @@ def expire(exclusive: Exclusive) -> int:
     return total
 
 
-def _end(exclusive: Exclusive, lapsed: list[Key]) -> int:
+def _end(exclusive: Exclusive, lapsed: list[SessionKey]) -> int:
     with exclusive.request() as db:
         ended = ending.end_lapsed(db, lapsed)
         db.execute(COUNT_EXPIRED, {"more": len(ended)})

@@ -110,8 +110,8 @@ def post_worker_init(worker: Any) -> None:
 
     worker.observe_wait = telemetry.WAITED.observe
     worker.drain_seconds = DRAIN_SECONDS if load().trusted_proxies else 0
-    service = getattr(worker.wsgi, "extensions", {}).get("srm.entitlement_service")
-    if service is not None:
-        service.set_worker_threads(worker.cfg.threads)
+    parts = getattr(worker.wsgi, "extensions", {}).get("srm.parts")
+    if parts is not None and parts.entitlement_service is not None:
+        parts.entitlement_service.set_worker_threads(worker.cfg.threads)
     gc.collect()
     gc.freeze()

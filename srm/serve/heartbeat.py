@@ -23,7 +23,7 @@ def _beat_forever(database: Database) -> NoReturn:
     problem = ""
     while True:
         try:
-            outage = availability.tick(database.hot)
+            outage = availability.beat(database.hot)
             problem = ""
             if outage is not None:
                 began_at = outage.began_at and outage.began_at.isoformat()
@@ -32,5 +32,5 @@ def _beat_forever(database: Database) -> NoReturn:
             pass  # requests meet the outage too, and log it
         except psycopg.Error as error:  # the schema is too old, or the role lacks a right
             if problem != (problem := first_line(error)):
-                log.error("cannot tick: no session will lapse", cause=problem)
-        time.sleep(availability.TICK_SECONDS)
+                log.error("cannot beat: no session will lapse", cause=problem)
+        time.sleep(availability.BEAT_SECONDS)

@@ -129,8 +129,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         new requests and finishes those in progress.
         """
         self._drain()
-        if (draining := getattr(getattr(self, "wsgi", None), "extensions", {}).get("srm.draining")) is not None:
-            draining.set()
+        if (parts := getattr(getattr(self, "wsgi", None), "extensions", {}).get("srm.parts")) is not None:
+            parts.draining.set()
         self.method_queue.defer(lambda: None)  # wake the loop after the events that are waiting now
 
     def _drain(self) -> None:
@@ -194,6 +194,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Answer a request that did not reach the application, in the error envelope. Called by gunicorn."""
         from srm.api import (
             envelope,  # imports srm.metrics, which the master must not do
+            http_errors,
             telemetry,
         )
 
@@ -207,8 +208,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         else:
             self.log.error("request failed", exc_info=exc)
         body = json.dumps(envelope.render(error)).encode()
+        code = http_errors.HTTP_ERRORS[type(error)].code
         head = (
-            f"HTTP/1.1 {error.http_status} {'Bad Request' if expected else 'Internal Server Error'}\r\n"
+            f"HTTP/1.1 {code} {'Bad Request' if expected else 'Internal Server Error'}\r\n"
             "Connection: close\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
             f"X-Correlation-Id: {correlation_id}\r\nContent-Length: {len(body)}\r\n\r\n"
         )

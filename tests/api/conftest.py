@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from srm.api.parts import parts_of
 from srm.app import create_app
 from srm.config import Settings
 from tests import support
@@ -22,8 +23,8 @@ def make_client(tmp_path: Path) -> Iterator[Callable[..., FlaskClient]]:
             if "token_jwks" not in settings:
                 settings["token_secret"] = support.SECRET
             app = create_app(Settings(data_dir=tmp_path, **settings))
-            stack.callback(app.extensions["srm.database"].dispose)
-            if (service := app.extensions.get("srm.entitlement_service")) is not None:
+            stack.callback(parts_of(app).database.dispose)
+            if (service := parts_of(app).entitlement_service) is not None:
                 stack.callback(service.close)
             return app.test_client()
 

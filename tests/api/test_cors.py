@@ -8,6 +8,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from srm.api.parts import parts_of
 from srm.app import create_app
 from srm.config import Settings
 from tests.support import NO_SESSION, SECRET, SESSION, SETUP, Factory, error_of, issue_token
@@ -120,10 +121,10 @@ def test_the_page_may_read_that_something_is_wrong(url: str, monkeypatch: pytest
     def crash() -> NoReturn:
         raise RuntimeError("a bug")
 
-    app.view_functions["pinned.list_sessions"] = crash
+    app.view_functions["pinned.get_sessions"] = crash
 
     answer = app.test_client().get("/srm/v1/sessions", headers={"Origin": PAGE})
-    app.extensions["srm.database"].dispose()
+    parts_of(app).database.dispose()
 
     assert error_of(answer) == (500, "ERROR", "SRM-0001")
     assert answer.headers["Access-Control-Allow-Origin"] == PAGE

@@ -20,7 +20,9 @@ from structlog.testing import LogCapture
 
 from srm import config
 from srm.api import envelope
+from srm.api.parts import parts_of
 from srm.clients import breaker, entitlement_service
+from srm.clients.entitlement_service import EntitlementService
 from srm.db.database import Database
 from srm.db.models import Account, Device
 from srm.deadline import DEADLINE
@@ -108,12 +110,15 @@ def set_up(client: FlaskClient, content: str = "film", device: str = "tv", accou
     return "admitted" if "successResponse" in answer.get_json() else error_of(answer)[2]
 
 
+def service_of(client: FlaskClient) -> EntitlementService:
+    service = parts_of(client.application).entitlement_service
+    assert service is not None
+    return service
+
+
 def ask(client: FlaskClient, content: str = "film") -> Access:
     """Ask for content access as a setup does, without the setup."""
-    access: Access = client.application.extensions["srm.entitlement_service"].access_to(
-        Principal("a", "tv"), ContentRef("COD", content)
-    )
-    return access
+    return service_of(client).access_to(Principal("a", "tv"), ContentRef("COD", content))
 
 
 def reasons(database: Database) -> list[tuple[str, str | None]]:
@@ -633,7 +638,7 @@ def test_one_setup_tries_the_service_while_the_others_do_not_wait(
         wait_until(lambda: len(server.questions) == asked + 1, timeout=TIMEOUT_SECONDS)
         others = [set_up(client) for _ in range(3)]
         answered.set()
-        assert first.result().refusal is None
+        assert first.result().denial is None
 
     assert others == ["SRM-0010"] * 3
     assert len(server.questions) == asked + 1
@@ -649,7 +654,7 @@ def test_the_number_of_concurrent_calls_is_limited(
         wait_until(lambda: len(server.questions) == calls, timeout=TIMEOUT_SECONDS)
         took = seconds_of(lambda: ask(client, "one more"))
 
-    assert {type(asked.result().refusal) for asked in hanging} == {DependencyUnavailable}
+    assert {type(asked.result().denial) for asked in hanging} == {DependencyUnavailable}
     assert took < TIMEOUT_SECONDS / 4
     assert len(server.questions) == calls
     assert [line["content_id"] for line in lines if line.get("kind") == "busy"] == ["one more"]
@@ -659,7 +664,7 @@ def test_the_number_of_concurrent_calls_is_limited(
 def test_some_threads_of_a_worker_never_wait_for_the_service(
     client: FlaskClient, server: EntitlementServer, threads: int, calls: int
 ) -> None:
-    client.application.extensions["srm.entitlement_service"].set_worker_threads(threads)
+    service_of(client).set_worker_threads(threads)
     server.behave = hang
 
     with ThreadPoolExecutor(8) as pool:
@@ -740,4 +745,4 @@ def test_metrics_count_failures_by_cause_and_decision(
     }
     assert after["srm_entitlement_seconds_sum"] - before["srm_entitlement_seconds_sum"] >= TIMEOUT_SECONDS
     server.behave = grant
-    wait_until(lambda: ask(client).asked_for_seconds > 0 and not measured(client)["srm_entitlement_breakers_open"])
+    wait_until(lambda: ask(client).spent_seconds > 0 and not measured(client)["srm_entitlement_breakers_open"])

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from srm import version
 from srm.db import schema
 from srm.db.database import Database
-from srm.playback import gauges as collector
+from srm.playback import gauges
 from srm.reaper.runner import Reaper
 from tests.api.test_metrics import series
 from tests.support import Factory, free_port
@@ -78,7 +78,7 @@ def test_it_tells_the_lag_of_the_reaper(
 
 
 def test_it_tells_only_the_largest_device_groups_apart(client: FlaskClient, factory: Factory) -> None:
-    for number in range(collector.GROUPS + 5):
+    for number in range(gauges.MAX_GROUPS + 5):
         factory.session(device_group=f"group-{number}")
     for _ in range(2):
         factory.session(device_group="large")
@@ -86,9 +86,9 @@ def test_it_tells_only_the_largest_device_groups_apart(client: FlaskClient, fact
     seen = series(client)
 
     groups = {name.rpartition("=")[2]: value for name, value in seen.items() if name.startswith("srm_active_sessions")}
-    assert len(groups) == collector.GROUPS + 1
+    assert len(groups) == gauges.MAX_GROUPS + 1
     assert (groups["large"], groups["other"]) == (2, 6)
-    assert sum(groups.values()) == collector.GROUPS + 7
+    assert sum(groups.values()) == gauges.MAX_GROUPS + 7
 
 
 def test_it_tells_versions(client: FlaskClient) -> None:
@@ -147,10 +147,10 @@ def test_it_counts_rows_in_default_partitions(own: FlaskClient, as_superuser: st
         as_superuser,
         "INSERT INTO srm.denials (account_id, denied_at, device_id, content_type, content_id, error_code) "
         "SELECT 'a', timestamptz '2001-01-01' + n * interval '1 s', 'tv', 'COD', 'film', 'SRM-0006' "
-        f"FROM generate_series(1, {collector.DEFAULT_ROWS + 500}) n",
+        f"FROM generate_series(1, {gauges.MAX_DEFAULT_ROWS + 500}) n",
     )
 
-    assert series(own)["srm_default_partition_rows table=denials"] == collector.DEFAULT_ROWS
+    assert series(own)["srm_default_partition_rows table=denials"] == gauges.MAX_DEFAULT_ROWS
 
 
 def test_it_tells_the_age_of_the_tick(
@@ -214,7 +214,7 @@ def test_it_looks_again_only_after_a_while(
     assert series(client)["srm_lapsed_sessions"] == 0
     factory.session(silent_for=60)
     assert series(client)["srm_lapsed_sessions"] == 0
-    later = time.monotonic() + collector.KEPT_SECONDS + 0.5
+    later = time.monotonic() + gauges.KEPT_SECONDS + 0.5
     monkeypatch.setattr(time, "monotonic", lambda: later)
 
     assert series(client)["srm_lapsed_sessions"] == 1

@@ -216,14 +216,14 @@ def test_it_comes_too_late_from_the_instant_of_the_lapse(
 ) -> None:
     factory.account("a")
     session = factory.session(timeout_seconds=30)
-    names = {"of_account": "a", "of_session": session, "of_device": "tv"}
+    params = {"account_id": "a", "session_id": session, "device_id": "tv"}
 
     # Statements that are sent together share their statement_timestamp().
     with psycopg.connect(conninfo(database.url)) as connection:
         cursor = psycopg.ClientCursor(connection)
         cursor.execute(
             "UPDATE srm.sessions SET last_keep_alive_at = statement_timestamp() - "
-            f"interval '{microseconds} microseconds'; {cursor.mogrify(statements.KEEP_ALIVE, names)}".encode()
+            f"interval '{microseconds} microseconds'; {cursor.mogrify(statements.KEEP_ALIVE, params)}".encode()
         )
         cursor.nextset()
 

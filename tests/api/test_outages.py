@@ -136,7 +136,7 @@ def test_it_goes_by_the_keep_alive_alone_when_the_row_is_gone(
     assert rows(database, "SELECT 1 FROM srm.active_sessions") == []
     assert end_lapsed(database) == 1
 
-    availability.tick(database.hot)
+    availability.beat(database.hot)
 
 
 @pytest.mark.parametrize("available_for", [5, 29, 31, 100])
@@ -180,17 +180,17 @@ def test_nobody_ticks_while_somebody_keeps_all_keep_alives_waiting(
 ) -> None:
     """CREATE INDEX, VACUUM FULL: the database is well, and no keep-alive can be written."""
     for _ in range(10):
-        availability.tick(database.hot)  # so that it is a plan that was made before the lock
+        availability.beat(database.hot)  # so that it is a plan that was made before the lock
     since(database, 600, 2)
     before = row(database)
 
     with psycopg.connect(outside(url)) as somebody:
         somebody.execute(f"LOCK TABLE srm.sessions IN {mode} MODE")
         with pytest.raises(DependencyUnavailable):
-            availability.tick(database.hot)
+            availability.beat(database.hot)
     assert row(database) == before
 
-    availability.tick(database.hot)
+    availability.beat(database.hot)
     assert row(database).seen_at > before.seen_at
 
 
@@ -202,7 +202,7 @@ class TestTick:
         with psycopg.connect(outside(url)) as somebody:
             somebody.execute("DELETE FROM srm.availability")
 
-        outage = availability.tick(database.hot)
+        outage = availability.beat(database.hot)
 
         assert outage == (None, row(database).available_since)
         assert row(database).seen_at == row(database).available_since
@@ -211,7 +211,7 @@ class TestTick:
         since(database, 600, 2)
         before = row(database)
 
-        availability.tick(database.hot)
+        availability.beat(database.hot)
 
         assert row(database).seen_at > before.seen_at + timedelta(seconds=1)
         assert (row(database).available_since, row(database).outage_at) == (before.available_since, None)
@@ -220,7 +220,7 @@ class TestTick:
         since(database, 600, availability.OUTAGE_SECONDS - 1)
         before = row(database)
 
-        assert availability.tick(database.hot) is None
+        assert availability.beat(database.hot) is None
 
         assert row(database).available_since == before.available_since
 
@@ -228,7 +228,7 @@ class TestTick:
         since(database, 600, availability.OUTAGE_SECONDS + 1)
         before = row(database)
 
-        outage = availability.tick(database.hot)
+        outage = availability.beat(database.hot)
 
         after = row(database)
         assert after.available_since == after.seen_at > before.seen_at + timedelta(seconds=availability.OUTAGE_SECONDS)
@@ -242,7 +242,7 @@ class TestTick:
         def work(_: int, barrier: threading.Barrier) -> list[Outage | None]:
             with connections(url) as own:
                 barrier.wait()
-                return [availability.tick(own.hot) for _ in range(20)]
+                return [availability.beat(own.hot) for _ in range(20)]
 
         seen = [outage for found in at_once(8, work) for outage in found if outage is not None]
 
@@ -251,10 +251,10 @@ class TestTick:
 
     def test_the_others_write_nothing(self, database: Database) -> None:
         since(database, 600, 2)
-        availability.tick(database.hot)
+        availability.beat(database.hot)
         before = rows(database, "SELECT xmin FROM srm.availability")
 
-        availability.tick(database.hot)
+        availability.beat(database.hot)
 
         assert rows(database, "SELECT xmin FROM srm.availability") == before
 
@@ -263,7 +263,7 @@ class TestTick:
 
         def tick() -> None:
             with connections(url) as own:
-                seen.append(availability.tick(own.hot))
+                seen.append(availability.beat(own.hot))
 
         since(database, 600, 60)
         with psycopg.connect(url) as other:

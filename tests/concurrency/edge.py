@@ -85,12 +85,10 @@ class Direct:
         return is_active
 
     def tear_down(self, session_id: str) -> bool:
-        try:
-            with self._database.request() as db:
-                tear_down_or_explain(db, self._principal, UUID(session_id), [])
-        except SessionHasEnded:
-            return False
-        return True
+        with self._database.request() as db:
+            outcome = tear_down_or_explain(db, self._principal, UUID(session_id)).outcome
+        assert isinstance(outcome, bool | SessionHasEnded), outcome
+        return not isinstance(outcome, SessionHasEnded)
 
 
 @dataclass

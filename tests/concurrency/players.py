@@ -15,7 +15,8 @@ from uuid import UUID
 from srm.db.database import Database
 from srm.errors import SessionLimitReached
 from srm.playback import setup
-from srm.playback.model import ContentRef, Principal
+from srm.playback.model import Admission, ContentRef, Principal
+from srm.playback.setup import SetupRequest
 from tests.support import SETUP, issue_token
 
 Result = TypeVar("Result")
@@ -107,11 +108,12 @@ def connections(url: str) -> Iterator[Database]:
 
 def set_up(database: Database, account: str, device: str) -> UUID | None:
     """The session that was admitted, or None when the limit is reached."""
-    try:
-        with database.request() as db:
-            return setup.set_up(db, Principal(account, device), FILM, []).session_id
-    except SessionLimitReached:
+    with database.request() as db:
+        outcome = setup.set_up(db, SetupRequest(Principal(account, device), FILM)).outcome
+    if isinstance(outcome, SessionLimitReached):
         return None
+    assert isinstance(outcome, Admission), outcome
+    return outcome.session_id
 
 
 def patiently(ask: Callable[[], Answer]) -> Answer:

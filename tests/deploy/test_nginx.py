@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from srm import errors
+from srm.api.http_errors import HTTP_ERRORS, MethodNotAllowed, RequestTooLarge, TooManyRequests
 from srm.app import create_app
 from srm.config import Settings
 from srm.db.database import Database
@@ -75,29 +76,21 @@ def inside(front: Nginx) -> Iterator[httpx.Client]:
 
 def assert_is(answer: httpx.Response, error: type[errors.SrmError]) -> None:
     """In the envelope, with the headers that every answer has, and as SRM itself would say it."""
+    http = HTTP_ERRORS[error]
     assert answer.json() == {
         "errorResponse": {
-            "code": str(error.http_status),
-            "status": error.status,
+            "code": str(http.code),
+            "status": http.status,
             "errorCode": error.error_code,
             "errorMessage": error.message,
         }
     }
-    assert answer.status_code == error.http_status
+    assert answer.status_code == http.code
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.headers.get_list("Cache-Control") == ["no-store"]
     assert len(answer.headers.get_list("X-Correlation-Id")) == 1
     assert "nginx" not in answer.text
-    assert answer.headers.get("Retry-After") == (None if error.retry_after_seconds is None else "1")
-
-
-class TooManyRequests(errors.SrmError):
-    """Only nginx says it."""
-
-    error_code = "SRM-0013"
-    http_status = 429
-    message = "Too many requests"
-    retry_after_seconds = 1
+    assert answer.headers.get("Retry-After") == (None if http.retry_after_seconds is None else "1")
 
 
 def test_nginx_takes_the_files_as_they_are_shipped(tmp_path: Path) -> None:
@@ -432,9 +425,9 @@ class TestWhatNginxAnswersItself:
                 yield b"x" * 1000
             yield b"x" * 1000
 
-        assert_is(player.post("/srm/v1/sessions", content=b"x" * size), errors.RequestTooLarge)
-        assert_is(player.post("/srm/v1/sessions", content=chunks()), errors.RequestTooLarge)
-        assert_is(player.put(f"/srm/v1/sessions/{uuid4()}", content=b"x" * size), errors.RequestTooLarge)
+        assert_is(player.post("/srm/v1/sessions", content=b"x" * size), RequestTooLarge)
+        assert_is(player.post("/srm/v1/sessions", content=chunks()), RequestTooLarge)
+        assert_is(player.put(f"/srm/v1/sessions/{uuid4()}", content=b"x" * size), RequestTooLarge)
 
     def test_the_largest_body_of_a_client_passes(self, player: httpx.Client) -> None:
         body = json.dumps({"content": {"contentID": "none", "contentType": "COD"}})
@@ -450,7 +443,7 @@ class TestWhatNginxAnswersItself:
         refused = inside.put("/srm/v1/products/large", content=body.ljust(1024 * 1024 + 1), headers=operator)
 
         assert taken.status_code == 201
-        assert_is(refused, errors.RequestTooLarge)
+        assert_is(refused, RequestTooLarge)
 
     @pytest.mark.parametrize(
         "headers", [{"Client-Token": "x" * 40_000}, {f"Header-{number}": "x" * 4000 for number in range(20)}]
@@ -463,7 +456,7 @@ class TestWhatNginxAnswersItself:
         assert_is(player.get("/srm/v1/sessions?" + "x" * 40_000), errors.MalformedRequest)
 
     def test_a_method_that_nobody_has(self, player: httpx.Client) -> None:
-        assert_is(player.request("TRACE", "/srm/v1/sessions"), errors.MethodNotAllowed)
+        assert_is(player.request("TRACE", "/srm/v1/sessions"), MethodNotAllowed)
 
     def test_what_is_no_http(self, front: Nginx) -> None:
         head, _, body = send(front, b"nonsense\r\n\r\n").partition(b"\r\n\r\n")

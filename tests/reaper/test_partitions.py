@@ -16,6 +16,7 @@ from srm.db.database import Database
 from srm.errors import DependencyUnavailable, SessionLimitReached
 from srm.playback import denials
 from srm.playback.model import ContentRef, Principal
+from srm.playback.setup import SetupRequest
 from srm.reaper import partitions as partition_module
 from srm.reaper.exclusive import Stopping
 from srm.reaper.partitions import PARTITIONED, _months_after
@@ -264,7 +265,7 @@ class TestDefaultPartition:
 
         reaper.run()
         refusal = SessionLimitReached("max_sessions", 1, ())
-        denials.record(own.hot, Principal("a", "tv"), ContentRef("COD", "film"), None, refusal)
+        denials.record(own.hot, SetupRequest(Principal("a", "tv"), ContentRef("COD", "film")), refusal)
 
         assert partition_of_each(own) == {ended: "session_history_default"}
         assert count(own, "denials_default") == 1

@@ -16,6 +16,7 @@ import psutil
 import psycopg
 import pytest
 
+from srm.api.parts import parts_of
 from srm.app import create_app
 from srm.config import Settings
 from srm.db import schema
@@ -195,7 +196,7 @@ def test_a_database_that_accepts_connections_and_never_answers_gives_503_in_time
             return answer.status_code, time.monotonic() - began_at
 
         answers = at_once(len(names), work)
-    app.extensions["srm.database"].dispose()
+    parts_of(app).database.dispose()
 
     assert [status for status, _ in answers] == [503] * len(names)
     assert max(seconds for _, seconds in answers) < PROMISED_SECONDS + SLACK_SECONDS

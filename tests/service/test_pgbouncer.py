@@ -19,10 +19,11 @@ from srm.db import schema
 from srm.db.breaker import is_timeout
 from srm.db.database import Database
 from srm.errors import DependencyUnavailable
-from srm.playback import setup
 from srm.playback.keep_alive import keep_alive
 from srm.playback.listing import list_sessions
 from srm.playback.model import Principal
+from srm.playback.setup import SetupRequest
+from srm.playback.setup import set_up as set_up_in
 from srm.playback.teardown import tear_down
 from srm.reaper.runner import Reaper
 from tests import support, tools
@@ -169,7 +170,7 @@ def test_statements_are_bounded_in_time_by_the_server(
         with pytest.raises(DependencyUnavailable) as alone:
             keep_alive(database.hot, principal, session)
         with pytest.raises(DependencyUnavailable) as in_transaction, database.request() as db:
-            setup.set_up(db, principal, FILM, [])
+            set_up_in(db, SetupRequest(principal, FILM))
 
     assert is_timeout(alone.value)
     assert is_timeout(in_transaction.value)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 from uuid import UUID
 
 import pytest
@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from srm.db.models import OnLimit, SameDevice
 from srm.errors import SessionLimitReached
-from srm.playback.limits import ActiveSession, Decision, Limits, Setup, decide
+from srm.playback.limits import ActiveSession, Decision, Limits, RequestedSession, decide
 from tests import rules
 
-TV = Setup("new", "tv", "film")
+TV = RequestedSession("new", "tv", "film")
 
 
 def a_session(number: int = 0, **columns: Any) -> ActiveSession:
@@ -51,17 +51,17 @@ def numbers(ended: Sequence[ActiveSession]) -> list[int]:
 
 def ended(limits: Limits, *devices: str, on: str = "new") -> tuple[list[int], list[int]]:
     """Positions of the sessions that are replaced, and of those that are evicted."""
-    room = decide(limits, active_on(*devices), Setup(on, "tv", "film"))
+    room = decide(limits, active_on(*devices), RequestedSession(on, "tv", "film"))
     return numbers(room.replaced), numbers(room.evicted)
 
 
 def refusal(
-    limits: Limits, active: Sequence[ActiveSession], setup: Setup = TV, **more: Any
+    limits: Limits, active: Sequence[ActiveSession], requested: RequestedSession = TV, **more: Any
 ) -> tuple[str, int, list[int]]:
     """Rule, limit and the positions of the sessions in the way, of a setup that must be refused."""
     with pytest.raises(SessionLimitReached) as refused:
-        decide(limits, active, setup, **more)
-    return refused.value.rule, refused.value.limit, [session_id.int for session_id in refused.value.in_the_way]
+        decide(limits, active, requested, **more)
+    return refused.value.rule, refused.value.limit, [session_id.int for session_id in refused.value.conflicts]
 
 
 class TestMaxSessions:
@@ -161,11 +161,15 @@ class TestGroups:
 
     def test_it_counts_the_sessions_on_contents_of_the_group(self) -> None:
         active = sessions({"content_groups": ["news", "sports"]}, {"content_groups": ["news"]}, {})
-        setup = TV._replace(content_groups=["children", "sports"])
+        requested = TV._replace(content_groups=["children", "sports"])
 
-        assert decide(Limits(max_sessions_of_content_groups=[1, 2]), active, setup) == Decision([])
-        assert refusal(Limits(max_sessions_of_content_groups=[1, 1]), active, setup) == ("content_group:sports", 1, [0])
-        assert decide(Limits(max_sessions_of_content_groups=[1, None]), active, setup) == Decision([])
+        assert decide(Limits(max_sessions_of_content_groups=[1, 2]), active, requested) == Decision([])
+        assert refusal(Limits(max_sessions_of_content_groups=[1, 1]), active, requested) == (
+            "content_group:sports",
+            1,
+            [0],
+        )
+        assert decide(Limits(max_sessions_of_content_groups=[1, None]), active, requested) == Decision([])
 
 
 class TestSameDeviceAndTakeOver:
@@ -274,7 +278,7 @@ class TestObserve:
 
         assert (room.replaced, room.evicted) == ([], ())
         assert room.observed is not None
-        assert (room.observed.rule, room.observed.limit, len(room.observed.in_the_way)) == ("max_sessions", 1, 1)
+        assert (room.observed.rule, room.observed.limit, len(room.observed.conflicts)) == ("max_sessions", 1, 1)
 
     def test_it_evicts_nobody(self) -> None:
         room = decide(Limits(1, on_limit="evict_oldest", mode="observe"), active_on("a"), TV)
@@ -312,10 +316,13 @@ def asked(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+Situation: TypeAlias = tuple[Limits, list[ActiveSession], RequestedSession]
+
+
 @st.composite
-def a_situation(draw: st.DrawFn) -> tuple[Limits, list[ActiveSession], Setup]:
-    setup = Setup(**draw(asked()))
-    groups = setup.content_groups
+def a_situation(draw: st.DrawFn) -> Situation:
+    requested = RequestedSession(**draw(asked()))
+    groups = requested.content_groups
     limits = Limits(
         max_sessions=draw(A_LIMIT),
         max_sessions_per_content=draw(A_LIMIT),
@@ -326,7 +333,7 @@ def a_situation(draw: st.DrawFn) -> tuple[Limits, list[ActiveSession], Setup]:
         on_limit=draw(st.sampled_from(get_args(OnLimit))),
         same_device=draw(st.sampled_from(get_args(SameDevice))),
     )
-    return limits, sessions(*draw(st.lists(asked(), max_size=7))), setup
+    return limits, sessions(*draw(st.lists(asked(), max_size=7))), requested
 
 
 def outcome(*arguments: Any) -> Decision | SessionLimitReached:
@@ -337,19 +344,21 @@ def outcome(*arguments: Any) -> Decision | SessionLimitReached:
 
 
 @given(a_situation())
-def test_it_keeps_all_limits_and_ends_as_few_as_needed(situation: tuple[Limits, list[ActiveSession], Setup]) -> None:
-    limits, active, setup = situation
-    own = [s for s in active if s.device_id == setup.device_id] if limits.same_device == "replace" else []
+def test_it_keeps_all_limits_and_ends_as_few_as_needed(
+    situation: Situation,
+) -> None:
+    limits, active, requested = situation
+    own = [s for s in active if s.device_id == requested.device_id] if limits.same_device == "replace" else []
     others = [session for session in active if session not in own]
-    to_end = rules.fewest(limits, others, setup)
+    to_end = rules.fewest(limits, others, requested)
 
-    room = outcome(limits, active, setup)
+    room = outcome(limits, active, requested)
 
     if isinstance(room, SessionLimitReached):
         assert to_end != ()
         assert to_end is None or limits.on_limit == "deny"
-        assert room.rule in rules.broken(limits, others, setup)
-        assert set(room.in_the_way) <= {session.session_id for session in others}
+        assert room.rule in rules.broken(limits, others, requested)
+        assert set(room.conflicts) <= {session.session_id for session in others}
         return
 
     assert list(room.replaced) == own
@@ -359,16 +368,18 @@ def test_it_keeps_all_limits_and_ends_as_few_as_needed(situation: tuple[Limits, 
 
 
 @given(a_situation())
-def test_the_end_of_what_is_in_the_way_makes_room(situation: tuple[Limits, list[ActiveSession], Setup]) -> None:
-    limits, active, setup = situation
+def test_the_end_of_what_is_in_the_way_makes_room(
+    situation: Situation,
+) -> None:
+    limits, active, requested = situation
     limits = limits._replace(on_limit="deny")
-    refusal = outcome(limits, active, setup)
+    refusal = outcome(limits, active, requested)
     if not isinstance(refusal, SessionLimitReached):
         return
 
-    again = outcome(limits, active, setup, refusal.in_the_way)
+    again = outcome(limits, active, requested, refusal.conflicts)
 
-    if refusal.in_the_way:
+    if refusal.conflicts:
         assert isinstance(again, Decision)
     else:
         assert refusal.limit == 0

@@ -1,15 +1,16 @@
-"""What the OpenAPI documents of the client API and of the operator API have in common."""
+"""Parts that the OpenAPI paths of the client API and of the operator API share."""
 
 from typing import Any
 
 from srm import errors
+from srm.api.http_errors import HTTP_ERRORS
 from srm.api.v1.client import schemas
 from srm.errors import SrmError
 
 COMMON_HEADERS = {
     "X-Correlation-Id": {
-        "description": "The id of the request: its own, when it sent one of 1 to 128 visible ASCII characters, "
-        "else a fresh UUID. It stands on every log line of the request",
+        "description": "Id of the request: the one that it sent, if that has 1 to 128 visible ASCII characters, "
+        "else a new UUID. Every log line of the request has it",
         "required": True,
         "schema": {"type": "string"},
     },
@@ -18,7 +19,7 @@ COMMON_HEADERS = {
 CORRELATION_ID = {
     "name": "X-Correlation-Id",
     "in": "header",
-    "description": "An id of the client's, to find the request in the log",
+    "description": "Id of the client's choice, to find the request in the log",
     "schema": {"type": "string"},
 }
 SESSION_ID = {
@@ -30,11 +31,12 @@ SESSION_ID = {
 
 
 def answers_of(kinds: tuple[type[SrmError], ...]) -> dict[str, dict[str, Any]]:
-    """Answers that are not a success, by HTTP status."""
+    """Return the answers for these errors, by HTTP status."""
     answers: dict[str, dict[str, Any]] = {}
     for kind in kinds:
+        http = HTTP_ERRORS[kind]
         headers = dict(COMMON_HEADERS)
-        if kind.retry_after_seconds is not None:
+        if http.retry_after_seconds is not None:
             headers["Retry-After"] = {
                 "description": "Seconds",
                 "required": True,
@@ -42,14 +44,12 @@ def answers_of(kinds: tuple[type[SrmError], ...]) -> dict[str, dict[str, Any]]:
             }
         if kind is errors.SessionHasEnded:
             headers["SRM-End-Reason"] = {
-                "description": "Why it has ended, in a word; the message says it for people",
+                "description": "Why the session ended, in one word; the message says it for people",
                 "required": True,
                 "schema": {"enum": list(errors.END_REASON_TEXTS)},
             }
-        answers[str(kind.http_status)] = {
-            "description": catalogue(
-                tuple(other for other in kinds if other.http_status == kind.http_status),
-            ),
+        answers[str(http.code)] = {
+            "description": catalogue(tuple(other for other in kinds if HTTP_ERRORS[other].code == http.code)),
             "headers": headers,
             "content": {"application/json": {"schema": ref(schemas.ErrorResponse)}},
         }
@@ -57,10 +57,10 @@ def answers_of(kinds: tuple[type[SrmError], ...]) -> dict[str, dict[str, Any]]:
 
 
 def catalogue(kinds: tuple[type[SrmError], ...]) -> str:
-    """The errors as a list, for people."""
+    """Return the errors as a list for people."""
     return "\n".join(f"- {kind.error_code}: {kind.message}" for kind in kinds)
 
 
 def ref(model: type) -> dict[str, str]:
-    """A reference to the schema of the model."""
+    """Return a reference to the schema of the model."""
     return {"$ref": f"#/components/schemas/{model.__name__}"}

@@ -1,10 +1,11 @@
-"""The OpenAPI document of the client API, v1: its paths."""
+"""OpenAPI paths of the client API, v1."""
 
 from typing import Any
 
 from pydantic import BaseModel
 
 from srm import errors
+from srm.api.http_errors import RequestTooLarge
 from srm.api.v1.client import schemas
 from srm.api.v1.openapi_parts import COMMON_HEADERS, CORRELATION_ID, SESSION_ID, answers_of, catalogue, ref
 from srm.errors import SrmError
@@ -12,12 +13,12 @@ from srm.errors import SrmError
 SET_UP, LIST, KEEP_ALIVE, TEAR_DOWN = "setUp", "listSessions", "keepAlive", "tearDown"
 EVERYWHERE: tuple[type[SrmError], ...] = (
     errors.MalformedRequest,
-    errors.RequestTooLarge,
+    RequestTooLarge,
     errors.TokenNotValid,
     errors.InternalError,
     errors.DependencyUnavailable,
 )
-REFUSALS = (
+DENIALS = (
     errors.AccountNotEnabled,
     errors.DeviceNotEnabled,
     errors.SessionLimitReached,
@@ -27,16 +28,16 @@ CLIENT_TOKEN = {
     "name": "Client-Token",
     "in": "header",
     "required": True,
-    "description": "A JWT with the account, the device and `exp`. A request without it is malformed (SRM-0002); "
-    "a token that is not valid is SRM-0003",
+    "description": "JWT with the account, the device and `exp`. Without the header the answer is SRM-0002, with a "
+    "token that is not valid SRM-0003",
     "schema": {"type": "string", "minLength": 1},
 }
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "Of the client's choice, new for each setup, and the same when it is repeated as no answer came. "
-    "As long as the session is active, its device gets it again instead of another one. The same key with another "
-    "content is SRM-0002",
+    "description": "Key of the client's choice, a new one for each setup. Repeat a setup whose answer got lost with "
+    "its key: while the session is active, the device gets that session instead of another one. A key that was used "
+    "for another content is SRM-0002",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
 }
 
@@ -49,16 +50,16 @@ MODELS: tuple[type[BaseModel], ...] = (
 
 
 def paths() -> dict[str, Any]:
-    """The calls by path and method."""
+    """Return the operations by path and method."""
     return {
         "/sessions": {"post": _set_up(), "get": _list_sessions()},
         "/sessions/{sessionId}": {
-            "put": _on_session(KEEP_ALIVE, "Keep a session alive", "Starts its timeout anew."),
+            "put": _on_session(KEEP_ALIVE, "Keep a session alive", "Restarts its timeout."),
             "delete": _on_session(
                 TEAR_DOWN,
                 "Tear a session down",
-                "Frees its slot. Safe to repeat: a session that this device has torn down answers 200 again "
-                "as long as it is remembered.",
+                "Frees its slot. Safe to repeat: a session that this device has torn down answers 200 again, "
+                "as long as SRM remembers it.",
             ),
         },
     }
@@ -66,7 +67,7 @@ def paths() -> dict[str, Any]:
 
 def _set_up() -> dict[str, Any]:
     answers = answers_of(EVERYWHERE)
-    answers["200"] = _business_answer("Admitted", schemas.SuccessResponse, REFUSALS)
+    answers["200"] = _business_answer("Admitted", schemas.SuccessResponse, DENIALS)
     return {
         "operationId": SET_UP,
         "summary": "Set a session up",
@@ -83,14 +84,14 @@ def _set_up() -> dict[str, Any]:
 
 
 def _list_sessions() -> dict[str, Any]:
-    answers = answers_of(tuple(kind for kind in EVERYWHERE if kind is not errors.RequestTooLarge))
+    answers = answers_of(tuple(kind for kind in EVERYWHERE if kind is not RequestTooLarge))
     answers["200"] = _business_answer(
         "The list", schemas.SessionListResponse, (errors.AccountNotEnabled, errors.DeviceNotEnabled)
     )
     return {
         "operationId": LIST,
         "summary": "List the active sessions of the account",
-        "description": "Those of all its devices, the oldest first.",
+        "description": "Sessions of all its devices, the oldest first.",
         "parameters": [CLIENT_TOKEN, CORRELATION_ID],
         "responses": dict(sorted(answers.items())),
     }
@@ -108,11 +109,11 @@ def _on_session(operation: str, summary: str, description: str) -> dict[str, Any
     }
 
 
-def _business_answer(success: str, model: type, refusals: tuple[type[SrmError], ...]) -> dict[str, Any]:
-    """A 200 that is a success or the refusal of a business rule."""
+def _business_answer(success: str, model: type, denials: tuple[type[SrmError], ...]) -> dict[str, Any]:
+    """Return a 200 that is a success or a denial by a business rule."""
     return {
-        "description": f"{success}: `successResponse`. Refused by a business rule: `errorResponse`\n\n"
-        + catalogue(refusals),
+        "description": f"{success}: `successResponse`. Denied by a business rule: `errorResponse`\n\n"
+        + catalogue(denials),
         "headers": COMMON_HEADERS,
         "content": {"application/json": {"schema": {"oneOf": [ref(model), ref(schemas.ErrorResponse)]}}},
     }

@@ -1,11 +1,11 @@
-"""The client API, v1: setup, keep-alive and teardown of playback sessions.
+"""Client API, v1: setup, list, keep-alive and teardown of playback sessions.
 
-A view reads the request, lets `playback` decide within a transaction, and answers once that is committed: on disk,
-but for keep-alives. Errors leave as exceptions; `envelope` turns them into answers.
+A view reads the request, lets `srm.playback` decide within a transaction, and answers once that is committed: on disk,
+except for keep-alives and errors. Errors leave as exceptions; `srm.api.envelope` turns them into answers.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -13,32 +13,32 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from flask import Blueprint, Response, request
 from pydantic import ValidationError
 
-from srm.api import telemetry
+from srm.api import envelope, telemetry
 from srm.api.client_address import client_address
+from srm.api.http_errors import is_denial
 from srm.api.parsing import parse_uuid, read_body
+from srm.api.parts import parts
 from srm.api.v1.client import schemas
-from srm.clients.tokens import TokenVerifier
-from srm.db.database import Database
 from srm.errors import MalformedRequest, SessionLimitReached, SrmError
 from srm.playback import denials
-from srm.playback.entitlements import Access
-from srm.playback.keep_alive import keep_alive as do_keep_alive
-from srm.playback.keep_alive import keep_alive_or_explain as do_keep_alive_or_explain
-from srm.playback.listing import list_sessions as list_active
-from srm.playback.model import ContentRef, EndedSession, ListedSession, Principal
-from srm.playback.setup import set_up as admit
-from srm.playback.teardown import tear_down as do_tear_down
-from srm.playback.teardown import tear_down_or_explain as do_tear_down_or_explain
+from srm.playback.keep_alive import keep_alive, keep_alive_or_explain
+from srm.playback.listing import list_sessions
+from srm.playback.model import Admission, ContentRef, ListedSession, Principal
+from srm.playback.setup import SetupRequest, set_up
+from srm.playback.teardown import tear_down, tear_down_or_explain
 
 MAX_BODY_BYTES = 16 * 1024
 
 IDEMPOTENCY_KEY_FORM = re.compile(r"[!-~]{1,255}")
 
+blueprint = Blueprint("client", __name__)
+"""Routes of the client API, to be registered under `/srm/v1` and under `/srm`."""
 
-class Answer(Response):
-    """200 with a body of JSON or without one, sent as it was made.
 
-    What costs a Response most is to work out its headers. So nothing that is done to this one later is sent.
+class PreparedResponse(Response):
+    """Answer 200 with a body of JSON or none. Headers that are set later are not sent.
+
+    Working out the headers is most of the cost of a Response, so this one has them ready.
     """
 
     def __init__(self, body: str = "") -> None:
@@ -49,99 +49,106 @@ class Answer(Response):
             self._head.append(("Content-Type", "application/json"))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:  # noqa: ARG002
-        """The WSGI answer."""
+        """Send the answer."""
         start_response("200 OK", self._head)
         return (self._body,)
 
 
-DONE = Answer()
-"""Shared by all requests: nothing in it is a request's own, and making one costs as much as the token."""
+DONE = PreparedResponse()
+"""Answer without a body. All requests share it: nothing in it belongs to one request, and to make one is not free."""
 
 
-def create_blueprint(
-    database: Database,
-    tokens: TokenVerifier,
-    trusted_proxies: int,
-    access_to: Callable[[Principal, ContentRef], Access],
-) -> Blueprint:
-    """The routes of the client API, to be registered under `/srm/v1` and under `/srm`."""
-    blueprint = Blueprint("v1", __name__)
-
-    @blueprint.post("/sessions")
-    def set_up() -> Response:
-        setup = _parse_setup()
-        idempotency_key = _parse_idempotency_key()
-        principal = _authenticate(tokens)
-        content = ContentRef(setup.content.contentType, setup.content.contentID)
-        address = client_address(request.environ, trusted_proxies)
-        access = access_to(principal, content)  # before anything is locked: it may have to ask somebody far away
-        ended: list[EndedSession] = []
-        try:
-            with database.request(access.asked_for_seconds, lambda: telemetry.ended(ended, principal.device_id)) as db:
-                admission = admit(
-                    db,
-                    principal,
-                    content,
-                    ended,
-                    access=access,
-                    address=address,
-                    idempotency_key=idempotency_key,
-                    take_over=setup.options.takeOver,
-                )
-        except SrmError as refusal:
-            if refusal.status == "DENIED":
-                telemetry.refused(refusal)
-                denials.record(database.hot, principal, content, address, refusal)
-            if isinstance(refusal, SessionLimitReached) and setup.options.listConflicts:
-                refusal.extension = _conflicts(refusal, list_active(database.hot, principal))
-            raise
-        telemetry.SETUPS.inc()
-        request.environ[telemetry.SESSION] = admission.session_id
-        if admission.observed is not None:
-            telemetry.refused(admission.observed, observed=True)
-            denials.record(database.hot, principal, content, address, admission.observed, observed=True)
-        success = schemas.Setup(sessionId=admission.session_id, timeout=admission.timeout_seconds)
-        body = schemas.SuccessResponse(successResponse=success).model_dump_json(exclude_none=True)
-        return Answer(body)
-
-    @blueprint.get("/sessions")
-    def list_sessions() -> Response:
-        principal = _authenticate(tokens)
-        listed = [_listed(session) for session in list_active(database.hot, principal)]
-        answer = schemas.SessionListResponse(successResponse=schemas.SessionList(sessions=listed))
-        return Response(answer.model_dump_json(), mimetype="application/json")
-
-    @blueprint.put("/sessions/<session_id>")
-    def keep_alive(session_id: str) -> Response:
-        session = _parse_session_id(session_id)
-        principal = _authenticate(tokens)
-        if not do_keep_alive(database.hot, principal, session):
-            ended: list[EndedSession] = []
-            with database.request(after_commit=lambda: telemetry.ended(ended)) as db:
-                do_keep_alive_or_explain(db, principal, session, ended)
-        return DONE
-
-    @blueprint.delete("/sessions/<session_id>")
-    def tear_down(session_id: str) -> Response:
-        session = _parse_session_id(session_id)
-        principal = _authenticate(tokens)
-        is_torn_down = do_tear_down(database.durable, principal, session)
-        if not is_torn_down:
-            ended: list[EndedSession] = []
-            with database.request(after_commit=lambda: telemetry.ended(ended)) as db:
-                is_torn_down = do_tear_down_or_explain(db, principal, session, ended)
-        if is_torn_down:
-            telemetry.session_ended(principal.account_id, principal.device_id, session, "teardown")
-        return DONE
-
-    return blueprint
+@blueprint.post("/sessions")
+def post_session() -> Response:
+    """Set a session up."""
+    body = _parse_setup()
+    idempotency_key = _parse_idempotency_key()
+    principal = _authenticate()
+    content = ContentRef(body.content.contentType, body.content.contentID)
+    setup = SetupRequest(
+        principal,
+        content,
+        access=parts().access_to(principal, content),  # Before anything is locked: it may ask a service far away.
+        address=client_address(request.environ, parts().trusted_proxies),
+        idempotency_key=idempotency_key,
+        take_over=body.options.takeOver,
+    )
+    with parts().database.request(setup.access.spent_seconds) as db:
+        result = set_up(db, setup)
+    telemetry.record_ended_sessions(result.ended, ended_for=principal.device_id)
+    if isinstance(result.outcome, SrmError):
+        return _answer_denied(setup, result.outcome, list_conflicts=body.options.listConflicts)
+    return _answer_admitted(setup, result.outcome)
 
 
-def _conflicts(refusal: SessionLimitReached, active: Sequence[ListedSession]) -> dict[str, Any]:
-    """What the refusal adds: those that have ended since are no longer in the way."""
-    in_the_way = [_listed(session) for session in active if session.session_id in refusal.in_the_way]
-    rule = schemas.Rule(name=refusal.rule, limit=refusal.limit)
-    return {"rule": rule.model_dump(), "conflicts": [session.model_dump(mode="json") for session in in_the_way]}
+def _answer_admitted(setup: SetupRequest, admission: Admission) -> Response:
+    telemetry.SETUPS.inc()
+    request.environ[telemetry.SESSION] = admission.session_id
+    if admission.observed is not None:
+        telemetry.count_denial(admission.observed, observed=True)
+        denials.record(parts().database.hot, setup, admission.observed, observed=True)
+    success = schemas.Setup(sessionId=admission.session_id, timeout=admission.timeout_seconds)
+    return PreparedResponse(schemas.SuccessResponse(successResponse=success).model_dump_json(exclude_none=True))
+
+
+def _answer_denied(setup: SetupRequest, error: SrmError, *, list_conflicts: bool) -> Response:
+    """Record the denial, and answer it with the sessions in the way, or raise the error."""
+    if is_denial(error):
+        telemetry.count_denial(error)
+        denials.record(parts().database.hot, setup, error)
+    if isinstance(error, SessionLimitReached) and list_conflicts:
+        return envelope.respond(error, **_conflicts(error, list_sessions(parts().database.hot, setup.principal)))
+    raise error
+
+
+def _conflicts(denial: SessionLimitReached, active: Sequence[ListedSession]) -> dict[str, Any]:
+    """Return the members that name the sessions in the way, without sessions that have ended since."""
+    conflicts = [_listed(session) for session in active if session.session_id in denial.conflicts]
+    rule = schemas.Rule(name=denial.rule, limit=denial.limit)
+    return {"rule": rule.model_dump(), "conflicts": [session.model_dump(mode="json") for session in conflicts]}
+
+
+@blueprint.get("/sessions")
+def get_sessions() -> Response:
+    """List the active sessions of the account."""
+    principal = _authenticate()
+    listed = [_listed(session) for session in list_sessions(parts().database.hot, principal)]
+    answer = schemas.SessionListResponse(successResponse=schemas.SessionList(sessions=listed))
+    return Response(answer.model_dump_json(), mimetype="application/json")
+
+
+@blueprint.put("/sessions/<session_id>")
+def put_session(session_id: str) -> Response:
+    """Keep a session alive. Each player does it every few seconds: this is the hot path."""
+    session = _parse_session_id(session_id)
+    principal = _authenticate()
+    database = parts().database
+    if not keep_alive(database.hot, principal, session):
+        with database.request() as db:
+            result = keep_alive_or_explain(db, principal, session)
+        telemetry.record_ended_sessions(result.ended)
+        if result.outcome is not None:
+            raise result.outcome
+    return DONE
+
+
+@blueprint.delete("/sessions/<session_id>")
+def delete_session(session_id: str) -> Response:
+    """Tear a session down."""
+    session = _parse_session_id(session_id)
+    principal = _authenticate()
+    database = parts().database
+    is_torn_down_now = tear_down(database.durable, principal, session)
+    if not is_torn_down_now:
+        with database.request() as db:
+            result = tear_down_or_explain(db, principal, session)
+        telemetry.record_ended_sessions(result.ended)
+        if isinstance(result.outcome, SrmError):
+            raise result.outcome
+        is_torn_down_now = result.outcome
+    if is_torn_down_now:
+        telemetry.record_ended_session(principal.account_id, principal.device_id, session, "teardown")
+    return DONE
 
 
 def _listed(session: ListedSession) -> schemas.ListedSession:
@@ -155,7 +162,7 @@ def _listed(session: ListedSession) -> schemas.ListedSession:
 
 
 def _parse_setup() -> schemas.SetupRequest:
-    """The body, read as JSON whatever Content-Type says: set-top boxes send odd ones."""
+    """Return the body, read as JSON whatever the Content-Type says: set-top boxes send odd ones."""
     try:
         return schemas.SetupRequest.model_validate_json(read_body(MAX_BODY_BYTES))
     except ValidationError as error:
@@ -163,7 +170,7 @@ def _parse_setup() -> schemas.SetupRequest:
 
 
 def _parse_idempotency_key() -> str | None:
-    """What tells a repeated setup from another one (IETF draft "The Idempotency-Key HTTP Header Field")."""
+    """Return the Idempotency-Key (IETF draft "The Idempotency-Key HTTP Header Field"); None without the header."""
     key: str | None = request.environ.get("HTTP_IDEMPOTENCY_KEY")
     if key is not None and not IDEMPOTENCY_KEY_FORM.fullmatch(key):
         raise MalformedRequest
@@ -171,19 +178,20 @@ def _parse_idempotency_key() -> str | None:
 
 
 def _parse_session_id(text: str) -> UUID:
+    """Return the session id in the path. A body is ignored, unless it is too large."""
     if "CONTENT_LENGTH" in request.environ or "HTTP_TRANSFER_ENCODING" in request.environ:
-        read_body(MAX_BODY_BYTES)  # nothing is expected in it, but it may not be too large either
+        read_body(MAX_BODY_BYTES)
     return parse_uuid(text)
 
 
-def _authenticate(tokens: TokenVerifier) -> Principal:
-    """Account and device that the Client-Token proves.
+def _authenticate() -> Principal:
+    """Return the account and device that ask.
 
-    MalformedRequest without a token (docs/design.md, "Wire contract"); TokenNotValid when the token is not valid.
+    Raises MalformedRequest without a Client-Token (docs/design.md, "Wire contract"), and TokenNotValid.
     """
     environ = request.environ
     token = environ.get("HTTP_CLIENT_TOKEN")
     if not token:
         raise MalformedRequest
-    principal = environ[telemetry.PRINCIPAL] = tokens.verify(token)
+    principal = environ[telemetry.PRINCIPAL] = parts().tokens.verify(token)
     return principal

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from srm import errors
+from srm.api.http_errors import PreconditionFailed, RequestTooLarge
 from srm.api.v1.openapi_parts import COMMON_HEADERS, CORRELATION_ID, SESSION_ID, answers_of, ref
 from srm.api.v1.operator.query import DEFAULT_LIMIT, MAX_LIMIT
 from srm.api.v1.operator.wire import field_name, schema_of
@@ -28,8 +29,8 @@ ANY_CALL_ERRORS: tuple[type[SrmError], ...] = (
     errors.InternalError,
     errors.DependencyUnavailable,
 )
-CHANGE_ERRORS = (errors.ResourceNotFound, errors.Conflict, errors.PreconditionFailed)
-WRITE_ERRORS = (*CHANGE_ERRORS, errors.RequestTooLarge)
+CHANGE_ERRORS = (errors.ResourceNotFound, errors.Conflict, PreconditionFailed)
+WRITE_ERRORS = (*CHANGE_ERRORS, RequestTooLarge)
 
 OPERATOR_KEY = {
     "name": "Operator-Key",

@@ -8,10 +8,11 @@ from contextlib import suppress
 from flask import Response, request
 
 from srm.api import telemetry
+from srm.api.http_errors import PreconditionFailed
 from srm.api.parts import parts
 from srm.api.v1.operator import bodies, query, wire
 from srm.api.v1.operator.authentication import operator_name
-from srm.errors import Conflict, PreconditionFailed
+from srm.errors import Conflict
 from srm.operators import provisioning
 from srm.operators.provisioning import CreatedMeanwhile, Locked, Saved
 from srm.operators.resources import ENTITLEMENTS, Kind, Resource, ResourceKey
@@ -36,7 +37,7 @@ def put(kind: Kind, **key: str) -> Response:
     """Create the resource or replace it: 201 or 200, with the resource as it is now."""
     wanted = bodies.parse(kind, tuple(key.values()), bodies.read_json())
     locked, saved = _replace(kind, tuple(key.values()), wanted)
-    telemetry.ended(saved.ended)
+    telemetry.record_ended_sessions(saved.ended)
     return wire.resource_answer(saved.resource, 201 if locked.present is None else 200)
 
 
@@ -58,7 +59,7 @@ def patch(kind: Kind, **key: str) -> Response:
         present = locked.existing()
         _check_preconditions(present)
         saved = provisioning.save(db, operator_name(), locked, bodies.merge(kind, locked.key, present, changes))
-    telemetry.ended(saved.ended)
+    telemetry.record_ended_sessions(saved.ended)
     return wire.resource_answer(saved.resource)
 
 
@@ -69,7 +70,7 @@ def delete(kind: Kind, **key: str) -> Response:
         locked = provisioning.lock(db, kind, tuple(key.values()))
         _check_preconditions(locked.existing())
         ended = provisioning.delete(db, operator_name(), locked, end_sessions=end_sessions)
-    telemetry.ended(ended)
+    telemetry.record_ended_sessions(ended)
     return Response(status=204)
 
 

@@ -96,7 +96,7 @@ def list_changes() -> Response:
 
 def _answer_ended(ended: Sequence[EndedSession]) -> Response:
     """Count and log the ended sessions; answer the number that were stopped. Lapsed sessions do not count."""
-    telemetry.ended(ended)
+    telemetry.record_ended_sessions(ended)
     return wire.answer({"ended": sum(session.end_reason == "operator" for session in ended)})
 
 
