@@ -1,9 +1,7 @@
 """`srm serve`: run gunicorn and the reaper as child processes, and the embedded database if none is configured."""
 
 import fcntl
-import json
 import os
-import shlex
 import signal
 import sys
 import time
@@ -16,6 +14,7 @@ import click
 import httpx
 import structlog
 
+from srm.api.v1.client.example import setup_with_curl
 from srm.clients import tokens
 from srm.config import Settings
 from srm.db import schema
@@ -23,6 +22,7 @@ from srm.db.database import Database
 from srm.db.embedded import EmbeddedServer
 from srm.errors import StartupError
 from srm.operators import demo
+from srm.playback.model import ContentRef
 from srm.serve import address
 from srm.serve.child import RESTART_SECONDS, Child
 
@@ -172,10 +172,8 @@ def _greet(settings: Settings, *, with_example: bool) -> None:
         click.echo("No demo data here; load it with: srm demo load")
     elif settings.token_jwks is None:
         token = tokens.issue(settings, demo.ACCOUNT, demo.DEVICE, DEMO_TOKEN_SECONDS)
-        body = {"content": {"contentID": demo.CONTENT_ID, "contentType": demo.CONTENT_TYPE}}
-        command = ["curl", "-s", "-X", "POST", f"{base_url}/srm/v1/sessions"]
-        if settings.bind.startswith("unix:"):
-            command += ["--unix-socket", settings.bind.removeprefix("unix:")]
-        command += ["-H", f"Client-Token: {token}", "-d", json.dumps(body)]
-        click.echo(f"Try it:\n\n{shlex.join(command)}\n")
+        content = ContentRef(demo.CONTENT_TYPE, demo.CONTENT_ID)
+        unix_socket = settings.bind.removeprefix("unix:") if settings.bind.startswith("unix:") else None
+        command = setup_with_curl(base_url, token, content, unix_socket)
+        click.echo(f"Try it:\n\n{command}\n")
     sys.stdout.flush()
