@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
+import hypothesis
 import psycopg
 import pytest
 from flask import Flask
@@ -27,6 +28,10 @@ from srm.db.embedded import EmbeddedServer
 from srm.reaper.runner import Reaper
 from tests import support
 from tests.support import Factory
+
+# A busy machine makes no example wrong: Hypothesis' deadline of 200 ms is off.
+hypothesis.settings.register_profile("srm", deadline=None)
+hypothesis.settings.load_profile("srm")
 
 pytest_plugins = ["tests.reporting"]
 
