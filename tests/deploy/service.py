@@ -27,7 +27,7 @@ http {{
     include {folder}/conf.d/*.conf;
 }}
 """
-"""What of Debian's own nginx.conf matters, with files in a folder of ours."""
+"""The parts of Debian's nginx.conf that matter, with files in a folder of the test."""
 
 
 @dataclass
@@ -41,30 +41,30 @@ class Nginx:
 
     @property
     def certificate(self) -> str:
-        """What a client has to trust."""
+        """Path of the certificate that a client has to trust."""
         return str(self.folder / "srm" / "certificate.pem")
 
     def client(self, **options: object) -> httpx.Client:
-        """A player's connection."""
+        """Client that trusts the certificate and asks as the world does."""
         return httpx.Client(base_url=self.world, verify=tls(self.certificate), timeout=20, **options)  # type: ignore[arg-type]
 
     def logged(self, name: str) -> str:
-        """What stands in a log by now."""
+        """Content of a log file so far."""
         return (self.folder / name).read_text()
 
 
 def tls(certificate: str) -> ssl.SSLContext:
-    """What trusts this certificate, and no other."""
+    """TLS context that trusts this certificate only."""
     return ssl.create_default_context(cafile=certificate)
 
 
 def configure(
     folder: Path, upstreams: list[str], world: int, operators: int, token_zone: str = "64m", **files: str
 ) -> list[str]:
-    """Put the shipped configuration into a folder; the command that runs it.
+    """Put the shipped configuration into a folder; return the command that starts nginx with it.
 
-    The files are those of deploy/. But for `files`, only these differ: upstream.conf and here.conf, in listen.conf,
-    operators.conf and logs.conf the ports and folders, and the size of the zone of tokens.
+    upstream.conf and here.conf name the upstreams. Ports and folders are those of the test. `token_zone` is the size of
+    the zone of tokens. `files`: name of a file in srm/ → text that is appended to it.
     """
     (folder / "conf.d").mkdir(parents=True)
     (folder / "srm").mkdir()
@@ -97,7 +97,7 @@ def configure(
 
 
 def make_certificate(folder: Path) -> None:
-    """A certificate for this machine, by itself."""
+    """Write a self-signed certificate for this machine."""
     command = [tools.need("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"]
     command += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "certificate.pem"), "-days", "2"]
     command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,DNS:srm.example,IP:127.0.0.1"]
@@ -106,7 +106,7 @@ def make_certificate(folder: Path) -> None:
 
 @contextmanager
 def nginx(folder: Path, *upstreams: str, **files: str) -> Iterator[Nginx]:
-    """The real nginx with the shipped configuration in front of these; `files`: what is added to files of srm/."""
+    """Run the real nginx with the shipped configuration in front of the upstreams. `files`: see `configure`."""
     world, operators = free_port(), free_port()
     command = configure(folder, list(upstreams), world, operators, **files)
     with running([*command, "-g", "daemon off;"], folder / "output") as process:
@@ -134,10 +134,10 @@ def instance(
     listener: socket.socket | None = None,
     variables: Mapping[str, str] = {},
 ) -> Iterator[Process]:
-    """One gunicorn as deploy/ has it, ready to answer there: host:port or unix:/path.
+    """Run one gunicorn with deploy/gunicorn.conf.py; yield it once it is ready.
 
-    `through`: a command that runs it. `listener`: what listens there already, handed over as by systemd
-    (sd_listen_fds(3)): as descriptor 3, to the process that LISTEN_PID names.
+    `bind` is host:port or unix:/path. `through`: words that stand before the command. `listener`: socket that listens
+    at `bind` already. It is handed over as systemd does it (sd_listen_fds(3)): as descriptor 3, with LISTEN_PID.
     """
     command = python_m("gunicorn", "--config", str(DEPLOY / "gunicorn.conf.py"), "--workers", "2", *options, "wsgi:app")
     all_variables = {
@@ -159,7 +159,7 @@ def instance(
 
 
 def wait_until_ready(process: Process, bind: str) -> None:
-    """Until it answers /readyz."""
+    """Wait until /readyz answers 200. AssertionError with the output when the process ends before that."""
     request = b"GET /readyz HTTP/1.1\r\nHost: srm\r\nConnection: close\r\n\r\n"
     host, _, port = bind.rpartition(":")
     is_unix = host == "unix"

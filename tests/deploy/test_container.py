@@ -1,6 +1,6 @@
-"""deploy/container: nothing in it is more than it has to be, and what the image does works.
+"""deploy/container: each container has the fewest rights that work, and the files of the image serve requests.
 
-Where tests run there is seldom a container engine, so what it would do is done without one.
+Few machines that run tests have a container engine. So the tests read the files and run the steps of the build.
 """
 
 import hashlib
@@ -37,17 +37,17 @@ def compose() -> Any:
 
 
 def instructions(name: str) -> list[list[str]]:
-    """The words of each such instruction of the Dockerfile."""
+    """Arguments of each instruction of this name in the Dockerfile."""
     text = (CONTAINER / "Dockerfile").read_text().replace("\\\n", " ")
     return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith(f"{name} ")]
 
 
 def sources() -> list[str]:
-    """What of the checkout goes into the image."""
+    """Paths that the Dockerfile copies from the checkout."""
     return [word for words in instructions("COPY") if "--from=build" not in words for word in words[:-1]]
 
 
-def test_it_has_all_that_srm_needs(compose: Any) -> None:
+def test_compose_has_every_service_and_migrates_before_it_serves(compose: Any) -> None:
     assert list(compose["services"]) == SERVICES
     assert compose["services"]["migrate"]["command"] == ["srm", "db", "upgrade"]
     assert {service["image"] for service in compose["services"].values() if "build" not in service} == {
@@ -58,7 +58,7 @@ def test_it_has_all_that_srm_needs(compose: Any) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_it_may_do_as_little_as_can_be(compose: Any, name: str) -> None:
+def test_each_container_has_no_privileges_and_a_read_only_file_system(compose: Any, name: str) -> None:
     service = compose["services"][name]
 
     assert service["read_only"] is True
@@ -69,13 +69,13 @@ def test_it_may_do_as_little_as_can_be(compose: Any, name: str) -> None:
     assert not [volume for volume in service.get("volumes", []) if "docker.sock" in volume]
 
 
-def test_only_nginx_is_reached_from_outside(compose: Any) -> None:
+def test_compose_publishes_ports_of_nginx_only(compose: Any) -> None:
     published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
 
     assert published == {"nginx": ["443:8443", "127.0.0.1:8081:8081"]}
 
 
-def test_no_secret_is_in_it(compose: Any) -> None:
+def test_compose_and_dockerfile_contain_no_secret(compose: Any) -> None:
     for service in compose["services"].values():
         for variable, value in service.get("environment", {}).items():
             if re.search("SECRET|PASSWORD|URL", variable):
@@ -86,8 +86,8 @@ def test_no_secret_is_in_it(compose: Any) -> None:
     assert {"/deploy/container/.env", "/deploy/container/tls/"} <= set(ignored)
 
 
-def test_nobody_is_more_in_the_database_than_he_has_to_be(compose: Any) -> None:
-    """The roles are made with the database, in this order."""
+def test_each_container_connects_as_the_role_with_the_fewest_rights(compose: Any) -> None:
+    """The scripts of a new database run in the order of their names: first the roles, then their passwords."""
     users = {
         name: make_url(re.sub(r"\$\{[^}]*\}", "x", service["environment"]["SRM_DATABASE_URL"])).username
         for name, service in compose["services"].items()
@@ -100,10 +100,10 @@ def test_nobody_is_more_in_the_database_than_he_has_to_be(compose: Any) -> None:
     assert scripts == sorted(scripts, key=lambda script: script.split(":")[1])
 
 
-def test_its_passwords_are_those_of_the_environment(
+def test_the_password_script_sets_the_passwords_of_the_environment(
     compose: Any, server_url: str, template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a transaction that comes to nothing: the roles are those of all tests."""
+    """The transaction is rolled back, because all tests share the roles."""
     given = {"srm_owner": ("OWNER_PASSWORD", "o'wner"), "srm_application": ("APPLICATION_PASSWORD", "application")}
     for variable, password in given.values():
         assert variable in compose["services"]["database"]["environment"]
@@ -131,7 +131,7 @@ def test_its_passwords_are_those_of_the_environment(
         assert found[role] == "md5" + hashlib.md5(f"{password}{role}".encode()).hexdigest()
 
 
-def test_every_variable_is_one_that_srm_knows() -> None:
+def test_deploy_names_only_variables_that_srm_has() -> None:
     files = [path for path in DEPLOY.rglob("*") if path.is_file()]
     named = {name for path in files for name in re.findall(r"\bSRM_[A-Z_]+\b", path.read_text())}
 
@@ -139,7 +139,7 @@ def test_every_variable_is_one_that_srm_knows() -> None:
     assert named <= {f"SRM_{option.upper()}" for option in Settings.model_fields}
 
 
-def test_what_is_mounted_and_copied_is_there(compose: Any) -> None:
+def test_every_mounted_or_copied_file_exists(compose: Any) -> None:
     mounted = [volume.split(":")[0] for volume in compose["services"]["nginx"]["volumes"]]
 
     assert mounted
@@ -151,7 +151,7 @@ def test_what_is_mounted_and_copied_is_there(compose: Any) -> None:
     assert (ROOT / build["dockerfile"]).resolve() == CONTAINER / "Dockerfile"
 
 
-def test_images_have_a_version(compose: Any) -> None:
+def test_every_image_is_pinned_to_a_version(compose: Any) -> None:
     images = {service["image"] for service in compose["services"].values()} - {"srm"}
     images |= {words[0] for words in instructions("FROM")}
 
@@ -159,11 +159,11 @@ def test_images_have_a_version(compose: Any) -> None:
         assert re.fullmatch(r"[a-z/-]+:\d+\.\d+(\.\d+)?(-[a-z]+)*", image), image
 
 
-def test_the_image_is_nobody_s() -> None:
+def test_the_image_does_not_run_as_root() -> None:
     assert instructions("USER") == [["10001:10001"]]
 
 
-def test_a_compiler_is_where_it_is_built_and_not_in_what_runs() -> None:
+def test_only_the_build_stage_has_a_compiler() -> None:
     build, run = (CONTAINER / "Dockerfile").read_text().split("\nFROM ")[1:]
 
     assert "apt-get install --yes --no-install-recommends gcc libc6-dev" in build
@@ -171,8 +171,8 @@ def test_a_compiler_is_where_it_is_built_and_not_in_what_runs() -> None:
     assert "apt-get" not in run
 
 
-def test_the_image_installs_what_is_locked() -> None:
-    """pip takes nothing but what a file in requirements/ names by its hash; SRM is built by what is installed."""
+def test_the_image_installs_only_locked_packages() -> None:
+    """pip checks hashes of all packages. It builds SRM with the setuptools that is already installed."""
     commands = [command.split() for words in instructions("RUN") for command in " ".join(words).split("&&")]
     installs = [command for command in commands if "install" in command and command[0].endswith("pip")]
 
@@ -182,8 +182,8 @@ def test_the_image_installs_what_is_locked() -> None:
         assert "--only-binary" in command or {"--no-deps", "--no-build-isolation"} <= set(command)
 
 
-def test_nginx_takes_what_is_mounted(compose: Any, tmp_path: Path) -> None:
-    """But for what only the nginx of the image knows: a name that is looked up again and again, and its network."""
+def test_nginx_accepts_the_mounted_configuration(compose: Any, tmp_path: Path) -> None:
+    """Without two directives that Debian's nginx does not know: `resolve` and the resolver of Docker."""
     folder = tmp_path / "n"
     configure(folder, ["127.0.0.1:1"], 1, 2)
     changes = {
@@ -213,16 +213,16 @@ def test_nginx_takes_what_is_mounted(compose: Any, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_nginx_has_room_for_viewers(compose: Any) -> None:
-    """Each with a connection, and as many to SRM as are in hand; the image has room for 1024 in all."""
+def test_nginx_accepts_a_connection_from_each_viewer(compose: Any) -> None:
+    """At least 30,000 connections; the configuration of the image allows 1,024."""
     (connections,) = re.findall(r"worker_connections (\d+);", (CONTAINER / "nginx" / "nginx.conf").read_text())
 
     assert int(connections) >= 30_000
     assert compose["services"]["nginx"]["ulimits"]["nofile"] >= int(connections) + 1000
 
 
-def test_nginx_follows_the_api_to_another_address(compose: Any) -> None:
-    """What 1.27.3 can, and the nginx of Debian, which runs in the tests, cannot yet."""
+def test_nginx_looks_up_the_address_of_the_api_again(compose: Any) -> None:
+    """The test reads the file: nginx can do this since 1.27.3, and Debian's nginx is older."""
     version = re.findall(r":1\.(\d+)\.", compose["services"]["nginx"]["image"])[0]
     text = (CONTAINER / "nginx" / "upstream.conf").read_text()
 
@@ -231,7 +231,7 @@ def test_nginx_follows_the_api_to_another_address(compose: Any) -> None:
         assert re.search(part, text, re.MULTILINE)
 
 
-def test_only_what_the_image_is_made_of_leaves_the_checkout() -> None:
+def test_docker_gets_only_the_copied_files() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
 
     assert lines[1] == "*"
@@ -240,7 +240,7 @@ def test_only_what_the_image_is_made_of_leaves_the_checkout() -> None:
 
 @pytest.fixture
 def image() -> Iterator[Path]:
-    """What the build stage installs, from what is copied alone; dependencies are those of the tests."""
+    """Folder with SRM as the build stage installs it from the copied files. Dependencies are those of the tests."""
     with open_folder() as folder:
         (folder / "src").mkdir()
         for source in sources():
@@ -270,7 +270,10 @@ def image() -> Iterator[Path]:
 
 
 def somebody(url: str) -> dict[str, Any]:
-    """Who is not root, owns nothing of it, and reaches the database: its own user, when that is on a Unix socket."""
+    """Arguments for Popen: a user who is not root, owns no file of the image, and reaches the database.
+
+    For a database on a Unix socket that is the user of the socket.
+    """
     if os.geteuid() != 0:
         return {}
     host = make_url(url).query.get("host")
@@ -278,13 +281,13 @@ def somebody(url: str) -> dict[str, Any]:
     return {"user": user, "group": pwd.getpwuid(user).pw_gid, "extra_groups": []}
 
 
-def test_it_serves_without_the_checkout_and_writes_nowhere(
+def test_the_image_serves_requests_without_the_checkout_and_writes_no_file(
     image: Path,
     url: str,
     factory: Factory,
     python: tuple[str, dict[str, str]],  # noqa: F811
 ) -> None:
-    """What CMD starts, as a user who owns nothing, from files that nobody may write."""
+    """Start the CMD of the image as a user who owns no file of it. The files are read-only."""
     factory.account("a")
     interpreter, variables = python
     *_, command = instructions("CMD")

@@ -75,7 +75,7 @@ def inside(front: Nginx) -> Iterator[httpx.Client]:
 
 
 def assert_is(answer: httpx.Response, error: type[errors.SrmError]) -> None:
-    """In the envelope, with the headers that every answer has, and as SRM itself would say it."""
+    """Assert that the answer of nginx has the envelope, code and headers with which SRM reports this error."""
     http = HTTP_ERRORS[error]
     assert answer.json() == {
         "errorResponse": {
@@ -93,15 +93,15 @@ def assert_is(answer: httpx.Response, error: type[errors.SrmError]) -> None:
     assert answer.headers.get("Retry-After") == (None if http.retry_after_seconds is None else "1")
 
 
-def test_nginx_takes_the_files_as_they_are_shipped(tmp_path: Path) -> None:
+def test_nginx_accepts_the_shipped_files_without_a_warning(tmp_path: Path) -> None:
     result = subprocess.run([*configure(tmp_path / "n", ["127.0.0.1:1"], 1, 2), "-t"], capture_output=True, text=True)
 
     assert result.returncode == 0, result.stderr
     assert "warn" not in result.stderr
 
 
-def test_what_the_page_on_production_copies_leaves_what_an_operator_has_changed(tmp_path: Path) -> None:
-    """Once for the first version, and once more for the next one; the key is for root alone."""
+def test_copying_the_files_again_keeps_what_an_operator_has_changed(tmp_path: Path) -> None:
+    """The block of docs/production.md runs twice: for the first version and for the next one."""
     (lines,) = re.findall(r"^(install -d /etc/nginx/srm\n.*?)^nginx -t", PRODUCTION, re.MULTILINE | re.DOTALL)
     target = tmp_path / "etc"
     (target / "conf.d").mkdir(parents=True)
@@ -123,13 +123,13 @@ def test_what_the_page_on_production_copies_leaves_what_an_operator_has_changed(
     assert (target / "srm" / "key.pem").stat().st_mode & 0o777 == 0o600
 
 
-def test_no_password_is_typed_into_a_command_of_the_page_on_production() -> None:
+def test_no_command_of_the_production_page_contains_a_password() -> None:
     urls = re.findall(r"postgresql://(?:srm_\w+|postgres):([^@]*)@", PRODUCTION)
 
     assert {*urls} == {"$APPLICATION", "$OWNER"}
 
 
-def test_a_player_plays(player: httpx.Client, database: Database) -> None:
+def test_a_session_goes_through_its_life_behind_nginx(player: httpx.Client, database: Database) -> None:
     first = player.post("/srm/v1/sessions", json=SETUP)
     session = first.json()["successResponse"]["sessionId"]
     path = f"/srm/v1/sessions/{session}"
@@ -154,8 +154,8 @@ def test_a_player_plays(player: httpx.Client, database: Database) -> None:
 
 
 @pytest.mark.parametrize("version", ["1.1", "2"])
-def test_it_speaks_both_versions_of_http(front: Nginx, version: str) -> None:
-    """A setup and its teardown, each with curl, as a player that is not written in Python."""
+def test_nginx_speaks_http_1_1_and_http_2(front: Nginx, version: str) -> None:
+    """curl plays the client: httpx speaks HTTP/1.1 only."""
 
     def curl(method: str, path: str, *options: str) -> tuple[str, str]:
         command = [tools.need("curl"), "-s", f"--http{version}", "--cacert", front.certificate, "-X", method]
@@ -178,7 +178,7 @@ def test_it_speaks_both_versions_of_http(front: Nginx, version: str) -> None:
 @pytest.mark.parametrize(
     ("option", "is_taken"), [("--tlsv1.3", True), ("--tls-max=1.2", True), ("--tls-max=1.1", False)]
 )
-def test_it_takes_no_old_tls(front: Nginx, option: str, is_taken: bool) -> None:
+def test_nginx_accepts_tls_1_2_and_1_3_and_refuses_older_ones(front: Nginx, option: str, is_taken: bool) -> None:
     command = [
         tools.need("curl"),
         "-s",
@@ -195,8 +195,10 @@ def test_it_takes_no_old_tls(front: Nginx, option: str, is_taken: bool) -> None:
 
 
 class TestClosedToTheOutside:
-    def test_only_the_client_api_is_there(self, front: Nginx, inside: httpx.Client, operator: dict[str, str]) -> None:
-        """Every route that SRM has, with every method: 404 to the world, while the inside reaches it."""
+    def test_the_world_reaches_the_client_api_only(
+        self, front: Nginx, inside: httpx.Client, operator: dict[str, str]
+    ) -> None:
+        """Every other route gets 404 with every method. Operators reach these routes."""
         app = create_app(Settings(database_url="postgresql://nowhere/none", token_secret=SECRET))
         routes = {(rule.rule, method) for rule in app.url_map.iter_rules() for method in rule.methods or ()}
         others = {(rule, method) for rule, method in routes if rule not in CLIENT_API}
@@ -213,8 +215,8 @@ class TestClosedToTheOutside:
         for path in ("/metrics", "/readyz", "/healthz", "/srm/v1/openapi.json", "/srm/v1/accounts", "/srm/docs/"):
             assert inside.get(path, headers=operator).status_code == 200, path
 
-    def test_no_way_round_leads_there(self, front: Nginx, operator: dict[str, str]) -> None:
-        """Paths that nginx and SRM may read differently: nginx answers them itself."""
+    def test_no_odd_path_leads_to_another_route(self, front: Nginx, operator: dict[str, str]) -> None:
+        """nginx answers these paths itself, because nginx and SRM could read them differently."""
         ways = [
             "/srm/v1/accounts/%2e%2e/sessions",
             "/srm/v1/accounts/a/../../sessions",
@@ -244,14 +246,16 @@ class TestClosedToTheOutside:
         assert [line["path"] for line in lines if line["upstream"]] == []
 
     @pytest.mark.parametrize("header", ["PATH_INFO", "SCRIPT_NAME"])
-    def test_no_header_leads_there(self, player: httpx.Client, operator: dict[str, str], header: str) -> None:
+    def test_no_header_leads_to_another_route(
+        self, player: httpx.Client, operator: dict[str, str], header: str
+    ) -> None:
         answer = player.get("/srm/v1/sessions", headers={**operator, header: "/srm/v1/accounts"})
 
         assert "sessions" in answer.json()["successResponse"]
 
 
-def test_operators_learn_how_this_host_is_and_not_another_one(url: str, tmp_path: Path) -> None:
-    """Also when this one is not well; what they ask of the database any host may answer."""
+def test_metrics_and_health_come_from_this_host_and_other_requests_from_any_host(url: str, tmp_path: Path) -> None:
+    """SRM on this host is down: its metrics and health get 503 instead of the answer of another host."""
     here, elsewhere = f"unix:{tmp_path}/here.sock", f"unix:{tmp_path}/elsewhere.sock"
     with (
         instance(url, tmp_path / "log", elsewhere),
@@ -267,8 +271,9 @@ def test_operators_learn_how_this_host_is_and_not_another_one(url: str, tmp_path
 
 class TestClientAddress:
     @pytest.mark.parametrize("claim", ["203.0.113.9", "203.0.113.9, 198.51.100.7", "nonsense"])
-    def test_it_is_the_one_of_the_connection(self, player: httpx.Client, database: Database, claim: str) -> None:
-        """Whatever the client claims."""
+    def test_the_client_address_is_that_of_the_connection_whatever_headers_claim(
+        self, player: httpx.Client, database: Database, claim: str
+    ) -> None:
         answer = player.post(
             "/srm/v1/sessions", json=SETUP, headers={"X-Forwarded-For": claim, "X-Real-IP": claim, "Forwarded": claim}
         )
@@ -278,8 +283,10 @@ class TestClientAddress:
         found = rows(database, "SELECT host(address) FROM srm.sessions WHERE session_id = :id", id=session)
         assert found == [("127.0.0.1",)]
 
-    def test_it_is_the_one_that_a_load_balancer_tells(self, player: httpx.Client, database: Database) -> None:
-        """When nginx is told to believe it, as in listen.conf of these tests."""
+    def test_the_client_address_comes_from_a_trusted_load_balancer(
+        self, player: httpx.Client, database: Database
+    ) -> None:
+        """listen.conf of these tests makes nginx trust the header Test-Address."""
         answer = player.post("/srm/v1/sessions", json=SETUP, headers={"Test-Address": "192.0.2.77"})
         session = answer.json()["successResponse"]["sessionId"]
         player.delete(f"/srm/v1/sessions/{session}")
@@ -290,12 +297,12 @@ class TestClientAddress:
 
 class TestRates:
     def flood(self, front: Nginx, count: int, headers: Callable[[int], dict[str, str]]) -> list[httpx.Response]:
-        """So many requests, one right after the other, of a session that is not there."""
+        """Send this many keep-alives of unknown sessions, one after the other."""
         with front.client() as client:
             return [client.put(f"/srm/v1/sessions/{uuid4()}", headers=headers(number)) for number in range(count)]
 
-    def test_a_token_has_one(self, front: Nginx) -> None:
-        """A burst of 40, and 10 in a second."""
+    def test_a_token_beyond_its_rate_gets_429(self, front: Nginx) -> None:
+        """The rate is a burst of 40 and 10 requests a second."""
         token = issue_token("a", "tv", nonce=1)
         started_at = time.monotonic()
 
@@ -312,7 +319,7 @@ class TestRates:
         other = self.flood(front, 1, lambda _: {"Client-Token": issue_token("a", "tv", nonce=2)})
         assert [answer.status_code for answer in other] == [404]
 
-    def test_a_token_works_again_after_a_while(self, front: Nginx) -> None:
+    def test_a_token_works_again_after_retry_after(self, front: Nginx) -> None:
         token = issue_token("a", "tv", nonce=3)
         answers = self.flood(front, 100, lambda _: {"Client-Token": token, "Test-Address": "192.0.2.2"})
         assert answers[-1].status_code == 429
@@ -321,8 +328,8 @@ class TestRates:
 
         assert self.flood(front, 1, lambda _: {"Client-Token": token})[0].status_code == 404
 
-    def test_nobody_is_refused_for_the_many_tokens_of_others(self, tmp_path: Path) -> None:
-        """A zone that is full of other tokens, shorter ones: 503, since there is no SRM, and never 429."""
+    def test_a_full_zone_of_tokens_refuses_nobody(self, tmp_path: Path) -> None:
+        """The zone is full of shorter tokens. Requests get 503 because no SRM runs, and never 429."""
 
         def tokens(count: int, length: int) -> list[str]:
             return [issue_token("a" * length, "tv", nonce=number) for number in range(count)]
@@ -343,8 +350,10 @@ class TestRates:
             ("2001:db8:1:2::1", "2001:db8:1:2:ffff::7", "2001:db8:1:3::1"),
         ],
     )
-    def test_an_address_has_one(self, front: Nginx, address: str, neighbour: str, stranger: str) -> None:
-        """Whatever tokens come from there; the /64 of an IPv6 home counts as one address."""
+    def test_an_address_beyond_its_rate_gets_429(
+        self, front: Nginx, address: str, neighbour: str, stranger: str
+    ) -> None:
+        """The rate does not depend on tokens. An IPv6 /64 counts as one address."""
         started_at = time.monotonic()
         passed, refused = flood(front, address)
         allowed = 1000 + 500 * (time.monotonic() - started_at)
@@ -356,7 +365,7 @@ class TestRates:
         with front.client(headers={"Test-Address": stranger}) as client:
             assert [client.get("/srm/v1/sessions").status_code for _ in range(20)] == [400] * 20
 
-    def test_a_page_may_read_it(self, front: Nginx) -> None:
+    def test_an_allowed_page_may_read_a_429(self, front: Nginx) -> None:
         token = issue_token("a", "tv", nonce=4)
         headers = {"Client-Token": token, "Test-Address": "192.0.2.5"}
 
@@ -382,7 +391,7 @@ function done() print("RESULT " .. threads[1]:get("passed") .. " " .. threads[1]
 
 
 def flood(front: Nginx, address: str) -> tuple[int, int]:
-    """Requests without a token from there, as fast as can be for three seconds; how many passed, and were refused."""
+    """Send requests without a token from this address for three seconds; count those that passed and those refused."""
     script = front.folder / "counting.lua"
     script.write_text(COUNTING)
     command = [tools.need("wrk"), "--threads", "1", "--connections", str(CONNECTIONS), "--duration", "3s"]
@@ -394,7 +403,7 @@ def flood(front: Nginx, address: str) -> tuple[int, int]:
 
 @contextmanager
 def broken(how: str) -> Iterator[str]:
-    """The address of something that is not SRM."""
+    """Yield the address of a broken SRM."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if how != "refuses":
@@ -419,7 +428,7 @@ def break_off(listener: socket.socket) -> None:
 
 class TestWhatNginxAnswersItself:
     @pytest.mark.parametrize("size", [16 * 1024 + 1, 200_000])
-    def test_a_large_body_of_a_client(self, player: httpx.Client, size: int) -> None:
+    def test_a_client_body_over_16_kib_gets_413(self, player: httpx.Client, size: int) -> None:
         def chunks() -> Iterator[bytes]:
             for _ in range(0, size, 1000):
                 yield b"x" * 1000
@@ -429,14 +438,14 @@ class TestWhatNginxAnswersItself:
         assert_is(player.post("/srm/v1/sessions", content=chunks()), RequestTooLarge)
         assert_is(player.put(f"/srm/v1/sessions/{uuid4()}", content=b"x" * size), RequestTooLarge)
 
-    def test_the_largest_body_of_a_client_passes(self, player: httpx.Client) -> None:
+    def test_a_client_body_of_16_kib_passes(self, player: httpx.Client) -> None:
         body = json.dumps({"content": {"contentID": "none", "contentType": "COD"}})
 
         answer = player.post("/srm/v1/sessions", content=body.ljust(16 * 1024))
 
         assert answer.json()["errorResponse"]["errorCode"] == "SRM-0007"
 
-    def test_a_large_body_of_an_operator(self, inside: httpx.Client, operator: dict[str, str]) -> None:
+    def test_an_operator_body_over_1_mib_gets_413(self, inside: httpx.Client, operator: dict[str, str]) -> None:
         body = json.dumps({"name": "many"})
 
         taken = inside.put("/srm/v1/products/large", content=body.ljust(1024 * 1024), headers=operator)
@@ -448,28 +457,30 @@ class TestWhatNginxAnswersItself:
     @pytest.mark.parametrize(
         "headers", [{"Client-Token": "x" * 40_000}, {f"Header-{number}": "x" * 4000 for number in range(20)}]
     )
-    def test_large_headers(self, front: Nginx, headers: dict[str, str]) -> None:
+    def test_headers_that_are_too_large_get_400_in_the_envelope(self, front: Nginx, headers: dict[str, str]) -> None:
         with front.client() as client:
             assert_is(client.get("/srm/v1/sessions", headers=headers), errors.MalformedRequest)
 
-    def test_a_long_path(self, player: httpx.Client) -> None:
+    def test_a_path_that_is_too_long_gets_400_in_the_envelope(self, player: httpx.Client) -> None:
         assert_is(player.get("/srm/v1/sessions?" + "x" * 40_000), errors.MalformedRequest)
 
-    def test_a_method_that_nobody_has(self, player: httpx.Client) -> None:
+    def test_an_unknown_method_gets_405_in_the_envelope(self, player: httpx.Client) -> None:
         assert_is(player.request("TRACE", "/srm/v1/sessions"), MethodNotAllowed)
 
-    def test_what_is_no_http(self, front: Nginx) -> None:
+    def test_bytes_that_are_no_http_get_400_in_the_envelope(self, front: Nginx) -> None:
         head, _, body = send(front, b"nonsense\r\n\r\n").partition(b"\r\n\r\n")
 
         assert head.startswith(b"HTTP/1.1 400 ")
         assert json.loads(body)["errorResponse"]["errorCode"] == "SRM-0002"
 
-    def test_http_where_tls_is_spoken(self, front: Nginx) -> None:
+    def test_plain_http_on_the_tls_port_gets_400_in_the_envelope(self, front: Nginx) -> None:
         assert_is(httpx.get(front.world.replace("https", "http")), errors.MalformedRequest)
 
     @pytest.mark.parametrize("upstream", ["refuses", "is silent", "breaks off"])
-    def test_an_srm_that_does_not_answer(self, tmp_path: Path, upstream: str) -> None:
-        """502 and 504 of nginx are what SRM says when something that it needs is away."""
+    def test_nginx_answers_503_in_the_envelope_for_an_srm_that_does_not_answer(
+        self, tmp_path: Path, upstream: str
+    ) -> None:
+        """502 and 504 of nginx become 503 SRM-0010, as when the database is away."""
         with (
             broken(upstream) as address,
             nginx(tmp_path / "nginx", address, origins=f'"{PAGE}" $http_origin;\n') as front,
@@ -485,7 +496,7 @@ class TestWhatNginxAnswersItself:
 
 
 def send(front: Nginx, data: bytes) -> bytes:
-    """What is answered to bytes that no client would send."""
+    """Send raw bytes over TLS; return the beginning of the answer."""
     address = urlsplit(front.world)
     with (
         socket.create_connection((str(address.hostname), address.port or 0), timeout=20) as connection,
@@ -496,7 +507,7 @@ def send(front: Nginx, data: bytes) -> bytes:
 
 
 class TestLogs:
-    def test_a_request_has_one_line_and_one_id(self, front: Nginx, player: httpx.Client) -> None:
+    def test_each_request_has_one_log_line_with_its_correlation_id(self, front: Nginx, player: httpx.Client) -> None:
         id_ = f"test-{uuid4()}"
 
         player.put(f"/srm/v1/sessions/{uuid4()}", headers={"X-Correlation-Id": id_})
@@ -510,13 +521,13 @@ class TestLogs:
         assert lines[1]["path"] == "/nothing"
         assert id_ in (front.folder.parent / "api.log").read_text()
 
-    def test_an_id_that_is_none_is_replaced(self, player: httpx.Client) -> None:
+    def test_an_invalid_correlation_id_is_replaced(self, player: httpx.Client) -> None:
         answer = player.get("/nothing", headers={"X-Correlation-Id": "two words"})
 
         assert UUID(answer.headers["X-Correlation-Id"]).version == 4
 
-    def test_no_token_is_in_them(self, front: Nginx, operator: dict[str, str]) -> None:
-        """Neither of a request that works, nor of one that nginx cannot read, nor one in the place of a password."""
+    def test_logs_contain_no_token_or_key(self, front: Nginx, operator: dict[str, str]) -> None:
+        """Tokens come in headers, in the query, and in a request that nginx cannot read."""
         token, marker = issue_token("a", "tv"), f"secret{uuid4().hex}"
         with front.client() as client:
             client.get("/srm/v1/sessions", headers={"Client-Token": token})

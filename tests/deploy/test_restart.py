@@ -26,16 +26,16 @@ from tests.deploy.service import NGINX, Nginx, instance, nginx, tls
 from tests.support import SETUP, Factory, Process, free_port, issue_token, rows, wait_until
 
 ANSWER_SECONDS = 3
-"""In which SRM answers everything."""
+"""Longest time until SRM answers a request (docs/design.md, "Deadlines")."""
 
 FROM_TESTS = "set_real_ip_from 127.0.0.1;\nreal_ip_header Test-Address;\n"
-"""Each viewer has an address of his own, so that the rate of an address is none of this."""
+"""Each viewer has an address of his own, so that no viewer meets the rate of an address."""
 
 VIEWERS = 8
-"""Every other one opens a connection for each request."""
+"""Number of viewers. Every other one opens a connection for each request."""
 
 PAUSE_SECONDS = 0.03
-"""Between two requests of a viewer: some hundred requests a second, and the machine is not busy with them alone."""
+"""Pause between two requests of a viewer. Together the viewers send some 200 requests a second."""
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def url(clone: Callable[[], str]) -> str:
 
 
 class Viewers:
-    """Play without end, one session after the other, and note what fails."""
+    """Viewers who play one session after the other until the end of the block, and note failures."""
 
     def __init__(self, front: Nginx) -> None:
         self._front = front
@@ -60,7 +60,7 @@ class Viewers:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Meanwhile they play."""
+        """Let the viewers play during the block."""
         with ThreadPoolExecutor(VIEWERS) as threads:
             viewers = [threads.submit(self._watch, number) for number in range(VIEWERS)]
             try:
@@ -78,7 +78,7 @@ class Viewers:
         session = 0
         while not self._done.is_set():
             session += 1
-            headers = {  # a new token for each session, so that the rate of a token is none of this either
+            headers = {  # A new token for each session, so that no viewer meets the rate of a token.
                 "Client-Token": issue_token(f"account-{number}", "tv", nonce=session),
                 "Test-Address": f"192.0.2.{number}",
             }
@@ -92,7 +92,7 @@ class Viewers:
     def _ask(
         self, connection: HTTPSConnection, number: int, headers: dict[str, str], method: str, path: str, body: str = ""
     ) -> bytes | None:
-        """The body of a 200 that is a success; anything else is noted."""
+        """Return the body of a success; note anything else as a failure and return None."""
         time.sleep(PAUSE_SECONDS)
         started_at = time.monotonic()
         try:
@@ -115,7 +115,7 @@ class Viewers:
 
 
 def assert_nobody_noticed(viewers: Viewers, url: str, at_least: int) -> None:
-    """No request failed, and the tables agree: each session was torn down."""
+    """Assert that no request failed, that each session was torn down, and that no limit was exceeded."""
     assert viewers.failures == []
     assert viewers.answered > at_least
     database = Database(url, application_name="srm-tests")
@@ -126,15 +126,15 @@ def assert_nobody_noticed(viewers: Viewers, url: str, at_least: int) -> None:
 
 
 def reload(gunicorn: Process) -> None:
-    """By HUP; wait until all workers are new."""
+    """Send HUP; wait until all workers are new."""
     master = psutil.Process(gunicorn.popen.pid)
     old = set(master.children())
     gunicorn.popen.send_signal(signal.SIGHUP)
     wait_until(lambda: len(master.children()) == len(old) and not old & set(master.children()))
 
 
-def test_nginx_hangs_up_first() -> None:
-    """An idle connection: before SRM does, in its day and when it drains; and SRM has time for what it has then."""
+def test_nginx_closes_idle_connections_before_srm_does() -> None:
+    """nginx is first in normal operation and while SRM drains. SRM then has time to finish its requests."""
     (seconds,) = re.findall(
         r"^upstream srm {.*?^ +keepalive_timeout (\d+)s;", text("srm.conf"), re.MULTILINE | re.DOTALL
     )
@@ -163,7 +163,7 @@ def test_no_request_fails_in_reloads_stops_and_rolling_restarts(url: str, tmp_pa
         with viewers.watching():
             for bind in binds:
                 reload(instances[bind])
-            assert instances[binds[0]].stop() == 0  # one alone, for a while
+            assert instances[binds[0]].stop() == 0  # the other one works alone for a second
             time.sleep(1)
             instances[binds[0]] = start(binds[0])
             for bind in reversed(binds):  # rolling: each is back before the next one goes
@@ -175,7 +175,7 @@ def test_no_request_fails_in_reloads_stops_and_rolling_restarts(url: str, tmp_pa
 
 
 def test_no_request_fails_when_workers_are_replaced(url: str, tmp_path: Path) -> None:
-    """After max_requests, here few; they drain, and the others have the work until the new one is up."""
+    """Workers are replaced after some hundred requests (max_requests). The others work until the new one is up."""
     bind = f"unix:{tmp_path}/api.sock"
     few = ["--workers", "3", "--max-requests", "100", "--max-requests-jitter", "400"]
     with (
@@ -190,15 +190,12 @@ def test_no_request_fails_when_workers_are_replaced(url: str, tmp_path: Path) ->
 
 
 def replaced(folder: Path) -> int:
-    """How many workers have come after the first three."""
+    """Number of workers that were started after the first three."""
     return (folder / "api.log").read_text().count("Booting worker") - 3
 
 
 def test_no_request_fails_in_a_restart_under_systemd(url: str, tmp_path: Path) -> None:
-    """Of a single host: srm-api.socket keeps the socket open while one SRM stops and the next one starts.
-
-    Requests wait a moment instead of failing.
-    """
+    """srm-api.socket stays open while one SRM stops and the next one starts: requests wait instead of failing."""
     bind = f"unix:{tmp_path}/api.sock"
     with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:
         listener.bind(bind.removeprefix("unix:"))
