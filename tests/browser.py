@@ -1,4 +1,4 @@
-"""A real browser, and sites on this machine whose pages it shows."""
+"""A real browser, and local sites whose pages the browser shows."""
 
 import json
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from tests import tools
 from tests.support import Process, running, wait_until
 
 PATIENCE_SECONDS = 30
-"""Nothing is waited for longer than that; then the test fails instead of hanging."""
+"""Longest wait for the browser or a page; after that the test fails instead of hanging."""
 
 OPTIONS = (
     "--headless",
-    "--no-sandbox",  # it cannot have one as root
+    "--no-sandbox",  # Chromium has no sandbox as root.
     "--disable-gpu",
     "--disable-dev-shm-usage",  # /dev/shm is small in containers
     "--disable-quic",
@@ -33,7 +33,7 @@ OPTIONS = (
     "--ignore-certificate-errors",
     "--remote-debugging-port=0",
 )
-"""It shows nothing, and asks nobody but the sites of the test and what their pages ask."""
+"""The browser opens no window. It connects only to the sites of the test and to the addresses that their pages ask."""
 
 PAGE = """<!doctype html>
 <title>A page of tests</title>
@@ -46,11 +46,11 @@ try {{
 }} catch (error) {{ report({{thrown: String(error)}}); }}
 </script>
 """
-"""What the script is given stands in `given`; `report` tells the test."""
+"""Page that runs a script. `given` has the values for the script; `report` sends a value to the test."""
 
 
 class Site:
-    """An origin with one page at a time. `origin` is how browsers write it."""
+    """A site with one page at a time. `origin` is its origin as browsers write it."""
 
     def __init__(self) -> None:
         self._page = b""
@@ -81,12 +81,12 @@ class Site:
         self._thread.start()
 
     def show(self, script: str, **given: Any) -> None:
-        """The page is from now on one that runs this."""
+        """Replace the page by one that runs this script."""
         self._page = PAGE.format(given=json.dumps(given), script=script).encode()
-        self._reports = Queue()  # nobody asks any more what an earlier page said
+        self._reports = Queue()  # Reports of an earlier page are dropped.
 
     def report(self) -> Any:
-        """What the page reports next; AssertionError when it throws something, or reports nothing."""
+        """Return the next report of the page. AssertionError when the script throws, or reports nothing in time."""
         try:
             report = self._reports.get(timeout=PATIENCE_SECONDS)
         except Empty:
@@ -95,7 +95,7 @@ class Site:
         return report
 
     def stop(self) -> None:
-        """Nobody listens any more."""
+        """Stop the server of the site."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -111,17 +111,17 @@ def site() -> Iterator[Site]:
 
 
 class Browser:
-    """A browser as it is when it was just installed: it remembers nothing yet, no preflight either."""
+    """A browser with an empty profile: it remembers nothing, no preflight either."""
 
     def __init__(self, port: int) -> None:
         self._remote = httpx.Client(base_url=f"http://127.0.0.1:{port}/json", timeout=PATIENCE_SECONDS)
 
     def open(self, url: str) -> str:
-        """A new tab with that page; its id."""
+        """Open a page in a new tab; return the id of the tab."""
         return str(self._remote.put(f"/new?{url}").raise_for_status().json()["id"])
 
     def close(self, tab: str) -> None:
-        """Close the tab, as its cross does."""
+        """Close the tab, as a user does with a click."""
         self._remote.get(f"/close/{tab}").raise_for_status()
 
     def disconnect(self) -> None:
@@ -130,7 +130,7 @@ class Browser:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """Start one."""
+    """Run a browser during the block."""
     # Not below pytest's own folder: the paths of its sockets would be too long.
     with TemporaryDirectory(prefix="srm-browser-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -145,7 +145,7 @@ def browser() -> Iterator[Browser]:
 
 
 def _remote_port(process: Process, folder: Path) -> int:
-    """Where it is told what to do; 0 as long as it has not said so."""
+    """Port of the DevTools protocol; 0 until the browser has written it."""
     assert process.popen.poll() is None, process.text()
     announced = folder / "DevToolsActivePort"
     port, end, _ = announced.read_text().partition("\n") if announced.exists() else ("", "", "")

@@ -1,4 +1,4 @@
-"""An entitlement service on a real socket, as well or as badly behaved as a test wants it."""
+"""An entitlement service on a real socket that behaves as well or as badly as a test asks for."""
 
 import json
 import socket
@@ -21,14 +21,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 ENDLESS_SECONDS = 5
-"""Longer than anybody waits. A service without a bound fails its test, and does not hang it."""
+"""Longer than SRM may wait. A client without a timeout then fails its test instead of hanging it."""
 
 Behaviour = Callable[["Call"], None]
 
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked."""
+    """A request to the service: request line, headers in lower case, body."""
 
     line: str
     headers: dict[str, str]
@@ -41,48 +41,48 @@ class Question:
 
 @dataclass
 class Call:
-    """A question that waits for its answer."""
+    """A question that waits for its answer, with the connection on which it came."""
 
     server: "EntitlementServer"
     connection: socket.socket
     file: BinaryIO
     question: Question
     number: int
-    """Of the calls on this connection, from 1."""
+    """Number of the call on its connection, from 1."""
 
     def send(self, data: bytes) -> None:
         self.connection.sendall(data)
 
     def answer(self, body: Any, status: str = "200 OK", *headers: str) -> None:
-        """An answer of HTTP/1.1; a body that is not bytes as JSON."""
+        """Send an HTTP/1.1 answer. A body of bytes is sent unchanged, any other one as JSON."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         head = [f"HTTP/1.1 {status}", f"Content-Length: {len(data)}", "Content-Type: application/json", *headers]
         self.send("\r\n".join([*head, "", ""]).encode() + data)
 
     def hang(self, seconds: float = ENDLESS_SECONDS) -> None:
-        """Do nothing for so long, or until the test is over."""
+        """Do nothing for so many seconds, or until the test is over."""
         self.server.over.wait(seconds)
 
     def again_and_again(self, data: bytes, every_seconds: float = 0) -> None:
-        """Send it until the test is over."""
+        """Send the data repeatedly until the test is over."""
         give_up_at = time.monotonic() + ENDLESS_SECONDS
         while time.monotonic() < give_up_at and not self.server.over.wait(every_seconds):
             self.send(data)
 
     def drip(self, byte: bytes = b"x") -> None:
-        """Send a byte now and then until the test is over."""
+        """Send a byte every 0.03 s until the test is over."""
         self.again_and_again(byte, 0.03)
 
     def hang_up(self, *, reset: bool = False) -> None:
-        """Close the connection."""
+        """Close the connection; with `reset` by a TCP reset."""
         if reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.file.close()  # it holds the connection open
+        self.file.close()  # An open file would keep the connection open.
         self.connection.close()
 
 
 class EntitlementServer:
-    """Answers each call on a thread of its connection as `behave` says; `calls` are those that it has seen."""
+    """Server that lets `behave` answer each call, on a thread for each connection. `questions` has all questions."""
 
     def __init__(self, behave: Behaviour, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
@@ -125,7 +125,7 @@ class EntitlementServer:
                 self.behave(Call(self, connection, cast("BinaryIO", file), question, number))
 
     def stop(self) -> None:
-        """End all that goes on; nobody listens any more."""
+        """Stop listening, close all connections and wait for their threads."""
         self.over.set()
         for closing in (self._listener, *self._open):
             with suppress(OSError):
@@ -157,7 +157,7 @@ def entitlement_server(behave: Behaviour = grant, tls: ssl.SSLContext | None = N
 
 
 def certificate(file: Path) -> ssl.SSLContext:
-    """What a server at 127.0.0.1 proves with who it is; the certificate, which trusts itself, is in the file."""
+    """Write a self-signed certificate for 127.0.0.1 into the file; return a server's TLS context with it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "entitlement service of tests")])
     now = datetime.now(UTC)
@@ -177,7 +177,7 @@ def certificate(file: Path) -> ssl.SSLContext:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """How long it takes."""
+    """Seconds that the work takes."""
     began_at = time.monotonic()
     work()
     return time.monotonic() - began_at

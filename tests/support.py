@@ -1,4 +1,4 @@
-"""What tests build on: rows, tokens, and the service as real processes."""
+"""Rows, tokens and real processes of the service for all tests."""
 
 import base64
 import hmac
@@ -35,7 +35,7 @@ from srm.playback import limit_check
 SECRET = "a secret of tests, long enough for HS256"
 SETUP = {"content": {"contentID": "film", "contentType": "COD"}}
 NO_SESSION = "6f5a2c1e-8d0b-4f0e-9b7a-3c1d2e4f5a6b"
-"""Of a session that is not there."""
+"""Id that no session has."""
 SESSION = f"/srm/v1/sessions/{NO_SESSION}"
 ROUTES = {
     "set up": ("POST", "/srm/v1/sessions"),
@@ -43,12 +43,12 @@ ROUTES = {
     "tear down": ("DELETE", SESSION),
     "ready": ("GET", "/readyz"),
 }
-"""What asks the database."""
+"""One request for each route that needs the database."""
 ROOT = Path(__file__).parent.parent
 
 
 def issue_token(account: str, device: str, **claims: Any) -> str:
-    """A Client-Token that the test application accepts; claims override, None removes."""
+    """Client-Token that the test application accepts. `claims` replace its claims; None removes one."""
     content = {"accountId": account, "deviceId": device, "exp": int(time.time()) + 3600, **claims}
     return jwt.encode({name: value for name, value in content.items() if value is not None}, SECRET, algorithm="HS256")
 
@@ -77,9 +77,9 @@ class Factory:
         products: tuple[str, ...] = ("basic",),
         **limits: Any,
     ) -> str:
-        """An account with devices (default: one called `tv`), entitled to the products.
+        """Make an account with devices (default: one called `tv`) that is entitled to the products.
 
-        Its own profile, with `max_sessions` and `timeout_seconds`, unless one is named.
+        Without `profile` the account gets one of its own, with `max_sessions` and `timeout_seconds` from `limits`.
         """
         profile = profile or self.profile(f"profile of {account_id}", **limits)
         self.add(models.Account, account_id=account_id, profile_id=profile, enabled=enabled)
@@ -101,14 +101,14 @@ class Factory:
         return device_id
 
     def content(self, content_id: str, channel_id: str | None = None, groups: Collection[str] = ()) -> str:
-        """A content that is in these groups."""
+        """Make a content that is in these groups."""
         self.add(models.Content, content_id=content_id, channel_id=channel_id)
         for group in groups:
             self.add(models.ContentGroup, content_id=content_id, content_group=group)
         return content_id
 
     def product(self, product_id: str, *contents: tuple[str, str]) -> str:
-        """A product with (content type, content id)s, which have to exist."""
+        """Make a product with pairs of content type and content id; the contents have to exist."""
         self.add(models.Product, product_id=product_id, name=product_id)
         for content_type, content_id in contents:
             self.add(models.ProductContent, product_id=product_id, content_type=content_type, content_id=content_id)
@@ -118,12 +118,12 @@ class Factory:
         self.add(models.Entitlement, account_id=account_id, product_id=product_id, **validity)
 
     def operator(self, role: Role = "admin", name: str | None = None) -> dict[str, str]:
-        """The header of an operator with that role, called like it or by the name."""
+        """Make an operator; return the header with its key. Without `name` the operator is called like the role."""
         with self.database.transaction() as db:
             return {"Operator-Key": operators.add(db, "tests", name or role, role)}
 
     def session(self, account_id: str = "a", device_id: str = "tv", *, silent_for: float = 0, **columns: Any) -> UUID:
-        """A session that was set up, and last heard of, so many seconds ago."""
+        """Make a session whose setup and last keep-alive were `silent_for` seconds ago."""
         then = func.statement_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, silent_for)
         session_id = uuid4()
         values = {
@@ -143,7 +143,7 @@ class Factory:
         return session_id
 
     def age(self, session_id: UUID | str, seconds: float, *columns: str) -> None:
-        """Move the times of a session into the past."""
+        """Move times of a session into the past; by default its start and its last keep-alive."""
         with self.database.transaction() as db:
             for column in columns or ("started_at", "last_keep_alive_at"):
                 db.execute(
@@ -167,7 +167,7 @@ class Factory:
             db.execute(delete(model).where(*(getattr(model, name) == value for name, value in where.items())))
 
     def add(self, model: type, **columns: Any) -> None:
-        """A row of a table."""
+        """Insert a row."""
         with self.database.transaction() as db:
             db.execute(insert(model), columns)
 
@@ -176,13 +176,13 @@ ROLES = ("srm_owner", "srm_application", "srm_readonly")
 
 
 def psql(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The real psql on that database."""
+    """Run the real psql on the database."""
     command = [str(programs() / "psql"), "--no-psqlrc", "--dbname", url, *arguments]
     return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=60)
 
 
 def make_roles(url: str) -> None:
-    """Run deploy/postgres/roles.sql, as a superuser, in that database; and give the roles passwords."""
+    """Run deploy/postgres/roles.sql as a superuser, and give each role the password `password`."""
     result = psql(url, "--file", str(ROOT / "deploy" / "postgres" / "roles.sql"))
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     for role in ROLES:
@@ -191,7 +191,7 @@ def make_roles(url: str) -> None:
 
 
 def as_role(role: str, url: str) -> str:
-    """The URL for one of them."""
+    """Return the URL with a role of `make_roles` and its password."""
     return make_url(url).set(username=role, password="password").render_as_string(hide_password=False)
 
 
@@ -210,7 +210,7 @@ EMPTIED = (
 
 
 def empty(superuser: psycopg.Connection) -> None:
-    """Take a database back to what the template has: the film, in the product `basic`."""
+    """Delete all rows but those of the template: the film, in the product `basic`."""
     for statement in EMPTIED:
         superuser.execute(statement)
 
@@ -229,14 +229,14 @@ def session_row(database: Database, session_id: UUID | str) -> Any:
 
 
 def free_port() -> int:
-    """A port nobody listens on, at this moment."""
+    """Port of the loopback on which nobody listens at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The environment of a command: ours without SRM_…, and with the variables."""
+    """Environment for a command: the one of the tests without SRM_…, plus the variables."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SRM_")}
     return {**clean, **variables}
 
@@ -247,35 +247,35 @@ def python_m(*arguments: str) -> list[str]:
 
 
 def postmaster(data_dir: Path) -> psutil.Process:
-    """The parent of all processes of the embedded server there."""
+    """Parent of all processes of the embedded server in this data directory."""
     return psutil.Process(int((data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0]))
 
 
 def stop_postgres(server: EmbeddedServer, data_dir: Path) -> None:
-    """Have the embedded server there shut down "fast" (PostgreSQL manual, "Shutting Down the Server")."""
+    """Shut the embedded server down "fast" (PostgreSQL manual, "Shutting Down the Server"); wait for its end."""
     postmaster(data_dir).send_signal(signal.SIGINT)
     wait_until(lambda: not server.is_running())
 
 
 @dataclass
 class Process:
-    """A running command, its output in a file."""
+    """A running command, with its output in a file."""
 
     popen: subprocess.Popen[bytes]
     output: Path
 
     def text(self) -> str:
-        """What it has printed so far."""
+        """Output so far, standard error included."""
         return self.output.read_text()
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = 30) -> int:
-        """Send it the signal and wait for its end; its exit code."""
+        """Send a signal, wait for the end, and return the exit code. TimeoutExpired after `timeout` seconds."""
         if self.popen.poll() is None:
             self.popen.send_signal(number)
         return self.popen.wait(timeout)
 
     def kill_group(self) -> None:
-        """SIGKILL to all that is left of it."""
+        """Send SIGKILL to all processes of the command."""
         with suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
@@ -289,7 +289,7 @@ def running(
     pass_fds: Collection[int] = (),
     variables: Mapping[str, str] = {},
 ) -> Iterator[Process]:
-    """Run a command in a process group of its own; kill what is left of it at the end."""
+    """Run a command in a process group of its own; kill the group at the end of the block."""
     with output.open("ab") as file:
         popen = subprocess.Popen(
             command,
@@ -309,7 +309,7 @@ def running(
 
 
 def wait_until(condition: Any, timeout: float = 30, every: float = 0.05) -> None:
-    """Wait for a condition; AssertionError when it does not come true in time."""
+    """Wait until the condition is true. AssertionError after `timeout` seconds."""
     give_up_at = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < give_up_at, f"not true after {timeout} s: {condition}"
@@ -326,9 +326,10 @@ def api(
     up: str = "/readyz",
     variables: Mapping[str, str] = {},
 ) -> Iterator[tuple[str, Process]]:
-    """The API under gunicorn, several processes; its base URL and the gunicorn master.
+    """Run the API under gunicorn; yield its base URL and the gunicorn master.
 
-    `threads`: None = as many as are shipped. `cwd`: where its code is. `up`: what it answers with 200 once it is there.
+    `threads`: None keeps the shipped number. `cwd`: folder with the code. `up`: path that answers 200 once the API is
+    ready.
     """
     port = free_port()
     command = python_m("gunicorn", "--config", "python:srm.gunicorn_conf", "--bind", f"127.0.0.1:{port}")
@@ -357,14 +358,14 @@ def api(
 def reaper(
     url: str, output: Path, interval: float = 0.5, cwd: Path = ROOT, variables: Mapping[str, str] = {}
 ) -> Iterator[Process]:
-    """A reaper process. `cwd`: where its code is."""
+    """Run a reaper. `interval` is in seconds. `cwd`: folder with the code."""
     all_variables = {"SRM_DATABASE_URL": url, "SRM_REAPER_INTERVAL_SECONDS": str(interval), **variables}
     with running(python_m("srm.cli", "reaper"), output, cwd, variables=all_variables) as process:
         yield process
 
 
 def assert_audit_clean(url: str) -> None:
-    """No session in the tables was admitted over a limit: what `srm audit` checks, without a process of its own."""
+    """Assert what `srm audit` checks, in this process: no session in the tables was admitted over a limit."""
     database = Database(url, application_name="srm-tests", statement_timeout_seconds=60)
     try:
         with database.transaction() as db:
@@ -375,7 +376,7 @@ def assert_audit_clean(url: str) -> None:
 
 
 def sign(claims: str | dict[str, Any], header: str | dict[str, Any] | None = None, secret: str | bytes = SECRET) -> str:
-    """A JWS signed with HS256 by hand: whatever no library would write. Strings are taken as they are."""
+    """JWS signed with HS256 by hand, for tokens that no library would write. Strings are signed unchanged."""
 
     def encoded(part: str | bytes | dict[str, Any]) -> str:
         data = json.dumps(part) if isinstance(part, dict) else part
@@ -388,24 +389,24 @@ def sign(claims: str | dict[str, Any], header: str | dict[str, Any] | None = Non
 
 @dataclass
 class Admin:
-    """Calls the operator API, with the header of an operator."""
+    """Client of the operator API, with the header of one operator."""
 
     client: FlaskClient
     key: dict[str, str]
 
     def __call__(self, method: str, path: str, body: object = None, **headers: str) -> TestResponse:
-        """Ask; a body of bytes is sent as it is, any other as JSON."""
+        """Send a request. A body of bytes is sent unchanged, any other one as JSON."""
         content = body if body is None or isinstance(body, bytes) else json.dumps(body)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.client.open(f"/srm/v1/{path}", method=method, headers={**self.key, **named}, data=content)
 
     def get(self, path: str) -> Any:
-        """The JSON that is read there."""
+        """Read a resource; return its JSON."""
         return self("GET", path).get_json()
 
 
 def error_of(answer: TestResponse) -> tuple[int, str, str]:
-    """HTTP status, status and errorCode of an error envelope, once its shape is checked."""
+    """Check the shape of an error envelope; return its HTTP status, status and errorCode."""
     ((name, error),) = answer.get_json().items()
     assert name == "errorResponse", answer.text
     assert list(error) == ["code", "status", "errorCode", "errorMessage"], answer.text
@@ -415,5 +416,5 @@ def error_of(answer: TestResponse) -> tuple[int, str, str]:
 
 
 def session_count(database: Database) -> int:
-    """How many rows `sessions` has."""
+    """Number of rows in `sessions`."""
     return int(rows(database, "SELECT count(*) FROM srm.sessions")[0][0])

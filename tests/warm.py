@@ -1,6 +1,6 @@
-"""`srm …` for tests that run it a hundred times: forks of one process, which has imported all of it once.
+"""Quick `srm …` for tests that run it a hundred times: forks of one process that has imported SRM once.
 
-Importing takes a second, a fork takes milliseconds. `commands` starts the process and writes a program that asks it.
+An import takes a second, a fork milliseconds. `commands` starts the process and writes a program that calls it.
 """
 
 import json
@@ -24,12 +24,12 @@ with socket.socket(socket.AF_UNIX) as server:
     server.sendall(request)
     sys.exit(int(server.recv(16)))
 """
-"""Hands its folder, environment, arguments, and standard input and outputs over; exits as the command does."""
+"""Program that passes its folder, environment, arguments and standard streams on; exits as the command does."""
 
 
 @contextmanager
 def commands(program: Path) -> Iterator[None]:
-    """Write the program, which does what `srm` does: `srm serve` as a process of its own, all else as a fork."""
+    """Write a program that works like `srm`: `srm serve` is a new process, any other command a fork."""
     address = program.with_name("warm.socket")
     client = program.with_name("warm.py")
     client.write_text(CLIENT.format(address=str(address)))
@@ -42,8 +42,8 @@ def commands(program: Path) -> Iterator[None]:
 
 
 def serve(address: str) -> NoReturn:
-    """Answer each request by a fork, until this process is killed."""
-    import srm.cli.main  # noqa: F401 what a fork finds imported
+    """Run each requested command in a fork, until this process is killed."""
+    import srm.cli.main  # noqa: F401 forks have the modules that are imported here
 
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
@@ -59,7 +59,7 @@ def serve(address: str) -> NoReturn:
 
 
 def _answer(connection: socket.socket) -> NoReturn:
-    """Run the command in a fork of this fork, as it may replace itself by another program; send its exit code."""
+    """Run the command and send its exit code. The command gets a fork of its own: it may become psql by exec."""
     size, files, _, _ = socket.recv_fds(connection, 4, 3)
     with connection.makefile("rb") as stream:
         folder, variables, arguments = json.loads(stream.read(int.from_bytes(size)))

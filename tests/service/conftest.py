@@ -1,4 +1,4 @@
-"""What tests of the service as a whole share."""
+"""Fixtures for tests of the service as a whole."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +9,6 @@ import pytest
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """Not below pytest's own folder: each run of pytest closes that to the user that the embedded server runs as."""
+    """Empty folder outside pytest's own: pytest closes its folder to the user that the embedded server runs as."""
     with TemporaryDirectory(prefix="srm-tests-") as folder:
         yield Path(folder)

@@ -100,12 +100,12 @@ report(answer);
 """
 
 REMEMBERED_SECONDS = 5
-"""How long a browser remembers a preflight by itself (Fetch Standard, "CORS-preflight fetch")."""
+"""Seconds that a browser remembers a preflight by default (Fetch Standard, "CORS-preflight fetch")."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """The API, to which pages of one site are allowed, and its database."""
+    """The API, which allows the pages of one site, and its database."""
 
     base: str
     page: Site
@@ -113,24 +113,24 @@ class Service:
     log: Path
 
     def let_play(self, page: Site, account: str, script: str, **given: Any) -> None:
-        """Make the page a player on the account's television that does this."""
+        """Make the page a player on the television of the account that runs this script."""
         player = {"api": self.base, "token": issue_token(account, "tv"), "setup": SETUP}
         page.show(PLAYER + script, **player, **given)
 
     def end_reasons(self, account: str) -> list[str | None]:
-        """Of all its sessions; None: that one is active."""
+        """End reasons of all sessions of the account; None for an active one."""
         sql = "SELECT end_reason FROM srm.sessions WHERE account_id = :account"
         return [row[0] for row in rows(self.database, sql, account=account)]
 
     def methods(self) -> list[str]:
-        """Of all requests for sessions so far, preflights included, in their order."""
+        """HTTP methods of all requests for sessions so far, preflights included, in their order."""
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [line["method"] for line in lines if "method" in line and line["route"] not in ("/readyz", "/healthz")]
 
 
 @pytest.fixture(scope="module")
 def service(clone: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Each request leaves a line in its log. The entitlement service knows of the film, and breaks down at all else."""
+    """An API that logs every request. Its entitlement service grants the film and breaks all other connections."""
 
     def know_the_film(call: Call) -> None:
         if b'"film"' in call.question.body:
@@ -156,13 +156,13 @@ def service(clone: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def account(service: Service) -> str:
-    """One of its own for each test, with one slot."""
+    """Id of a new account with one slot."""
     return Factory(service.database).account(str(uuid4()), max_sessions=1)
 
 
 @pytest.fixture
 def elsewhere() -> Iterator[Site]:
-    """A site that is not allowed."""
+    """Site that SRM_CORS_ORIGINS does not name."""
     with site() as started:
         started.show("")
         yield started
@@ -174,8 +174,10 @@ def chromium() -> Iterator[Browser]:
         yield started
 
 
-def test_a_page_plays(service: Service, account: str, chromium: Browser) -> None:
-    """It asks for leave once for each URL, and not before every keep-alive."""
+def test_an_allowed_page_sets_up_keeps_alive_lists_and_tears_down(
+    service: Service, account: str, chromium: Browser
+) -> None:
+    """The browser sends one preflight for each URL, not one before every keep-alive."""
     before = service.methods()
     service.let_play(service.page, account, PLAYS, pause=REMEMBERED_SECONDS + 1)
 
@@ -194,7 +196,7 @@ def test_a_page_plays(service: Service, account: str, chromium: Browser) -> None
     assert asked == ["OPTIONS", "POST", "OPTIONS", "PUT", "PUT", "GET", "DELETE"]
 
 
-def test_a_page_reads_refusals_and_errors(service: Service, account: str, chromium: Browser) -> None:
+def test_an_allowed_page_reads_denials_and_errors(service: Service, account: str, chromium: Browser) -> None:
     service.let_play(service.page, account, IS_REFUSED, noSession=NO_SESSION)
 
     chromium.open(service.page.origin)
@@ -215,10 +217,10 @@ def test_a_page_reads_refusals_and_errors(service: Service, account: str, chromi
     assert all(answer["headers"]["x-correlation-id"] for answer in answers)
 
 
-def test_a_page_of_another_origin_gets_nothing(
+def test_a_page_of_another_origin_reads_no_answer_and_sets_nothing_up(
     service: Service, account: str, elsewhere: Site, chromium: Browser
 ) -> None:
-    """It reaches the API, but nothing is set up or torn down for it, and what it asks without leave it cannot read."""
+    """Its preflights are refused. A request without a preflight is sent, but the page cannot read the answer."""
     stranger = Factory(service.database).account(f"stranger at {account}")
     session = Factory(service.database).session(stranger)
     before = service.methods()
@@ -235,10 +237,10 @@ def test_a_page_of_another_origin_gets_nothing(
 
 @pytest.mark.parametrize("keeps_alive", [True, False], ids=["after a keep-alive", "before any keep-alive"])
 @pytest.mark.parametrize("closes", [True, False], ids=["tab closed", "gone elsewhere"])
-def test_a_page_that_goes_away_tears_down(
+def test_a_page_that_goes_away_tears_its_session_down(
     service: Service, account: str, elsewhere: Site, chromium: Browser, closes: bool, keeps_alive: bool
 ) -> None:
-    """With what docs/client-api.md shows; also when leave for the teardown has still to be asked."""
+    """The page runs the block of docs/client-api.md, also before the browser has sent a preflight for the teardown."""
     target = None if closes else elsewhere.origin
     service.let_play(service.page, account, GOES_AWAY, keepsAlive=keeps_alive, elsewhere=target)
 
@@ -251,8 +253,10 @@ def test_a_page_that_goes_away_tears_down(
     wait_until(lambda: service.end_reasons(account) == ["teardown"])
 
 
-def test_a_page_reads_what_nginx_answers(clone: Callable[[], str], chromium: Browser, tmp_path: Path) -> None:
-    """Too many requests; and, once it has leave, that SRM is away."""
+def test_an_allowed_page_reads_429_and_503_of_nginx(
+    clone: Callable[[], str], chromium: Browser, tmp_path: Path
+) -> None:
+    """The page reads the 503 of nginx after a successful preflight."""
     bind = f"127.0.0.1:{free_port()}"
     with (
         site() as page,

@@ -15,7 +15,7 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 
 @pytest.mark.parametrize("prefix", ["/srm/v1", "/srm"])
 @pytest.mark.parametrize("with_credentials", [True, False])
-def test_it_finds_no_undocumented_answer_and_no_crash(
+def test_schemathesis_finds_no_undocumented_answer_and_no_crash(
     clone: Callable[[], str], tmp_path: Path, prefix: str, with_credentials: bool
 ) -> None:
     url = clone()

@@ -1,4 +1,4 @@
-"""The database, or SRM, is away for longer than the timeout: no viewer loses his session, nor is a slot lost."""
+"""The database or SRM is away for longer than the timeout: no viewer loses his session, and no slot is lost."""
 
 import threading
 import time
@@ -26,10 +26,10 @@ DEVICES = ("tv", "phone", "tablet")
 LIMIT = 2
 THREADS = 4
 SHORT_TIMEOUT_SECONDS = OUTAGE_SECONDS + 1
-"""As short as can be with sense: longer than the longest gap that is no outage."""
+"""Shortest useful timeout: longer than the longest gap that is no outage."""
 
 REAPED_SECONDS = 5
-"""From the lapse to the end: the reaper passes each second here. For a busy machine, too."""
+"""Longest time from the lapse of a session to its end, on a busy machine too. The reaper runs each second here."""
 
 ACTIVE = "SELECT count(*) FROM srm.active_sessions"
 EXPIRED = "SELECT count(*) FROM srm.sessions WHERE end_reason = 'expired'"
@@ -37,7 +37,7 @@ EXPIRED = "SELECT count(*) FROM srm.sessions WHERE end_reason = 'expired'"
 
 @dataclass(frozen=True)
 class Outage:
-    """The database is away for `away_seconds`. `leaving`: so many accounts have one viewer who goes away meanwhile."""
+    """An outage of the database. In each of `leaving` accounts one viewer goes away during the outage."""
 
     accounts: int
     leaving: int
@@ -47,7 +47,7 @@ class Outage:
 
 
 class Audience:
-    """Viewers who keep their sessions alive, each some seconds apart, whatever they are answered."""
+    """Viewers who send keep-alives at a steady pace, whatever the answers are."""
 
     def __init__(self, base: str, sessions: dict[tuple[str, str], str], keep_alive_seconds: float) -> None:
         self._base = base
@@ -60,7 +60,7 @@ class Audience:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Meanwhile they do."""
+        """Let the viewers send keep-alives during the block."""
         viewers = list(self._sessions)
         with ThreadPoolExecutor(THREADS) as threads:
             groups = [threads.submit(self._watch, viewers[index::THREADS]) for index in range(THREADS)]
@@ -175,7 +175,7 @@ def test_no_viewer_is_lost_when_the_database_is_away_for_longer_than_the_timeout
             wait_until(lambda: audience_is_heard(audience), timeout=10)
             wait_until(
                 lambda: availability(database).ago.total_seconds() < outage.away_seconds, timeout=5
-            )  # it is noted
+            )  # the end of the outage is noted
 
             # Those who left have not lapsed yet, and nobody takes their slots.
             while (ago := availability(database).ago.total_seconds()) < outage.timeout_seconds - 3:
@@ -201,7 +201,7 @@ def test_no_viewer_is_lost_when_the_database_is_away_for_longer_than_the_timeout
 
 
 def audience_is_heard(audience: Audience) -> bool:
-    """Whether a keep-alive succeeds again."""
+    """True when a keep-alive succeeds within half a second."""
     before = audience.answers[200]
     time.sleep(0.5)
     return audience.answers[200] > before
@@ -209,7 +209,7 @@ def audience_is_heard(audience: Audience) -> bool:
 
 @pytest.fixture
 def url(clone: Callable[[], str], outside: Callable[[str], str]) -> str:
-    """A database on which the API has been able to take keep-alives up to now."""
+    """Database in which the last heartbeat was just now."""
     url = clone()
     with psycopg.connect(outside(url)) as connection:
         connection.execute("UPDATE srm.availability SET seen_at = statement_timestamp()")
