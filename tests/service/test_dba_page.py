@@ -84,12 +84,12 @@ def ask_all(url: str, question: str) -> list[list[dict[str, Any]]]:
         return found
 
 
-def test_the_page_has_ten_queries() -> None:
+def test_the_dba_page_has_ten_queries() -> None:
     assert len(QUERIES) == PAGE.count("```sql") == 10
 
 
-def test_the_page_names_each_table_in_its_list(populated: str) -> None:
-    """Except partitions and the table of Alembic."""
+def test_the_dba_page_lists_each_table(populated: str) -> None:
+    """Partitions and the table of Alembic are not listed."""
     named = {name for row in re.findall(r"^\| (`[^|]*) \|", PAGE, re.M) for name in re.findall(r"`(\w+)`", row)}
     with psycopg.connect(populated) as connection:
         there = connection.execute(
@@ -100,7 +100,7 @@ def test_the_page_names_each_table_in_its_list(populated: str) -> None:
     assert {name for (name,) in there} - named == set()
 
 
-def test_its_command_shows_a_table_with_its_comments(populated: str) -> None:
+def test_the_psql_command_of_the_dba_page_shows_a_table_with_its_comments(populated: str) -> None:
     (block,) = re.findall(r"^```sh test=tests/service/test_dba_page\.py\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     shown = "postgresql://srm_readonly@db.example/srm"
     assert shown in block
@@ -118,17 +118,17 @@ def test_its_command_shows_a_table_with_its_comments(populated: str) -> None:
     assert "Account that holds the slot" in result.stdout
 
 
-def test_it_counts_who_watches_by_content_type_and_device_group(populated: str) -> None:
+def test_a_query_counts_active_sessions_by_content_type_and_device_group(populated: str) -> None:
     (row,) = ask(populated, "Who watches now?")
     assert (row["content_type"], row["device_group"], row["sessions"]) == ("COD", "tv", 3)
 
 
-def test_it_finds_the_account_at_its_limit(populated: str) -> None:
+def test_a_query_finds_the_account_at_its_limit(populated: str) -> None:
     (row,) = ask(populated, "Which accounts are at their limit?")
     assert (row["account_id"], row["max_sessions"], row["active_sessions"]) == ("demo-1", 2, 2)
 
 
-def test_it_counts_denials_by_account_and_rule(populated: str) -> None:
+def test_a_query_counts_denials_by_account_and_rule(populated: str) -> None:
     found = ask(populated, "Who is denied most often?")
     assert [(row["account_id"], row["why"], row["denials"], row["devices"]) for row in found] == [
         ("demo-1", "max_sessions", 3, 1),
@@ -136,7 +136,7 @@ def test_it_counts_denials_by_account_and_rule(populated: str) -> None:
     ]
 
 
-def test_it_shows_each_session_that_was_in_the_way_of_a_denied_setup(populated: str) -> None:
+def test_a_query_shows_each_session_that_was_in_the_way_of_a_denied_setup(populated: str) -> None:
     found = ask(populated, "Why was this customer denied?")
     assert len(found) == 3 * 2
     assert {(row["device_id"], row["rule"], row["rule_limit"], row["watched"]) for row in found} == {
@@ -145,13 +145,13 @@ def test_it_shows_each_session_that_was_in_the_way_of_a_denied_setup(populated: 
     assert {row["in_the_way"] for row in found} == {"tv", "phone"}
 
 
-def test_it_counts_the_sessions_of_each_minute_of_last_night(populated: str) -> None:
+def test_a_query_counts_the_sessions_of_each_minute_of_last_night(populated: str) -> None:
     """One session began before the night, one in it; then both end. Later minutes depend on the time of the test."""
     found = ask(populated, "How many sessions were there in each minute of last night?")
     assert [(row["setups"], row["sessions_at_its_end"]) for row in found[:4]] == [(0, 1), (1, 2), (0, 1), (0, 0)]
 
 
-def test_it_shows_the_last_run_of_the_reaper_and_what_waits_for_it(populated: str) -> None:
+def test_a_query_shows_the_last_run_of_the_reaper_and_the_sessions_that_wait_for_it(populated: str) -> None:
     (state,), (first, *others) = ask_all(populated, "What has the reaper done?")
     assert (state["ran_ago"].seconds // 60, state["expired"], state["archived"]) == (3, 12, 34)
     assert state["failure"] == "archived: no space left"
@@ -159,26 +159,26 @@ def test_it_shows_the_last_run_of_the_reaper_and_what_waits_for_it(populated: st
     assert ("expired", 1) in {(row["end_reason"], row["sessions"]) for row in others}
 
 
-def test_it_shows_that_keep_alives_are_heap_only_updates(populated: str) -> None:
+def test_a_query_shows_the_share_of_heap_only_updates(populated: str) -> None:
     (row,) = ask(populated, "Is `sessions` well?")
     assert row["updates"] >= 50
     assert row["hot_percent"] > 90
 
 
-def test_it_shows_the_size_of_each_table_and_index(populated: str) -> None:
+def test_a_query_shows_the_size_of_each_table_and_index(populated: str) -> None:
     found = ask(populated, "How large are tables and indexes?")
     assert {"accounts", "sessions", "denials_default"} <= {row["relname"] for row in found}
     assert "sessions_pkey" in {row["indexrelname"] for row in found}
     assert all(re.fullmatch(r"\d+ (bytes|kB|MB)", row["size"]) for row in found)
 
 
-def test_it_lists_the_partitions_of_both_tables(populated: str) -> None:
+def test_a_query_lists_the_partitions_of_both_tables(populated: str) -> None:
     found = ask(populated, "How large are the partitions?")
     assert [row["months"] for row in found].count("DEFAULT") == 2
     assert len(found) >= 2 * 4
 
 
-def test_it_shows_who_waits_for_a_lock_and_who_holds_it(populated: str, outside: Callable[[str], str]) -> None:
+def test_a_query_shows_who_waits_for_a_lock_and_who_holds_it(populated: str, outside: Callable[[str], str]) -> None:
     owner = outside(populated)
     with psycopg.connect(owner) as holder, psycopg.connect(owner, autocommit=True) as waiter:
         holder.execute("LOCK TABLE srm.accounts")

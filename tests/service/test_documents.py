@@ -1,8 +1,8 @@
-"""What README and docs/ show works when it is pasted: at the pace of a reader, in another order, and a second time.
+"""Blocks of README and docs/ work when pasted: at the pace of a reader, in another order, and a second time.
 
 The blocks run against a real `srm serve --demo`, which is what `make run` starts: with its embedded database, its demo
-data and its reaper. The curl line that it prints is pasted after each block, too. `tests/documents.py` says how a page
-tells what is to be done with a block.
+data and its reaper. After each block, the test also pastes the curl line that `srm serve` prints. `tests/documents.py`
+says how a fence tells which test runs its block.
 """
 
 import configparser
@@ -52,7 +52,7 @@ UPDATE srm.sessions SET started_at = started_at - interval '{0} seconds', ended_
 UPDATE srm.session_history SET started_at = started_at - interval '{0} seconds',
                                ended_at = ended_at - interval '{0} seconds';
 """
-"""Makes everything that happened look so many seconds older."""
+"""SQL that moves all times in the database this many seconds into the past."""
 
 
 class Terminal:
@@ -72,7 +72,7 @@ class Terminal:
         )
 
     def run(self, script: str) -> str:
-        """Run the lines, with an empty standard input; what they print. AssertionError when a command fails."""
+        """Run the lines with an empty standard input; return the output. AssertionError when a command fails."""
         script_file, output = self._folder / "block.sh", self._folder / "block.out"
         script_file.write_text(script)
         _stream(self._process.stdin).write(f". {script_file} >{output} 2>&1 </dev/null; echo done\n")
@@ -84,7 +84,7 @@ class Terminal:
         return output.read_text()
 
     def close(self) -> None:
-        """End the shell and all that it has left."""
+        """End the shell and all its processes."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -114,14 +114,14 @@ class Desk:
         )
 
     def on_free_ports(self, text: str) -> str:
-        """The text of a document, with the ports of this test."""
+        """Replace the ports of a document by the ports of this test."""
         for port, free in self.ports.items():
             text = re.sub(rf"(127\.0\.0\.1(?::|\", )){port}\b", rf"\g<1>{free}", text)
         return text
 
     @contextmanager
     def terminal(self) -> Iterator[Terminal]:
-        """A terminal for pasting."""
+        """Open a terminal for pasting; close it at the end of the block."""
         terminal = Terminal(self.folder, self.variables)
         try:
             yield terminal
@@ -130,9 +130,9 @@ class Desk:
 
     @contextmanager
     def long_running(self, script: str) -> Iterator[Callable[[], str]]:
-        """A terminal of its own for a command that runs until Ctrl-C; gives what it has printed so far.
+        """Run a command in a terminal of its own until Ctrl-C; yield a function that returns the output so far.
 
-        Inside, it listens on a port. AssertionError when it ends by itself.
+        The block begins when the command listens on a port. AssertionError when the command ends before that.
         """
         output = self.folder / "terminal.out"
         with output.open("w") as file:
@@ -172,14 +172,14 @@ class Desk:
 
     @contextmanager
     def service(self) -> Iterator[str]:
-        """`make run` in a terminal; the curl line that it prints."""
+        """Run `make run` in a terminal; yield the curl line that it prints."""
         with self.long_running("make run") as printed:
             wait_until(lambda: "\ncurl " in printed(), BLOCK_SECONDS)
             (line,) = [line for line in printed().splitlines() if line.startswith("curl ")]
             yield line
 
     def pass_time(self) -> None:
-        """Let it be READING_SECONDS later, for all that is in the database."""
+        """Move all times in the database READING_SECONDS into the past."""
         with psycopg.connect(EmbeddedServer(self.folder / "var").url, autocommit=True) as connection:
             connection.execute(LATER.format(READING_SECONDS).encode())
 
@@ -193,7 +193,8 @@ def _listens(process: psutil.Process) -> bool:
 
 @pytest.fixture
 def desk() -> Iterator[Desk]:
-    """Not below pytest's own folder: each run of pytest closes that to the user that the embedded server runs as."""
+    """A desk in an empty folder."""
+    # Outside pytest's own folder: pytest closes that to the user that the embedded server runs as.
     with tempfile.TemporaryDirectory(prefix="srm-tests-") as folder:
         Path(folder).chmod(0o755)
         program = Path(folder) / ".venv" / "bin" / "srm"
@@ -203,7 +204,7 @@ def desk() -> Iterator[Desk]:
 
 
 def sections_of(page: str) -> list[list[Step]]:
-    """The steps of a page that this test runs, by section."""
+    """Steps of a page that this test runs, by section."""
     sections: dict[str, list[Step]] = {}
     for step in steps_of(page):
         if step.block.tested_by is None and not {"host", "make"} & set(step.block.marks):
@@ -212,7 +213,7 @@ def sections_of(page: str) -> list[list[Step]]:
 
 
 def read_through(desk: Desk, sections: list[list[Step]], pause: Callable[[], None], *, first: bool) -> None:
-    """Paste the sections into one terminal, with a pause before each block, and what is to run long into others."""
+    """Paste the sections into one terminal, with a pause before each block. Long commands get their own terminals."""
     with desk.service() as curl_line, desk.terminal() as terminal:
         for section in sections:
             with ExitStack() as others:
@@ -232,9 +233,9 @@ def read_through(desk: Desk, sections: list[list[Step]], pause: Callable[[], Non
 
 
 def read_twice(desk: Desk, names: list[str], pause: Callable[[], None]) -> None:
-    """Read the pages in order; then restart the service, and read them from the last to the first, and so each page.
+    """Read the pages in order. Then restart the service, and read pages and sections backwards.
 
-    A page begins with its first section, which makes ready for the others.
+    The first section of a page always comes first, because it prepares the others.
     """
     sections = {page: found for page in names if (found := sections_of(page))}
     read_through(desk, [section for page in sections.values() for section in page], pause, first=True)
@@ -252,7 +253,7 @@ def test_the_client_api_works_with_35_seconds_before_each_block(desk: Desk) -> N
 
 
 class TestReading:
-    """A document that is wrong is found."""
+    """The tests of documents find a wrong document."""
 
     @pytest.mark.parametrize(
         "commands", ["false", "no-such-command", "false | true", "echo $unset", "cat <missing", "curl -s localhost:1"]
@@ -338,7 +339,7 @@ def _anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", pages())
 def test_no_block_is_indented_instead_of_fenced(page: str) -> None:
-    """An indented one would be run by nobody."""
+    """No test would run an indented block."""
     prose = FENCE.sub("", (ROOT / page).read_text())
     assert re.findall(r"\n\n {4,}(\S.*)", prose) == []
 

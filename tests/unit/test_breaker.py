@@ -30,7 +30,7 @@ def fall_silent(breaker: CircuitBreaker) -> None:
 
 
 def is_open(breaker: CircuitBreaker) -> bool:
-    """Whether the breaker refuses a call of this thread."""
+    """True when the breaker refuses a call of this thread."""
     try:
         with breaker:
             return False

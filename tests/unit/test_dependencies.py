@@ -1,4 +1,4 @@
-"""What is imported is declared in setup.cfg, and what setup.cfg declares is locked in requirements/."""
+"""setup.cfg declares all imported packages, and requirements/ locks all declared ones."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ from tests.support import ROOT
 
 OWN = {"srm", "tests", "bench", "migrations", "wsgi"}
 OPTIONAL = {"srm/db/embedded.py": "embedded"}
-"""Modules that may need an extra."""
+"""Module → the extra that it may need."""
 LOCKS = {"production": [], "run": ["embedded"], "dev": ["embedded", "dev"]}
 """File in requirements/ → the extras that it is locked with."""
 PIN = re.compile(
@@ -62,7 +62,7 @@ def modules(*folders: str) -> list[Path]:
     return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
-def test_what_srm_imports_is_declared() -> None:
+def test_setup_cfg_declares_every_package_that_srm_imports() -> None:
     undeclared = {}
     for path in [*modules("srm", "migrations", "deploy"), ROOT / "wsgi.py"]:
         name = str(path.relative_to(ROOT))
@@ -73,7 +73,7 @@ def test_what_srm_imports_is_declared() -> None:
     assert {name: missing for name, missing in undeclared.items() if missing} == {}
 
 
-def test_what_tests_and_benches_import_is_declared() -> None:
+def test_setup_cfg_declares_every_package_that_tests_and_benches_import() -> None:
     allowed = {**declared(), **declared("embedded"), **declared("dev")}
 
     undeclared = {path.name: distributions(path) - set(allowed) for path in modules("tests", "bench")}
@@ -81,7 +81,7 @@ def test_what_tests_and_benches_import_is_declared() -> None:
     assert {name: missing for name, missing in undeclared.items() if missing} == {}
 
 
-def test_what_is_declared_is_imported() -> None:
+def test_srm_imports_every_package_that_setup_cfg_declares() -> None:
     used = set().union(*(distributions(path) for path in modules("srm", "migrations")))
 
     assert {**declared(), **declared("embedded")}.keys() - used == set()
@@ -89,7 +89,7 @@ def test_what_is_declared_is_imported() -> None:
 
 @pytest.mark.parametrize(("name", "extras"), LOCKS.items())
 def test_the_lock_is_made_from_setup_cfg(name: str, extras: list[str]) -> None:
-    """Else: `make lock`."""
+    """When this fails, run `make lock`."""
     wanted = declared()
     for extra in extras:
         wanted |= declared(extra)
@@ -102,7 +102,7 @@ def test_the_lock_is_made_from_setup_cfg(name: str, extras: list[str]) -> None:
         assert requirement.specifier.contains(pins[package][0]), f"{package} {pins[package][0]} is locked"
 
 
-def test_the_locks_agree() -> None:
+def test_all_locks_have_equal_versions() -> None:
     everything = locked("dev")
 
     for name in ("production", "run"):
@@ -111,7 +111,7 @@ def test_the_locks_agree() -> None:
         }
 
 
-def test_the_locked_parser_is_one_that_gunicorn_takes() -> None:
+def test_gunicorn_accepts_the_locked_version_of_its_parser() -> None:
     (parser,) = [
         requirement
         for requirement in map(Requirement, requires("gunicorn") or [])
@@ -124,7 +124,7 @@ def test_the_locked_parser_is_one_that_gunicorn_takes() -> None:
     assert parser.specifier.contains(version)
 
 
-def test_locks_name_no_address() -> None:
+def test_locks_name_no_package_index() -> None:
     files = list((ROOT / "requirements").glob("*.txt"))
 
     assert {path.stem for path in files} == {*LOCKS, "fast", "uv"}

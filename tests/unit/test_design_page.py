@@ -1,4 +1,4 @@
-"""docs/design.md and docs/adr: they name what is there, and code and tests cite headings that they have."""
+"""docs/design.md and docs/adr name files that exist, and code and tests cite headings that exist."""
 
 import re
 from pathlib import Path
@@ -27,14 +27,14 @@ def sources() -> list[Path]:
 
 
 def catalogue(error: type[SrmError]) -> set[tuple[str, int, str]]:
-    """(errorCode, HTTP status, status) of all errors below that one."""
+    """Triples of errorCode, HTTP status and status for an error and its subclasses."""
     http = HTTP_ERRORS.get(error)
     found = set() if http is None else {(error.error_code, http.code, http.status)}
     return found.union(*(catalogue(each) for each in error.__subclasses__()))
 
 
 @pytest.mark.parametrize("page", [PAGE, *DECISIONS], ids=lambda page: page.name)
-def test_the_files_that_a_page_names_exist(page: Path) -> None:
+def test_files_named_in_the_design_and_decisions_exist(page: Path) -> None:
     named = set(NAMED.findall(page.read_text()))
 
     assert [path for path in named if "*" not in path and not (ROOT / path).exists()] == []
@@ -51,7 +51,7 @@ def test_every_invariant_names_tests_that_name_it() -> None:
             assert number in re.findall(r"\d+", " ".join(invariants)), f"{path} does not cite Invariant {number}"
 
 
-def test_code_and_tests_cite_headings_that_the_page_has() -> None:
+def test_code_and_tests_cite_headings_that_the_design_has() -> None:
     cited = [(path, *names) for path in sources() for names in CITED.findall(path.read_text())]
 
     assert len(cited) >= 10
@@ -61,15 +61,15 @@ def test_code_and_tests_cite_headings_that_the_page_has() -> None:
             assert any(each.startswith(start) for each in HEADINGS), (path, start)
 
 
-def test_no_rule_is_cited_without_its_page() -> None:
-    """As "invariant 1" or "the wire contract": a reader could not find it."""
+def test_no_rule_of_the_design_is_cited_without_naming_the_page() -> None:
+    """A reader could not find "invariant 1" or "the wire contract"."""
     loose = re.compile(r"invariants? \d|wire contract", re.IGNORECASE)
 
     for path in sources():
         assert not loose.search(re.sub(CITED, "", path.read_text())), path
 
 
-def test_the_table_of_errors_is_that_of_the_code() -> None:
+def test_the_table_of_errors_in_the_design_equals_the_code() -> None:
     table = re.findall(r"^\| (SRM-\d{4}) \| ([\d, ]+) \| (\w+) \|", TEXT, re.MULTILINE)
     shown = {(code, int(number), status) for code, numbers, status in table for number in numbers.split(", ")}
 
@@ -77,7 +77,7 @@ def test_the_table_of_errors_is_that_of_the_code() -> None:
     assert shown == catalogue(SrmError)
 
 
-def test_the_index_lists_every_decision() -> None:
+def test_the_index_of_decisions_lists_every_decision() -> None:
     index = (ROOT / "docs" / "adr" / "README.md").read_text()
 
     assert len(DECISIONS) >= 8

@@ -19,7 +19,7 @@ case "$*" in *{failing}*) echo "{error}" >&2; echo noise >&2; exit 1;; esac
 
 @dataclass
 class Installed:
-    """What make did with a virtual environment, whose pip only writes down what it is asked for."""
+    """Result of make with a stub of pip, and the arguments of each call of pip."""
 
     result: subprocess.CompletedProcess[str]
     pip: list[list[str]]
@@ -27,7 +27,7 @@ class Installed:
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    # Neither the flags nor the variables of a make that runs the tests.
+    # Without the flags and variables of the make that runs the tests.
     clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKEOVERRIDES", "PYTHON")}
     return subprocess.run(["make", *arguments], cwd=ROOT, env=clean, capture_output=True, text=True)
 
@@ -43,7 +43,7 @@ def install(folder: Path, target: str, failing: str = "nothing", error: str = ""
 
 
 @pytest.mark.parametrize("target", ["run", "dev"])
-def test_everything_that_is_installed_is_locked(tmp_path: Path, target: str) -> None:
+def test_make_installs_locked_packages_only(tmp_path: Path, target: str) -> None:
     installed = install(tmp_path, target)
 
     assert installed.result.returncode == 0, installed.result.stderr
@@ -69,7 +69,7 @@ def test_srm_is_installed_without_the_parser_in_c_where_pip_cannot_compile_it(tm
 
 
 @pytest.mark.parametrize("failing", ["run.txt", "--editable"])
-def test_any_other_failure_of_pip_is_shown_once_and_is_the_end(tmp_path: Path, failing: str) -> None:
+def test_any_other_failure_of_pip_is_shown_once_and_stops_make(tmp_path: Path, failing: str) -> None:
     installed = install(tmp_path, "run", failing=failing, error="ERROR: Connection refused")
 
     assert installed.result.returncode != 0
@@ -79,7 +79,7 @@ def test_any_other_failure_of_pip_is_shown_once_and_is_the_end(tmp_path: Path, f
 
 
 def a_python(folder: Path, body: str) -> str:
-    """A program that is asked instead of Python."""
+    """Write a shell script that stands in for Python; return its path."""
     path = folder / "python"
     path.write_text(f'#!/bin/sh\n{body}\nexec {sys.executable} "$@"\n')
     path.chmod(stat.S_IRWXU)
@@ -97,7 +97,7 @@ def test_an_old_python_is_refused(tmp_path: Path) -> None:
 
 
 def test_debian_without_python3_venv_is_told_what_to_install(tmp_path: Path) -> None:
-    """Debian's Python has no ensurepip then."""
+    """Without python3-venv, Debian's Python has no ensurepip."""
     python = a_python(tmp_path, 'case "$*" in *ensurepip*) exit 1;; esac')
 
     result = make(f"VENV={tmp_path}/venv", f"PYTHON={python}", f"{tmp_path}/venv/pip")
@@ -124,14 +124,14 @@ def test_another_python_than_that_of_the_virtual_environment_is_refused(tmp_path
     assert taken.returncode == 0, taken.stdout
 
 
-def test_one_file_and_one_keyword_reach_pytest() -> None:
+def test_make_test_passes_a_file_and_a_keyword_to_pytest() -> None:
     wanted = make("--dry-run", "test", "T=tests/api/test_set_up.py", "K=two at once").stdout
 
     assert 'pytest tests/api/test_set_up.py -k "two at once"' in wanted
     assert "alone" not in wanted
 
 
-def test_help_names_every_target_that_people_run() -> None:
+def test_make_help_lists_every_target_that_people_run() -> None:
     targets = {line.split()[1] for line in make("help").stdout.splitlines()}
 
     assert {"run", "test", "test-latest", "test-python", "lint", "format", "lock", "clean"} <= targets

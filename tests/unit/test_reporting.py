@@ -1,4 +1,4 @@
-"""What a run of the tests prints and allows."""
+"""tests/reporting.py: lines of progress, and the failure of skipped tests on CI."""
 
 import re
 import subprocess
@@ -59,7 +59,7 @@ def test_a_skipped_test_fails_on_ci_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", ["0", "1"])
-def test_it_says_which_file_is_finished_and_how_far_it_is(tmp_path: Path, processes: str) -> None:
+def test_each_finished_file_and_each_failure_is_a_line_with_the_progress(tmp_path: Path, processes: str) -> None:
     (tmp_path / "test_other.py").write_text(OTHER)
     (tmp_path / "test_skipped.py").write_text(SKIPPED)
 
@@ -71,7 +71,7 @@ def test_it_says_which_file_is_finished_and_how_far_it_is(tmp_path: Path, proces
     assert re.search(r"^FAILED .*test_other\.py::test_it_fails", output, re.MULTILINE)
 
 
-def test_it_says_how_long_the_long_tests_take(tmp_path: Path) -> None:
+def test_the_time_of_the_long_tests_is_printed(tmp_path: Path) -> None:
     (tmp_path / "test_other.py").write_text(OTHER)
 
     output = run(tmp_path, "-m", "long").stdout

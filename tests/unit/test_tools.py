@@ -1,4 +1,4 @@
-"""Programs that tests run: found, or named in a skip; installed by `make test-tools` alone."""
+"""tests/tools.py: a missing program is named in a skip, and only `make test-tools` installs programs."""
 
 import os
 import stat
@@ -17,7 +17,7 @@ def command(path: Path, script: str) -> None:
     path.chmod(stat.S_IRWXU)
 
 
-def test_it_finds_programs_that_are_not_on_the_path_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_in_sbin_are_found_without_it_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setattr(tools, "PACKAGES", {"chroot": "coreutils"})
 
@@ -35,7 +35,7 @@ def test_a_missing_program_skips_the_test_and_says_what_to_run(monkeypatch: pyte
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="sudo has a PATH of its own, and would run the real apt-get")
 def test_installing_starts_no_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """invoke-rc.d(8) asks policy-rc.d. Meanwhile policy-rc.d answers 101 (forbidden); afterwards it is as before."""
+    """invoke-rc.d(8) asks policy-rc.d, which answers 101 (forbidden) only during the installation."""
     policy = Path("/usr/sbin/policy-rc.d")
     was_there = policy.exists()
     command(tmp_path / "apt-get", f"{policy} nginx start; echo $? $* >{tmp_path}/answer")
@@ -50,7 +50,7 @@ def test_installing_starts_no_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert policy.exists() is was_there
 
 
-def test_it_says_what_could_not_be_installed(
+def test_a_failed_installation_names_the_missing_programs_and_packages(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command(tmp_path / "sudo", "echo 'sudo: a password is required' >&2; exit 1")
@@ -65,7 +65,7 @@ def test_it_says_what_could_not_be_installed(
     assert "Not installed: no-such-program. Debian's packages: srm-no-such-package" in error
 
 
-def test_nothing_is_installed_when_all_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_is_installed_when_every_program_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tools, "PACKAGES", {"sh": "dash"})
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setattr(tools, "INSTALL", f"touch {tmp_path}/installed")

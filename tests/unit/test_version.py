@@ -20,7 +20,7 @@ STAMP = "from srm import version; print(version.stamp())"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The module alone, in no checkout."""
+    """Folder with srm/version.py alone, outside a checkout."""
     (tmp_path / "srm").mkdir()
     (tmp_path / "srm" / "__init__.py").touch()
     shutil.copy(ROOT / "srm" / "version.py", tmp_path / "srm")
@@ -37,14 +37,14 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def commit(folder: Path) -> str:
-    """Commit all files; the short name of the commit."""
+    """Commit srm/; return the short name of the commit."""
     git(folder, "add", "srm")
     git(folder, "commit", "--quiet", "--allow-empty", "--message", "a change")
     return git(folder, "rev-parse", "--short=10", "HEAD")
 
 
 def said(folder: Path, code: str, **variables: str) -> str:
-    """What a new process of that folder prints."""
+    """Run Python code in that folder; return the output."""
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -56,7 +56,7 @@ def said(folder: Path, code: str, **variables: str) -> str:
     return result.stdout.strip()
 
 
-def test_a_checkout_tells_its_commit(folder: Path) -> None:
+def test_the_version_of_a_checkout_has_its_commit(folder: Path) -> None:
     git(folder, "init", "--quiet")
     first = commit(folder)
     assert said(folder, BUILD) == said(folder, STAMP) == f"{version.RELEASE}+g{first}"
@@ -78,7 +78,7 @@ def test_a_tag_does_not_hide_the_commit(folder: Path) -> None:
     assert said(folder, BUILD) == f"{version.RELEASE}+g{name}"
 
 
-def test_a_git_hook_of_another_repository_changes_nothing(folder: Path) -> None:
+def test_a_git_hook_of_another_repository_does_not_change_the_version(folder: Path) -> None:
     git(folder, "init", "--quiet")
     name = commit(folder)
 
@@ -86,7 +86,7 @@ def test_a_git_hook_of_another_repository_changes_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["no git", "no commit", "not a repository"])
-def test_the_release_alone_is_told_when_git_cannot_tell_more(folder: Path, broken: str) -> None:
+def test_the_version_is_the_release_when_git_has_no_answer(folder: Path, broken: str) -> None:
     if broken == "not a repository":
         (folder / ".git").mkdir()
     else:
@@ -102,7 +102,7 @@ def test_files_without_git_do_not_take_the_commit_of_an_installed_srm(folder: Pa
     assert said(folder, BUILD) == version.RELEASE
 
 
-def test_a_repository_around_the_files_is_another_one(folder: Path) -> None:
+def test_a_repository_around_the_folder_does_not_give_its_commit(folder: Path) -> None:
     git(folder, "init", "--quiet")
     commit(folder)
     (folder / "unpacked").mkdir()
@@ -115,19 +115,19 @@ def test_a_repository_around_the_files_is_another_one(folder: Path) -> None:
     ("value", "expected"),
     [("", ""), ("1a2b3c4d5e", "+g1a2b3c4d5e"), ("1a2b3c4d5e-dirty", "+g1a2b3c4d5e.dirty"), ("0" * 40, "+g" + "0" * 40)],
 )
-def test_a_build_without_git_is_told_its_commit(folder: Path, value: str, expected: str) -> None:
+def test_a_build_without_git_takes_its_commit_from_the_environment(folder: Path, value: str, expected: str) -> None:
     assert said(folder, STAMP, BUILD_COMMIT=value) == version.RELEASE + expected
 
 
 @pytest.mark.parametrize("value", ["main", "1a2b3c", "1a2b3c4d5e\nx", "$(git rev-parse HEAD)"])
-def test_a_build_refuses_what_is_no_commit(folder: Path, value: str) -> None:
+def test_a_build_refuses_a_value_that_is_no_commit(folder: Path, value: str) -> None:
     with pytest.raises(subprocess.CalledProcessError) as failure:
         said(folder, STAMP, BUILD_COMMIT=value)
 
     assert "BUILD_COMMIT=" in failure.value.stderr
 
 
-def test_the_command_tells_it() -> None:
+def test_srm_version_prints_the_version_of_the_build() -> None:
     result = CliRunner().invoke(cli, ["--version"])
 
     assert (result.exit_code, result.output) == (0, f"srm, version {version.build()}\n")
