@@ -36,7 +36,8 @@ from srm.values import Text, Whole
 
 log = structlog.get_logger("srm.entitlement_service")
 
-MAX_DEADLINETES = 64 * 1024
+MAX_ANSWER_BYTES = 64 * 1024
+"""Longest body of an answer that is read."""
 
 MAX_KEEP_SECONDS = 3600
 """Longest time for which an answer is cached, whatever its `keepForSeconds`."""
@@ -226,8 +227,8 @@ class EntitlementService:
             received = bytearray()
             for chunk in answer.iter_stream():
                 received += chunk
-                if len(received) > MAX_DEADLINETES:
-                    raise NoAnswer("answer", f"more than {MAX_DEADLINETES} bytes")
+                if len(received) > MAX_ANSWER_BYTES:
+                    raise NoAnswer("answer", f"more than {MAX_ANSWER_BYTES} bytes")
             return bytes(received)
 
     def close(self) -> None:
