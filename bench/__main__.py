@@ -215,9 +215,9 @@ class Comparison:
     def denied_setups(self) -> None:
         """Measure setups at the limit. Exit when one of them is admitted."""
         before = self.bench.query(SESSIONS)
-        self.bench.wrk(PORT, "setup_refused", WARM_UP_SECONDS)
+        self.bench.wrk(PORT, "setup_denied", WARM_UP_SECONDS)
         for _ in range(ROUNDS):
-            self.side_by_side("setup_refused", self.bench.seconds // ROUNDS)
+            self.side_by_side("setup_denied", self.bench.seconds // ROUNDS)
         if self.bench.query(SESSIONS) != before:
             raise SystemExit("bench: a setup beyond the limit was admitted")
 
@@ -267,7 +267,7 @@ def write_request_files(folder: Path) -> None:
     write_requests(folder / "teardown", on_session("DELETE", range(LIVE_SESSIONS // 2, LIVE_SESSIONS)))
     write_requests(folder / "setup", setups("new", PLAYERS))
     write_requests(folder / "setup_all_rules", setups("rules", PLAYERS))
-    write_requests(folder / "setup_refused", setups("full", PLAYERS))
+    write_requests(folder / "setup_denied", setups("full", PLAYERS))
 
 
 def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:

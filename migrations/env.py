@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 from alembic import context
-from alembic.util import CommandError
+from alembic.util import CommandError as MigrationError
 from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import Connection, Engine, create_engine, event, pool, text
 from sqlalchemy.exc import DBAPIError
@@ -92,7 +92,7 @@ def run_offline() -> None:
 
 @contextmanager
 def alone(engine: Engine) -> Iterator[None]:
-    """Wait until no other run is at work, and let later ones wait. Raises CommandError after RUNNER_SECONDS."""
+    """Wait until no other run is at work, and let later ones wait. Raises MigrationError after RUNNER_SECONDS."""
     with engine.begin() as gate:
         gate.execute(text(_lock_timeout(schema.RUNNER_SECONDS)))
         gate.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
@@ -104,14 +104,14 @@ def alone(engine: Engine) -> Iterator[None]:
             except DBAPIError as error:
                 if not isinstance(error.orig, LockNotAvailable):
                     raise
-                raise CommandError(
+                raise MigrationError(
                     f"another run of migrations did not end within {schema.RUNNER_SECONDS:g} s: {other}"
                 ) from error
         yield
 
 
 def run_online(url: str) -> None:
-    """Run the migrations; try again while a table is locked. Raises CommandError when it stays locked."""
+    """Run the migrations; try again while a table is locked. Raises MigrationError when it stays locked."""
     engine = create_engine(
         sqlalchemy_url(url),
         poolclass=pool.NullPool,
@@ -137,7 +137,7 @@ def run_online(url: str) -> None:
                     raise
                 reason = first_line(cause)
                 if attempt == tries:
-                    raise CommandError(
+                    raise MigrationError(
                         f"another transaction holds a lock that the next migration needs, tried {attempt} times: "
                         f"{reason}; migrations that ran before stay: find the holder (docs/dba.md), and start again"
                     ) from error

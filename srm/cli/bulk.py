@@ -17,11 +17,11 @@ from srm.operators.bulk.files import Format
 from srm.operators.bulk.merger import Counts
 from srm.operators.resources import Kind
 
-KINDS = "[accounts|devices|entitlements|contents|products]"
+KIND_METAVAR = "[accounts|devices|entitlements|contents|products]"
 
 
 @click.command("import")
-@click.argument("kind", metavar=KINDS)
+@click.argument("kind", metavar=KIND_METAVAR)
 @click.argument("file")
 @click.option("--dry-run", is_flag=True, help="Count what would change, and change nothing")
 @click.option(
@@ -46,8 +46,8 @@ def import_(kind: str, file: str, dry_run: bool, rejects: str | None) -> None:
         raise CommandError(f"{file} is the file to import: name another one for bad rows")
     with _file_errors_in_one_line(), files.reading(chosen, file) as rows, open_database(config.load()) as database:
         lower_priority()
-        with files.RejectFile(rejected_to) as bad, progress.shown() as watch:
-            counts = importer.import_rows(database, user(), rows, bad, watch, dry_run=dry_run)
+        with files.RejectFile(rejected_to) as bad, progress.shown() as report:
+            counts = importer.import_rows(database, user(), rows, bad, report, dry_run=dry_run)
     seconds = time.monotonic() - started_at
     click.echo(f"{kind}{' (dry run)' if dry_run else ''}: {counts.rows:,} rows in {seconds:.1f} s: {_summary(counts)}")
     if counts.rejected:
@@ -64,7 +64,7 @@ def _summary(counts: Counts) -> str:
 
 
 @click.command()
-@click.argument("kind", metavar=KINDS)
+@click.argument("kind", metavar=KIND_METAVAR)
 @click.argument("file", default=files.STREAM)
 @click.option(
     "--format", "format_", type=click.Choice(get_args(Format)), help="Default: by the name of FILE, csv without one"

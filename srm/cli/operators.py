@@ -7,7 +7,7 @@ import click
 from srm import config
 from srm.cli.common import open_database, user
 from srm.db.models import Role
-from srm.operators import keys as operators
+from srm.operators import keys
 
 
 @click.group("operator")
@@ -26,7 +26,7 @@ def operator_group() -> None:
 def add_operator(name: str, role: Role) -> None:
     """Create an operator and print the Operator-Key. The key cannot be shown again."""
     with open_database(config.load()) as database, database.transaction() as connection:
-        key = operators.add(connection, user(), name, role)
+        key = keys.add(connection, user(), name, role)
     click.echo(f"{name} has role {role}. Send this in the header Operator-Key:")
     click.echo(key)
 
@@ -35,7 +35,7 @@ def add_operator(name: str, role: Role) -> None:
 def list_operators() -> None:
     """List all operators with role, time of creation and time of revocation."""
     with open_database(config.load()) as database, database.transaction() as connection:
-        everybody = operators.list_operators(connection)
+        everybody = keys.list_operators(connection)
     for name, role, created_at, revoked_at in everybody:
         state = "active" if revoked_at is None else f"revoked {revoked_at:%Y-%m-%d %H:%M:%SZ}"
         click.echo(f"{name}\t{role}\tcreated {created_at:%Y-%m-%d %H:%M:%SZ}\t{state}")
@@ -46,5 +46,5 @@ def list_operators() -> None:
 def revoke_operator(name: str) -> None:
     """Revoke the key of an operator. The key stops working at once, in every process."""
     with open_database(config.load()) as database, database.transaction() as connection:
-        operators.revoke(connection, user(), name)
+        keys.revoke(connection, user(), name)
     click.echo(f"the key of {name} is revoked")

@@ -20,7 +20,7 @@ from srm.db.breaker import CircuitBreaker, ServerSilent
 from srm.deadline import DEADLINE, GRACE_SECONDS
 from srm.metrics import REGISTRY
 
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 Cursor: TypeAlias = psycopg.Cursor[Any]
 Executor: TypeAlias = "Cursor | ConnectionPool"
 """Anything with `execute(statement, parameters)`."""
@@ -56,7 +56,7 @@ class BoundedConnection(psycopg.Connection[Any]):
     deadline: float | None = None
     """Deadline of the request that uses the connection, by `time.monotonic()`."""
 
-    def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
+    def wait(self, gen: PQGen[Value], interval: float = 0.1, timeout: float | None = None) -> Value:
         """Wait for the server; psycopg calls this for everything it asks. Closes the connection on a timeout.
 
         Raises ServerSilent when the server has missed its own statement timeout and the grace. Raises a plain
@@ -140,13 +140,13 @@ class ConnectionPool:
     def begin(self, spent_seconds: float = 0) -> Cursor:
         """Begin a transaction for a request that has spent `spent_seconds` of its time already."""
 
-        def begin(cursor: Cursor) -> Cursor:
+        def send_begin(cursor: Cursor) -> Cursor:
             connection = connection_of(cursor)
             connection.command(connection.begin)
             connection.is_durable = True
             return cursor
 
-        return self._first(begin, self._timeout_seconds - spent_seconds)
+        return self._first(send_begin, self._timeout_seconds - spent_seconds)
 
     def _first(self, ask: Callable[[Cursor], Cursor], timeout_seconds: float | None = None) -> Cursor:
         """Send the first command of a transaction; repeat it once when the connection turns out to be broken.

@@ -107,11 +107,11 @@ class Rule(NamedTuple):
         return len(self.units) + 1 - self.limit
 
     @property
-    def can_be_kept(self) -> bool:
+    def can_hold(self) -> bool:
         """True when ending sessions can make the limit hold; a limit of 0 never holds."""
         return self.limit > 0
 
-    def is_kept_without(self, ended: Collection[int]) -> bool:
+    def holds_without(self, ended: Collection[int]) -> bool:
         """True when the limit holds once the sessions at these positions have ended."""
         freed = sum(all(position in ended for position in unit) for unit in self.units)
         return freed >= self.surplus
@@ -135,7 +135,7 @@ def decide(
     broken = [rule for rule in _rules(limits, others, requested) if rule.surplus > 0]
     if not broken:
         return Decision(replaced)
-    hopeless = [rule for rule in broken if not rule.can_be_kept]
+    hopeless = [rule for rule in broken if not rule.can_hold]
     rule = (hopeless or broken)[0]
     conflicts = [] if hopeless else sorted(_conflicts(broken))
     denial = SessionLimitReached(rule.name, rule.limit, [others[at].session_id for at in conflicts])
@@ -186,7 +186,7 @@ def _conflicts(broken: Sequence[Rule]) -> Collection[int]:
     """
     of_each = [set(chain.from_iterable(rule.units)) for rule in broken]
     of_all = set.intersection(*of_each)
-    return of_all if all(rule.is_kept_without(of_all) for rule in broken) else set.union(*of_each)
+    return of_all if all(rule.holds_without(of_all) for rule in broken) else set.union(*of_each)
 
 
 def _fewest(broken: Sequence[Rule], *, newest_first: bool) -> Sequence[int]:
@@ -200,7 +200,7 @@ def _fewest(broken: Sequence[Rule], *, newest_first: bool) -> Sequence[int]:
     sizes = range(at_least, len(candidates) + 1)
     sets = chain.from_iterable(combinations(candidates, size) for size in sizes)
     for ended in map(frozenset, islice(sets, SEARCH_BUDGET // (len(candidates) * len(broken)))):
-        if all(rule.is_kept_without(ended) for rule in broken):
+        if all(rule.holds_without(ended) for rule in broken):
             return list(ended)
     return _none_to_spare(candidates, broken)
 

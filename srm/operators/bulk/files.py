@@ -70,7 +70,7 @@ class Rows:
         try:
             yield from read_lines(self._file)
         except UnreadableFile as error:
-            raise self._refusal(str(error)) from None
+            raise self._unusable(str(error)) from None
 
     def _parser_of_first_line(self) -> Parser:
         for line in self._lines:
@@ -83,8 +83,8 @@ class Rows:
             try:
                 return csv_parser(self.kind, text)
             except (ValueError, csv.Error) as error:
-                raise self._refusal(f"line {line.number}: {error}") from None
-        raise self._refusal("there is nothing in it")
+                raise self._unusable(f"line {line.number}: {error}") from None
+        raise self._unusable("there is nothing in it")
 
     def _resource_or_reason(self, text: str) -> Resource | str:
         try:
@@ -94,7 +94,7 @@ class Rows:
         except (ValueError, csv.Error) as error:
             return str(error)
 
-    def _refusal(self, why: str) -> CommandError:
+    def _unusable(self, why: str) -> CommandError:
         return CommandError(f"{'standard input' if self.name == STREAM else self.name}: {why}")
 
 
