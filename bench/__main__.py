@@ -1,8 +1,8 @@
 """Measure keep-alive, setup and teardown beside an empty view and beside the bare SQL statement.
 
-Service, database and load run on this machine, so absolute numbers say little about another one. The ratios do. The
-service has the shipped settings, a reaper, and an embedded database with 100,000 live sessions. Each measurement of the
-service comes with one of the empty view, in turn: a machine that gets slower meanwhile is slower for both.
+Service, database and load run on this machine, so absolute numbers say little about another machine. Ratios say more.
+The service has the shipped settings, a reaper, and an embedded database with 100,000 live sessions. Each measurement of
+the service comes with one of the empty view, in turn: a machine that gets slower meanwhile is slower for both.
 """
 
 import json

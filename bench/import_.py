@@ -100,7 +100,7 @@ def write_rows(file: Path, rows: Iterable[tuple[str, ...]]) -> None:
 
 
 def measured(name: str, running: subprocess.Popen[str], rows: int = 0, seconds: float = 0, mib: float = 0) -> Measured:
-    """Wait for wrk; return its numbers with those of the import."""
+    """Wait for wrk; return its numbers with the numbers of the import."""
     run = result(running, name)
     p50, p99 = round(run["p50_ms"], 2), round(run["p99_ms"], 2)
     return Measured(name, rows, round(seconds, 1), round(mib, 1), int(run["requests"]), p50, p99)

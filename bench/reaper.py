@@ -116,7 +116,7 @@ class Bench:
 
 
 def measured(name: str, load: subprocess.Popen[str], sessions: int = 0, seconds: float = 0) -> Measured:
-    """Wait for wrk; return its numbers with those of the reaper."""
+    """Wait for wrk; return its numbers with the numbers of the reaper."""
     run = result(load, name)
     p50, p99 = round(run["p50_ms"], 2), round(run["p99_ms"], 2)
     return Measured(name, sessions, round(seconds, 1), int(run["requests"]), p50, p99)

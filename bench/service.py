@@ -84,7 +84,7 @@ def write_requests(file: Path, requests: Iterable[Request]) -> None:
 
 
 def session_id(number: int) -> str:
-    """Return the id of a session in SEED."""
+    """Return the id of the live session with this number."""
     digits = f"{number:032x}"
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 

@@ -19,7 +19,7 @@ from srm.playback.entitlements import ALLOWED, LOCAL
 from srm.playback.gauges import DatabaseGauges
 
 PREFIXES = {"pinned": "/srm/v1", "newest": "/srm"}
-"""Prefixes of every route: its version, and `/srm` as long as that version is the newest."""
+"""Prefixes of every route: `/srm/v1` pins the version, `/srm` is the newest version, today v1."""
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -43,7 +43,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def build_parts(settings: Settings) -> Parts:
-    """Return the parts of an application with these settings. Raises StartupError when they cannot work."""
+    """Return the parts of an application with these settings. Raises StartupError when the settings cannot work."""
     database = Database(settings.require_database_url(), application_name="srm-api")
     verifier = tokens.TokenVerifier(tokens.key_from(settings), settings)
     service = None

@@ -83,14 +83,14 @@ class Settings(BaseSettings):
         default=300,
         ge=0,
         le=86400,
-        description="Seconds that an ended session stays in `sessions`. As long, its client can learn why it ended.",
+        description="Seconds that an ended session stays in `sessions`. Meanwhile its client can learn why it ended.",
     )
     history_retention_days: int = Field(
         default=90,
         ge=1,
         le=3650,
-        description="Days that rows stay in `session_history` and `denials`. A month is dropped as a whole, "
-        "when its last day is that old.",
+        description="Days that rows stay in `session_history` and `denials`. SRM drops whole months, "
+        "each when its last day is that old.",
     )
     entitlements: Literal["local", "http", "allow"] = Field(
         default="local",
@@ -99,8 +99,8 @@ class Settings(BaseSettings):
     )
     entitlements_url: SecretStr | None = Field(
         default=None,
-        description="http(s) URL of the entitlement service (docs/entitlement-service.json). SRM sends a user and "
-        "password in it as Basic authentication. Required with `SRM_ENTITLEMENTS=http`, unused otherwise.",
+        description="http(s) URL of the entitlement service (docs/entitlement-service.json). A user and a password "
+        "in the URL are sent as Basic authentication. Required with `SRM_ENTITLEMENTS=http`, unused otherwise.",
     )
     entitlements_on_failure: OnFailure = Field(
         default="unavailable",
@@ -118,7 +118,7 @@ class Settings(BaseSettings):
         ge=0,
         le=16,
         description="Number of proxies in front of the API. Each must append its client's address to X-Forwarded-For; "
-        "SRM trusts as many entries from the end. 0: SRM takes the address of the connection.",
+        "SRM trusts that many entries, counted from the end. 0: SRM takes the address of the connection.",
     )
     cors_origins: Annotated[frozenset[str], NoDecode] = Field(
         default=frozenset(),

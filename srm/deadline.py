@@ -15,12 +15,12 @@ GRACE_SECONDS = 1
 MAX_QUEUE_SECONDS = 1
 """Longest wait for a thread after which a request is still sent to the database.
 
-A later request would leave too little time: the API would abandon a slow statement before the server ends it. Abandoned
-statements go on and pile up in the server.
+A request that waited longer has too little time left: the API would abandon its slow statement before the server ends
+the statement. Abandoned statements go on and pile up in the server.
 """
 
 DEADLINE_SECONDS = max(MAX_QUEUE_SECONDS, GRACE_SECONDS) + STATEMENT_TIMEOUT_SECONDS
-"""Time from the moment at which a request starts to wait for a thread to its deadline."""
+"""Seconds from the start of a request's wait for a thread to its deadline."""
 
 DEADLINE: ContextVar[float | None] = ContextVar("deadline", default=None)
 """Deadline of the current request, by `time.monotonic()`; None outside a request."""

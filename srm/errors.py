@@ -1,7 +1,7 @@
-"""Error catalogue: each answer that is not a success, as an exception that knows its code and message.
+"""Error catalogue: one exception class for each answer that is not a success, with its code and message.
 
 SRM-0002 and SRM-0006 and their texts are fixed by NAGRA's published OTT session API. The other codes are this project's
-own, and stable. How an error becomes an HTTP answer stands in `srm/api/http_errors.py`.
+own, and stable. `srm/api/http_errors.py` gives each error its HTTP status.
 """
 
 from collections.abc import Collection
@@ -57,14 +57,14 @@ class MalformedRequest(SrmError):
 
 
 class TokenNotValid(SrmError):
-    """The request has a Client-Token that proves nothing."""
+    """The Client-Token of the request is malformed, has expired, or has a wrong signature."""
 
     error_code = "SRM-0003"
     message = "Client-Token not valid"
 
 
 class OperatorKeyNotValid(SrmError):
-    """The request has no Operator-Key, or one that proves nothing."""
+    """The request has no Operator-Key, or a wrong or revoked one."""
 
     error_code = "SRM-0003"
     message = "Operator-Key not valid"
@@ -115,7 +115,7 @@ class ContentAccessDenied(SrmError):
 
 
 class SessionNotFound(SrmError):
-    """Account and device have no such session. Never a hint that another account or device has it."""
+    """Account and device have no such session. The answer never tells that another account or device has it."""
 
     error_code = "SRM-0008"
     message = "Session not found"

@@ -19,7 +19,7 @@ COMMIT = re.compile(r"[0-9a-f]{7,40}(-dirty)?")
 
 @cache
 def build() -> str:
-    """The release and the commit of the running code: `0.2.0+g1a2b3c4d5e`, with `.dirty` at the end for changed files.
+    """Return release and commit of the running code: `0.2.0+g1a2b3c4d5e`, with `.dirty` at the end for changed files.
 
     In a checkout git tells the commit, and the first call takes some milliseconds. Elsewhere the installed package
     carries the commit (`stamp`). `0.2.0` alone where no commit is known. Never raises.
@@ -35,10 +35,10 @@ def build() -> str:
 
 
 def stamp() -> str:
-    """The version that setuptools writes into a package that it builds (setup.cfg names this function).
+    """Return the version that setuptools writes into a package that it builds (setup.cfg names this function).
 
     Where there is no checkout, as in a container build, the environment variable BUILD_COMMIT tells the commit.
-    ValueError when its value is not a commit.
+    Raises ValueError when its value is not a commit.
     """
     if _is_checkout():
         return _joined(_commit_of_checkout())
@@ -53,7 +53,7 @@ def _is_checkout() -> bool:
 
 
 def _commit_of_checkout() -> str:
-    """The commit, with `-dirty` for changed files; empty when git cannot tell."""
+    """Return the commit, with `-dirty` for changed files; empty when git cannot tell."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=10"]
     # In a hook of git, GIT_DIR is set, and may be another repository.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
@@ -69,5 +69,5 @@ def _commit_of_checkout() -> str:
 
 
 def _joined(commit: str) -> str:
-    """A local version identifier (packaging.python.org, "Version specifiers")."""
+    """Return a local version identifier (packaging.python.org, "Version specifiers")."""
     return f"{RELEASE}+g{commit.replace('-', '.')}" if commit else RELEASE

@@ -1,1 +1,1 @@
-"""HTTP: what all versions of the API share."""
+"""HTTP: the versions of the API, and the parts that all versions share."""

@@ -17,10 +17,10 @@ PREFLIGHT_SECONDS = "7200"
 
 
 def with_cors(application: WSGIApplication, origins: Collection[str], paths: tuple[str, ...]) -> WSGIApplication:
-    """Wrap the application: pages of these origins may call paths that begin so, and read the answers, errors too.
+    """Wrap the application: pages of these origins may call these paths and read the answers, errors too.
 
-    `origins`: may contain ANY_ORIGIN. For pages of other origins nothing changes: the browser keeps the answer from
-    them, and a preflight gets 405.
+    `origins`: may contain ANY_ORIGIN. `paths`: beginnings of paths. For pages of other origins nothing changes: the
+    browser keeps the answer from them, and a preflight gets 405.
     """
     allows_any = ANY_ORIGIN in origins
 

@@ -34,8 +34,8 @@ class PreconditionFailed(errors.Conflict):
 class HttpError(NamedTuple):
     """HTTP side of a class of errors.
 
-    `status`: DENIED when a business rule refuses, which is HTTP 200 (docs/design.md, "Wire contract"); ERROR otherwise.
-    `retry_after_seconds`: value of the header Retry-After; None = no header.
+    `status`: DENIED when a business rule denies the request, which is HTTP 200 (docs/design.md, "Wire contract"); ERROR
+    otherwise. `retry_after_seconds`: value of the header Retry-After; None = no header.
     """
 
     code: int
@@ -67,5 +67,5 @@ HTTP_ERRORS: Mapping[type[SrmError], HttpError] = {
 
 
 def is_denial(error: SrmError) -> bool:
-    """True when a business rule refuses the request: the error goes out with the status DENIED."""
+    """True when a business rule denies the request: the error goes out with the status DENIED."""
     return HTTP_ERRORS[type(error)].status == "DENIED"

@@ -1,7 +1,7 @@
 """Telemetry of requests: metrics for Prometheus, and log lines.
 
-Every keep-alive pays for `record_request`. Labels of metrics take few values: no ids, and nothing that a client makes
-up, such as a path or a method that does not exist.
+Every keep-alive pays for `record_request`. Labels of metrics take few values. They have no ids, and nothing that a
+client makes up, such as a path or a method that does not exist.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from srm.playback.model import EndedSession
 
 log = structlog.get_logger("srm.api")
 
-# Keys of the WSGI environment, for what is known of a request.
+# Keys of the WSGI environment, for facts about a request.
 
 BEGAN_AT = "srm.began_at"
 """Time at which the request came in, by `perf_counter()`."""

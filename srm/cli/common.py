@@ -13,7 +13,7 @@ COMMAND_TIMEOUT_SECONDS = 3600
 """Limit of one statement, such as a check of all limits or the sorting of all rows of an import."""
 
 NICENESS = 10
-"""Priority of imports and of the reaper, below that of the API (nice(2))."""
+"""Niceness of imports and of the reaper (nice(2)): the API goes first."""
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def shell(arguments: tuple[str, ...]) -> None:
 
 
 def _url_in_use(settings: Settings) -> str:
-    """URL of the database. CommandError when that is the embedded one, and it does not run."""
+    """Return the URL of the database. Raises CommandError when the embedded database is in use and does not run."""
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
     server = embedded.EmbeddedServer(settings.data_dir)

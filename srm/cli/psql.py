@@ -14,13 +14,13 @@ from srm.db.connection import conninfo
 from srm.errors import CommandError, StartupError
 
 SECRET = b"*"
-"""How libpq marks an option that must not be shown (PostgreSQL manual, `PQconndefaults`)."""
+"""Mark of libpq for an option that must not be shown (PostgreSQL manual, `PQconndefaults`)."""
 
 
 def run(url: str, arguments: Sequence[str]) -> NoReturn:
     """Replace this process by psql. A statement that fails ends a script, with exit code 3.
 
-    CommandError when there is no psql, or when it cannot be given a secret of the URL unseen.
+    Raises CommandError when there is no psql, or when it cannot be given a secret of the URL unseen.
     """
     program = _program()
     variables, others = _options(url)
@@ -30,7 +30,7 @@ def run(url: str, arguments: Sequence[str]) -> NoReturn:
 
 
 def _program() -> str:
-    """Path of psql: the embedded server's where that is installed, else the one on PATH."""
+    """Return the path of psql: the embedded server's where that is installed, else the one on PATH."""
     try:
         return str(embedded.programs() / "psql")
     except StartupError:
@@ -43,7 +43,7 @@ def _program() -> str:
 
 
 def _options(url: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The options of the URL that libpq takes from the environment, by variable; and the others, by name.
+    """Return the options of the URL that libpq takes from the environment, by variable; and the others, by name.
 
     `ps` shows the arguments of a process to every user, and its environment to none but its own.
     """

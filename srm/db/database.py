@@ -54,7 +54,7 @@ class Database:
         limits = {
             "statement_timeout": milliseconds,
             "lock_timeout": milliseconds,
-            # When a host dies in the middle of a transaction, the server must release its locks.
+            # The server must release the locks of a host that died in the middle of a transaction.
             "idle_in_transaction_session_timeout": milliseconds,
         }
         self._settings = {**limits, "default_transaction_isolation": r"read\ committed", "timezone": "UTC"}

@@ -84,7 +84,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """The URL of its database, as a superuser."""
+        """URL of the server's database, for its superuser."""
         return f"postgresql://srm@/srm?host={quote(str(self._socket_dir()), safe='/')}"
 
     def is_running(self) -> bool:

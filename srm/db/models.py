@@ -262,7 +262,7 @@ class ProfileContentGroup(ProfileGroupColumns, Base):
 
 
 class Product(Base):
-    """What can be sold: a package, a rental, a capability such as start-over."""
+    """A package, a rental or a capability such as start-over that can be sold."""
 
     __tablename__ = "products"
     __table_args__ = (
@@ -416,7 +416,7 @@ class OneRow:
 
 
 class Availability(OneRow, Base):
-    """When SRM could take keep-alives: one row, written by the heartbeat of the API."""
+    """Times at which SRM could take keep-alives: one row, written by the heartbeat of the API."""
 
     __tablename__ = "availability"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""Migrations: where they are, whether the database has had them, and how to run them."""
+"""Migrations: find them, compare the database with them, run them."""
 
 from collections.abc import Mapping
 from functools import cache

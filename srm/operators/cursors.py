@@ -1,7 +1,7 @@
-"""Cursors: the last item of a page, behind which the next page begins.
+"""Cursors of lists: a cursor names the last item of a page, and the next page begins behind it.
 
-A cursor holds the sort key of that item. So page 1,000 costs what page 1 costs, and rows that come or go meanwhile make
-nobody skip an item.
+A cursor holds the sort key of that item. So page 1,000 costs what page 1 costs, and nobody skips an item when rows come
+or go meanwhile.
 """
 
 from datetime import datetime

@@ -1,7 +1,7 @@
 """Demo data: an account for each story of the documents.
 
-All ids of accounts, devices, profiles and products begin with `demo-`, so that no row of an operator is touched. Only
-the contents have the ids of the examples in the published API.
+All ids of accounts, devices, profiles and products begin with `demo-`, so that no row of an operator is touched.
+Contents have the ids of the examples in the published API.
 """
 
 from collections.abc import Collection, Sequence
@@ -35,7 +35,7 @@ CONTENT_ID, CONTENT_TYPE = "BTV_CH1_V", "LIVE"
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 TIMEOUT_SECONDS = 3600
-"""Time enough to read on between the setup of a document and its keep-alive."""
+"""Long enough to read on between the setup and the keep-alive of a document."""
 
 
 class DemoAccount(NamedTuple):
@@ -68,7 +68,7 @@ PRODUCTS = {
 
 
 def load(db: Connection, by: str, accounts: Collection[str] = tuple(ACCOUNTS)) -> None:
-    """Write the demo data, with these of its accounts. Rows that are there under its keys get the demo values again.
+    """Write the demo data, with these demo accounts. Rows that exist already get the demo values again.
 
     A session of an account or device that the demo data disables ends. `by`: the operator whom the change log names.
     """
@@ -92,11 +92,11 @@ def is_loaded(db: Connection) -> bool:
 
 
 def reset(db: Connection, by: str, accounts: Collection[str] = ()) -> int:
-    """End the sessions of the demo accounts and set the demo data back; the number of sessions that were active.
+    """End the sessions of these demo accounts and set the demo data back; return how many sessions were active.
 
-    `accounts`: leave the other demo accounts as they are. `by`: the operator whom the change log names. What is on
-    record stays: ended sessions, denials, changes. Rows that are not demo data stay, too. CommandError when the demo
-    data was never loaded.
+    `accounts`: empty = all demo accounts. `by`: the operator whom the change log names. Ended sessions, denials and
+    changes stay on record. Rows that are not demo data stay too. Raises CommandError when the demo data was never
+    loaded.
     """
     accounts = accounts or tuple(ACCOUNTS)
     if db.scalar(select(Product.product_id).where(Product.product_id.in_(PRODUCTS)).limit(1)) is None:
@@ -118,7 +118,7 @@ def _lock(db: Connection, accounts: Collection[str]) -> None:
 
 
 def _extra(accounts: Collection[str]) -> list[tuple[type[Base], ColumnElement[bool]]]:
-    """Rows that somebody has added to the demo accounts, profiles, products and contents."""
+    """Return conditions on the rows that somebody has added to the demo accounts, profiles, products and contents."""
     devices = tuple_(Device.account_id, Device.device_id)
     contents = [(product, *content) for product, contents in PRODUCTS.items() for content in contents]
     of_product = tuple_(ProductContent.product_id, ProductContent.content_type, ProductContent.content_id)
@@ -164,12 +164,12 @@ def _device_keys(accounts: Collection[str]) -> list[tuple[str, str]]:
 
 
 def _rows(accounts: Collection[str]) -> list[Sequence[Base]]:
-    """All rows of the demo data, each behind the rows that it names."""
+    """Return all rows of the demo data, each behind the rows that it refers to."""
     return [_profiles(), *_rows_of_accounts(accounts), *_catalogue(), _entitlements(accounts)]
 
 
 def _rows_of_accounts(accounts: Collection[str]) -> list[Sequence[Base]]:
-    """The accounts and then their devices."""
+    """Return the accounts and then their devices."""
     rows: list[Base] = []
     for account in accounts:
         profile_id, enabled = ACCOUNTS[account]
@@ -188,7 +188,7 @@ def _rows_of_accounts(accounts: Collection[str]) -> list[Sequence[Base]]:
 
 
 def _contents() -> list[Content]:
-    """Contents, each behind the channel that it names."""
+    """Return the contents, each behind its channel."""
     return [
         Content(content_id="100001V3D", channel_id=None, title="A film"),
         Content(content_id="BTV_CH1_V", channel_id=None, title="Channel 1"),
@@ -198,7 +198,7 @@ def _contents() -> list[Content]:
 
 
 def _catalogue() -> list[Sequence[Base]]:
-    """Contents, products, and the contents of the products, in the order of their references."""
+    """Return contents, products, and the contents of the products, in the order of their references."""
     *channels, broadcast = _contents()
     return [
         channels,

@@ -71,7 +71,7 @@ class Operator:
 
 
 def authenticate(db: Executor, key: str) -> Operator:
-    """Return the operator whose key this is. OperatorKeyNotValid when the key is wrong or revoked."""
+    """Return the operator whose key this is. Raises OperatorKeyNotValid when the key is wrong or revoked."""
     name, _, secret = key.rpartition(".")
     if not NAME.fullmatch(name):
         raise OperatorKeyNotValid
@@ -86,7 +86,7 @@ def authenticate(db: Executor, key: str) -> Operator:
 def add(db: Connection, by: str, name: str, role: Role) -> str:
     """Make a key for a new operator, or for one whose key was revoked. Return the key: only its hash is stored.
 
-    Conflict when the operator has a key that works. CommandError when the name is not allowed.
+    Raises Conflict when the operator has a key that works. Raises CommandError when the name is not allowed.
     """
     if not NAME.fullmatch(name):
         raise CommandError(f"{name!r} is not a name: use 1 to 64 letters, digits and _; @ - . may stand between them")
@@ -105,7 +105,7 @@ def add(db: Connection, by: str, name: str, role: Role) -> str:
 
 
 def revoke(db: Connection, by: str, name: str) -> None:
-    """Revoke the key of the operator, in every process at once. Conflict when no key of that name works."""
+    """Revoke the key of the operator, in every process at once. Raises Conflict when no key of that name works."""
     role = db.execute(
         update(models.Operator)
         .where(models.Operator.name == name, models.Operator.revoked_at.is_(None))

@@ -5,8 +5,8 @@ present state, then `save` or `delete` it.
 
 Whoever changes an account, or anything that belongs to it, holds the lock of the account's row. So changes of one
 account come one after the other, and a setup sees all of a change or nothing. Once a disabling is acknowledged, no
-session of the account or device is active (docs/design.md, Invariant 8): the change ends a setup that came before, and
-a setup that comes after finds the account or device disabled.
+session of the account or device is active (docs/design.md, Invariant 8). The change ends the session of a setup that
+came before. A setup that comes after finds the account or device disabled.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ MISSING_REFERENCES = {
     "products": "there is no such content",
     "contents": "there is no such channel",
 }
-"""What a resource refers to, by the plural of its kind; said when that does not exist."""
+"""Message when a resource refers to something that does not exist, by the plural of the resource's kind."""
 
 
 class CreatedMeanwhile(Exception):
@@ -51,7 +51,7 @@ class Locked:
     present: Resource | None
 
     def existing(self) -> Resource:
-        """Return the present resource. ResourceNotFound when it does not exist."""
+        """Return the present resource. Raises ResourceNotFound when it does not exist."""
         if self.present is None:
             raise ResourceNotFound
         return self.present
@@ -66,7 +66,7 @@ class Saved:
 
 
 def get(db: Session, kind: Kind, key: ResourceKey) -> Resource:
-    """Return the resource. ResourceNotFound when it does not exist."""
+    """Return the resource. Raises ResourceNotFound when it does not exist."""
     row = db.get(kind.table, key)
     if row is None:
         raise ResourceNotFound
@@ -76,10 +76,10 @@ def get(db: Session, kind: Kind, key: ResourceKey) -> Resource:
 def list_resources(
     db: Session, kind: Kind, account: ResourceKey, *, limit: int, after: str | None = None
 ) -> list[Resource]:
-    """Return at most `limit` resources in the order of their ids, those with an id greater than `after`.
+    """Return at most `limit` resources with ids greater than `after`, in the order of their ids.
 
-    `account` is the account id for devices and entitlements, else empty. ResourceNotFound when that account does not
-    exist.
+    `account` is the account id for devices and entitlements, else empty. Raises ResourceNotFound when that account does
+    not exist.
     """
     id_column = getattr(kind.table, kind.key[-1])
     query = select(kind.table).order_by(id_column).limit(limit)
@@ -92,9 +92,10 @@ def list_resources(
 
 
 def lock(db: Session, kind: Kind, key: ResourceKey) -> Locked:
-    """Lock the resource until the transaction ends, and read it. ResourceNotFound when its account does not exist.
+    """Lock the resource until the transaction ends, and read it.
 
-    A resource without an account that does not exist yet cannot be locked: `save` may raise CreatedMeanwhile.
+    Raises ResourceNotFound when its account does not exist. A resource of the catalogue that does not exist yet cannot
+    be locked: `save` may raise CreatedMeanwhile.
     """
     row = rows.lock(db, kind, key)
     return Locked(kind, key, row, None if row is None else rows.read(db, kind, [row])[0])
@@ -103,8 +104,8 @@ def lock(db: Session, kind: Kind, key: ResourceKey) -> Locked:
 def save(db: Session, operator: str, locked: Locked, wanted: Resource) -> Saved:
     """Create the locked resource, or replace it; record the change; end the sessions of what is disabled.
 
-    A resource that is already as wanted leaves no entry in the change log. Conflict when it refers to something that
-    does not exist. CreatedMeanwhile when another transaction has just created it.
+    A resource that is already as wanted leaves no entry in the change log. Raises Conflict when it refers to something
+    that does not exist. Raises CreatedMeanwhile when another transaction has just created it.
     """
     kind = locked.kind
     row = locked.row
@@ -132,7 +133,8 @@ def delete(db: Session, operator: str, locked: Locked, *, end_sessions: bool = F
     """Delete the locked resource and all that belongs to it; record it; return the sessions that ended with it.
 
     Sessions of a deleted account or device always end. With `end_sessions`, sessions that only the deleted entitlement
-    allowed end too. ResourceNotFound when the resource does not exist. Conflict when another resource refers to it.
+    allowed end too. Raises ResourceNotFound when the resource does not exist. Raises Conflict when another resource
+    refers to it.
     """
     locked.existing()
     if locked.kind is ACCOUNTS:

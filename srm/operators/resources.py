@@ -39,7 +39,7 @@ class ReadModel(BaseModel):
 class Resource(ReadModel):
     """Data that operators also write.
 
-    Unknown members are refused: a misspelt member would be lost in silence.
+    Unknown members are refused: otherwise a misspelt member would be lost unnoticed.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -16,7 +16,8 @@ from srm.operators.resources import ACCOUNTS, PRODUCTS, Kind, Product, Resource,
 def lock(db: Session, kind: Kind, key: ResourceKey) -> Base | None:
     """Lock the resource against changes until the transaction ends; return its row, or None if there is none.
 
-    What belongs to an account is locked by the row of that account. ResourceNotFound when the account does not exist.
+    What belongs to an account is locked by the row of that account. Raises ResourceNotFound when the account does not
+    exist.
     """
     if kind.is_of_account and kind is not ACCOUNTS:
         lock_account(db, key[0])
@@ -25,7 +26,7 @@ def lock(db: Session, kind: Kind, key: ResourceKey) -> Base | None:
 
 
 def lock_account(db: Session, account_id: str) -> None:
-    """Lock the account until the transaction ends. ResourceNotFound when it does not exist."""
+    """Lock the account until the transaction ends. Raises ResourceNotFound when it does not exist."""
     if lock(db, ACCOUNTS, (account_id,)) is None:
         raise ResourceNotFound
 

@@ -46,7 +46,7 @@ class SessionView(ReadModel):
 
 
 class DenialView(ReadModel):
-    """A setup that was denied. With `observed`, the profile only observes, and the setup was admitted all the same."""
+    """A setup that was denied. With `observed`, the profile only observes, and the setup was admitted."""
 
     denial_id: UUID
     denied_at: datetime
@@ -90,7 +90,7 @@ def list_account_sessions(
 ) -> list[SessionView]:
     """Return at most `limit` sessions of the account in that state, newest first, that come after the cursor.
 
-    A deleted account still has its history. ResourceNotFound when there is neither a session nor the account.
+    A deleted account still has its history. Raises ResourceNotFound when there is neither a session nor the account.
     """
     query: Select[Any]
     recent = _recent_sessions().where(sessions.account_id == account_id)
@@ -116,7 +116,7 @@ def list_account_denials(
 ) -> list[DenialView]:
     """Return at most `limit` denials of the account, newest first, that come after the cursor.
 
-    A deleted account still has its denials. ResourceNotFound when there is neither a denial nor the account.
+    A deleted account still has its denials. Raises ResourceNotFound when there is neither a denial nor the account.
     """
     query = select(*(getattr(Denial, name) for name in DenialView.model_fields)).where(Denial.account_id == account_id)
     if after is not None:
@@ -145,7 +145,7 @@ def count_active_sessions(db: Session, which: SessionFilter) -> int:
 
 
 def end_account_sessions(db: Session, operator: str, account_id: str) -> list[EndedSession]:
-    """End all sessions of the account; record and return them. ResourceNotFound when the account does not exist."""
+    """End all sessions of the account; record and return them. Raises ResourceNotFound for an unknown account."""
     rows.lock_account(db, account_id)
     return end_and_record(db, operator, "operator", sessions.account_id == account_id)
 
@@ -153,8 +153,8 @@ def end_account_sessions(db: Session, operator: str, account_id: str) -> list[En
 def end_device_sessions(db: Session, operator: str, account_id: str, device_id: str) -> list[EndedSession]:
     """End all sessions of the device; record and return them.
 
-    A removed device may still have sessions. ResourceNotFound when there is neither a session nor the device, or when
-    the account does not exist.
+    A removed device may still have sessions. Raises ResourceNotFound when there is neither a session nor the device, or
+    when the account does not exist.
     """
     rows.lock_account(db, account_id)
     of_device = and_(sessions.account_id == account_id, sessions.device_id == device_id)
@@ -167,8 +167,8 @@ def end_device_sessions(db: Session, operator: str, account_id: str, device_id: 
 def end_session(db: Session, operator: str, account_id: str, session_id: UUID) -> list[EndedSession]:
     """End the session of the account; record and return it. The list is empty when it has ended already.
 
-    SessionNotFound when the account never had the session, or its history has been dropped. ResourceNotFound when the
-    account does not exist.
+    Raises SessionNotFound when the account never had the session, or its history has been dropped. Raises
+    ResourceNotFound when the account does not exist.
     """
     rows.lock_account(db, account_id)
     is_session = and_(sessions.account_id == account_id, sessions.session_id == session_id)

@@ -26,7 +26,7 @@ BEAT_SECONDS = 1
 """Seconds between two heartbeats."""
 
 OUTAGE_SECONDS = 5
-"""Seconds. A longer gap between two heartbeats is an outage; the timeout has to bear a shorter one."""
+"""Seconds. A longer gap between two heartbeats is an outage; timeouts of sessions must outlast a shorter gap."""
 
 NOW = func.statement_timestamp()
 

@@ -61,14 +61,14 @@ def find_lapsed(db: Cursor) -> list[SessionKey]:
 
 
 def end_lapsed(db: Cursor, lapsed: Sequence[SessionKey]) -> list[ExpiredSession]:
-    """End those of the sessions that are still lapsed, and return them.
+    """End the given sessions that are still lapsed, and return them.
 
     A session that was kept alive or ended meanwhile stays as it is, so a call may be repeated. A session that somebody
     holds is left to the next run: whoever waits for the reaper must not wait for that holder too.
 
     One statement for all costs a third of a statement for each. When the one statement would have to wait, it is
-    undone, and the sessions are ended one by one, without those that are held. SKIP LOCKED works for a single account
-    only, where the tables are distributed. Sessions not reached within ONE_BY_ONE_SECONDS wait for the next run.
+    undone, and the sessions are ended one by one, without held sessions. On distributed tables SKIP LOCKED works for a
+    single account only. Sessions not reached within ONE_BY_ONE_SECONDS wait for the next run.
 
     In the rest of the transaction, `lock_timeout` may be HELD_MILLISECONDS.
     """

@@ -1,4 +1,4 @@
-"""When a session lapses, and the statement that ends lapsed sessions.
+"""Lapse of sessions: its conditions, its instant, and the statement that ends lapsed sessions.
 
 "Active" and "lapsed" are defined here and nowhere else in Python. The view `srm.active_sessions` repeats both in SQL; a
 test compares the two.
@@ -12,7 +12,7 @@ from srm.db.models import PlaybackSession, sessions
 from srm.db.sql import constant
 from srm.playback.availability import AVAILABLE_SINCE
 
-# Last keep-alive, or the end of the last outage if that is later. Silence during an outage is not the client's.
+# Last keep-alive, or the end of the last outage if that is later. Silence during an outage is not the client's fault.
 SILENT_SINCE = func.greatest(sessions.last_keep_alive_at, AVAILABLE_SINCE)
 
 
@@ -24,9 +24,9 @@ def seconds(count: ColumnElement[int | None]) -> ColumnElement[object]:
 def is_lapsed() -> ColumnElement[bool]:
     """Condition that a session has been silent for its timeout, or has reached its longest life.
 
-    Null for a session that has neither timeout nor longest life. Only silence since the last outage counts. A session
-    that lapsed before an outage, and that nobody has ended, is active again after the outage: its slot is still its
-    own, because a setup that takes the slot ends the session.
+    Null for a session that has neither timeout nor longest life. Only silence since the last outage counts. So a
+    session that lapsed before an outage, and that nobody has ended, is active again after the outage. Nobody else
+    has its slot: a setup that takes the slot ends the session.
 
     Compares the difference of two times with the timeout: a distributed UPDATE refuses to add to a column.
     """

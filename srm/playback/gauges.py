@@ -122,7 +122,7 @@ class DatabaseGauges(Collector):
         parts: dict[str, Callable[[Connection], Iterable[Metric]]] = {
             "schema": _schema,
             "partitions": _partitions,
-            "tick": _heartbeat,
+            "tick": _heartbeat,  # the label is older than the word heartbeat, and public
             "reaper": _reaper,
             "sessions": _sessions,
         }

@@ -60,10 +60,10 @@ class Excess:
 def excesses(db: Connection) -> list[Excess]:
     """Return every kept setup that exceeded a limit, and every kept session that lived too long.
 
-    Kept are the rows of `sessions` and `session_history`. The check sweeps, for each limit, over the intervals
-    [start, end) of the sessions that used it; ends come before starts at the same instant. Each start is compared with
-    the limit that its session was admitted under, because limits change. A lapsed session ended when it lapsed, whether
-    or not the reaper has ended it.
+    A kept setup or session has a row in `sessions` or `session_history`. For each limit, the check sweeps over the
+    intervals [start, end) of the sessions that used the limit. Of events at one instant, ends come before starts. Each
+    start is compared with the limit that its session was admitted under, because limits change. A lapsed session ended
+    when it lapsed, even if the reaper has not ended it yet.
     """
     spans = _spans()
     found = [Excess(*row) for uses in _uses(spans) for row in db.execute(_too_many_sessions(uses))]
@@ -94,7 +94,7 @@ def _columns(table: type[SessionColumns]) -> list[ColumnElement[Any]]:
 def _uses(spans: CTE) -> Iterator[Select[Any]]:
     """Yield one query for each kind of limit: the sessions that use it, from start to end, with their limit.
 
-    Sessions with the same `rule` and `of_what` are counted together.
+    Sessions are counted together if their `rule` and `of_what` are equal.
     """
     of = spans.c
 
@@ -172,6 +172,6 @@ def _too_old(spans: CTE) -> Select[Any]:
 
 
 def _running_sum(change: ColumnElement[int], events: CTE, *of_each: str) -> ColumnElement[int]:
-    """Sum of the changes up to each event; ends (-1) come before starts at the same instant."""
+    """Sum of the changes up to each event. Of events at one instant, ends (-1) come before starts."""
     partition = [events.c[name] for name in of_each]
     return func.sum(change).over(partition_by=partition, order_by=(events.c.at, events.c.change), rows=(None, 0))

@@ -190,10 +190,12 @@ def _conflicts(broken: Sequence[Rule]) -> Collection[int]:
 
 
 def _fewest(broken: Sequence[Rule], *, newest_first: bool) -> Sequence[int]:
-    """Return the smallest set of positions whose end makes room; of several the one with the oldest (newest) session.
+    """Return the smallest set of positions whose end makes room.
 
-    Beyond SEARCH_BUDGET, as after a limit was lowered under hundreds of sessions, return a set that may not be the
-    smallest, but of which no session can be spared.
+    Of several such sets, return the one with the oldest session, or with `newest_first` the newest.
+
+    SEARCH_BUDGET may run out, as after a limit was lowered under hundreds of sessions. Then the set may not be the
+    smallest, but no session of it can be spared.
     """
     candidates = sorted({at for rule in broken for at in chain.from_iterable(rule.units)}, reverse=newest_first)
     at_least = max(sum(sorted(map(len, rule.units))[: rule.surplus]) for rule in broken)

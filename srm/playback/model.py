@@ -57,8 +57,8 @@ class EndedSession(NamedTuple):
 class Result(Generic[Value]):
     """Outcome of a transaction for a client: a value, or the error to answer with.
 
-    `ended`: sessions that the transaction ended, also where the outcome is an error. All of it is true only once the
-    transaction is committed.
+    `ended`: sessions that the transaction ended, also where the outcome is an error. Outcome and `ended` are true only
+    once the transaction is committed.
     """
 
     outcome: Value | SrmError

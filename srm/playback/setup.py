@@ -50,7 +50,7 @@ class SetupRequest:
 
 
 class AccountState(NamedTuple):
-    """What a setup decides on, read while the account is locked."""
+    """Facts that a setup decides on, read while the account is locked."""
 
     terms: Terms
     limits: Limits
@@ -64,8 +64,8 @@ def set_up(db: Cursor, request: SetupRequest) -> Result[Admission]:
     """Take a slot for one more session, and end the sessions that have to go for it.
 
     Sessions go because they have lapsed, because the request takes them over, or because the profile has them replaced
-    or evicted. A repeat of a setup, with the idempotency key of an active session of the device, gets that session,
-    kept alive.
+    or evicted. A setup that repeats the idempotency key of an active session of the device gets that session, kept
+    alive.
 
     The outcome is an error in this order: AccountNotEnabled, DeviceNotEnabled, the denial of `request.access` or
     ContentAccessDenied, MalformedRequest (the key was used for another content), SessionLimitReached. Source of the

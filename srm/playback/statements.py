@@ -206,7 +206,7 @@ END_LAPSED = compiled(
         *ENDED_SESSION
     )
 )
-# After END_LAPSED, in a statement of its own: where END_LAPSED had to wait for a session, only a younger snapshot shows
+# After END_LAPSED, in a statement of its own. END_LAPSED may have waited for a session; only a younger snapshot shows
 # whether that session is still active.
 LIST_ACTIVE = compiled(
     select(*_ACTIVE_SESSION.values())
@@ -314,7 +314,7 @@ read_end = reader(_END, SessionEnd)
 
 
 class Asker(NamedTuple):
-    """Whether account and device may ask at all; `device_enabled` is None when the account has no such device."""
+    """State of the account and device that ask; `device_enabled` is None when the account has no such device."""
 
     account_enabled: bool
     device_enabled: bool | None

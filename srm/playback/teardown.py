@@ -20,8 +20,8 @@ def tear_down(db: Executor, principal: Principal, session_id: UUID) -> bool:
 def tear_down_or_explain(db: Cursor, principal: Principal, session_id: UUID) -> Result[bool]:
     """End the session and free its slot, or return the error that says why not.
 
-    The outcome is True when the session was torn down now, False when this device tore it down before: a client
-    repeats a teardown whose answer got lost. SessionNotFound and SessionHasEnded as for a keep-alive.
+    The outcome is True when the session was torn down now. It is False when this device tore the session down before:
+    a client repeats a teardown whose answer got lost. SessionNotFound and SessionHasEnded as for a keep-alive.
     """
     while (inactive := find_inactive(db, principal, session_id)) is None:
         if tear_down(db, principal, session_id):

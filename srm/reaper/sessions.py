@@ -57,9 +57,9 @@ def _end(exclusive: Exclusive, lapsed: list[SessionKey]) -> int:
 def archive(exclusive: Exclusive, retention_seconds: int) -> int:
     """Move sessions that ended more than `retention_seconds` ago to the history; return how many.
 
-    Moving is never urgent. It works a quarter of the time and rests for the remainder. After ARCHIVE_SECONDS it leaves
-    the rest to the next run, because sessions that lapse meanwhile must end first. Raises Busy when another reaper is
-    at work.
+    Moving is never urgent. This function works a quarter of the time and rests for the remainder. After
+    ARCHIVE_SECONDS it leaves the other sessions to the next run, because sessions that lapse meanwhile must end first.
+    Raises Busy when another reaper is at work.
     """
     total = 0
     give_up_at = time.monotonic() + ARCHIVE_SECONDS

@@ -23,7 +23,7 @@ METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 import, and only then."""
 
 SLOT_VARIABLE = "SRM_METRICS_SLOT"
-"""Copy of srm.metrics.SLOT_VARIABLE, for the reason above."""
+"""Copy of srm.metrics.SLOT_VARIABLE, which the master must not import either."""
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -48,7 +48,7 @@ class Supervisor:
         self._stopping = False
 
     def serve(self, *, workers: int | None, threads: int | None, with_demo: bool) -> None:
-        """Run until a signal; see `serve` below."""
+        """Run until SIGTERM, SIGINT or SIGHUP; the function `serve` describes it."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
         settings = self._settings

@@ -116,17 +116,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._most_requests = self.max_requests
         self._closers = ThreadPoolExecutor(MOST_CLOSERS, thread_name_prefix="closer")
         self._may_wait = BoundedSemaphore(MOST_CLOSERS)
-        self.max_requests = (
-            sys.maxsize
-        )  # at its limit gunicorn would stop to accept, and still wait for idle connections
+        # At its own limit gunicorn would stop accepting, and still wait for idle connections.
+        self.max_requests = sys.maxsize
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begin to drain. Called by gunicorn on SIGTERM, for a stop or a reload.
 
         From now on each answer closes its connection. For `drain_seconds` the worker still takes every request, on new
-        connections too. A proxy may be sending a request on an idle connection; it does not repeat a setup whose
-        outcome it does not know; and only its next look at /readyz sends it elsewhere. After that the worker takes no
-        new requests and finishes those in progress.
+        connections too. A proxy may be sending a request on an idle connection, and does not repeat a setup whose
+        outcome it does not know. Only its next look at /readyz sends the proxy elsewhere. After `drain_seconds` the
+        worker takes no new requests and finishes the requests in progress.
         """
         self._drain()
         if (parts := getattr(getattr(self, "wsgi", None), "extensions", {}).get("srm.parts")) is not None:
@@ -192,11 +191,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle_error(self, req: object, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that did not reach the application, in the error envelope. Called by gunicorn."""
-        from srm.api import (
-            envelope,  # imports srm.metrics, which the master must not do
-            http_errors,
-            telemetry,
-        )
+        # The three modules import srm.metrics, which the master must not do.
+        from srm.api import envelope, http_errors, telemetry
 
         correlation_id = str(uuid4())
         CORRELATION_ID.set(correlation_id)

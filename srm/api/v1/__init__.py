@@ -1,1 +1,1 @@
-"""Version 1 of the client API."""
+"""Version 1 of the API, for clients and for operators."""

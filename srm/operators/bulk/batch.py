@@ -1,4 +1,4 @@
-"""A batch of an import: the statements that choose its rows, and find out what becomes of each."""
+"""A batch of an import: the statements that choose its rows, and decide what becomes of each."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ REFERENCES: dict[Kind, dict[str, type[Base]]] = {
     CONTENTS: {"channel_id": models.Content},
     PRODUCTS: {},
 }
-"""The fields that refer to another resource, and the table where that must exist."""
+"""The fields that refer to another resource, and the table in which the other resource must exist."""
 
 
 class BatchCounts(NamedTuple):

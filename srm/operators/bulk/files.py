@@ -42,8 +42,8 @@ class FileRow(NamedTuple):
 class Rows:
     """The rows of a file of resources of one kind.
 
-    The first line that is not blank tells the format: JSON, or the header of CSV. CommandError when the file is in
-    neither format, or damaged; also in the middle of reading.
+    The first line that is not blank tells the format: JSON, or the header of CSV. Raises CommandError when the file is
+    in neither format, or damaged; also in the middle of reading.
     """
 
     def __init__(self, kind: Kind, file: IO[bytes], name: str) -> None:

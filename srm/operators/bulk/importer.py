@@ -4,14 +4,14 @@ An import loads the whole file into a temporary table. Then it merges the rows i
 that are short transactions. A setup waits only if its account is in the current batch, and no longer than that batch
 takes.
 
-An import may be killed at any instant. Merged rows stay. The import of the same file, started again, leaves the tables
-as an undisturbed import would.
+An import may be killed at any instant. Merged rows stay. Started again with its file, the import leaves the tables as
+an undisturbed import would.
 
 - Rows that the file does not have stay as they are. So do fields that a line does not name; in a new row they get their
   defaults.
 - If several good rows have one key, the last one counts. The others are counted as repeated.
-- As in provisioning, the row of the account is locked while something of it changes. What the import disables has no
-  active session afterwards.
+- As in provisioning, the row of the account is locked while the account, or anything that belongs to it, changes.
+  Accounts and devices that the import disables have no active session afterwards.
 """
 
 from collections.abc import Sequence
@@ -58,10 +58,10 @@ def import_rows(
 ) -> Counts:
     """Merge the rows of a file into the tables, and count them. A dry run counts what would happen.
 
-    Bad rows go to the reject file; the others are merged. The change log gets the beginning and the end of the import
-    with its counts, every changed row with its values before and after, and every session that ended. It does not list
-    new rows. CommandError when the file cannot be read to its end, or is not in an import format: then nothing was
-    merged.
+    Bad rows go to the reject file; the others are merged. The change log gets the beginning of the import, and its end
+    with the counts. It also gets every changed row with its values before and after, and every session that ended. New
+    rows are not listed. Raises CommandError when the file cannot be read to its end, or is not in an import format:
+    then nothing was merged.
     """
     with database.connection() as db:
         if not dry_run:

@@ -10,7 +10,7 @@ MAX_LINE_BYTES = 4 * 1024 * 1024
 """Enough for a product with a hundred thousand contents."""
 
 SHOWN_CHARACTERS = 1000
-"""Of a line that is too long."""
+"""Characters that are left of a line that is too long."""
 
 GZIP_START = b"\x1f"
 """First byte of a gzip file. It is a control character, so no text file begins with it."""
@@ -29,7 +29,7 @@ class Line(NamedTuple):
 
 
 def read_lines(file: IO[bytes]) -> Iterator[Line]:
-    """Yield the lines of the file, numbered from 1. UnreadableFile when gzip data is damaged or cut off.
+    """Yield the lines of the file, numbered from 1. Raises UnreadableFile when gzip data is damaged or cut off.
 
     A line over MAX_LINE_BYTES is cut to SHOWN_CHARACTERS, so that it does not fill the memory.
     """

@@ -22,8 +22,8 @@ TEXTS = ARRAY(Text)
 class ListField:
     """A list field. Its table has a row for each item.
 
-    `item` is the text of an item, made from the columns of its row. `columns` makes the columns behind the owner from
-    the text.
+    `item` is the text of an item, made from the columns of its row. `columns` makes from the text the columns that
+    follow the owner.
     """
 
     name: str

@@ -92,7 +92,7 @@ class Merger:
     def _merge_with_retries(self, after: ResourceKey, depth: int | None, size: int) -> tuple[Batch, float]:
         """Merge one batch; return it with the seconds that the last try took.
 
-        CommandError when others hold its rows through all TRIES.
+        Raises CommandError when others hold its rows through all TRIES.
         """
         for attempt in range(TRIES):
             started_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""A line of an import file, in CSV or JSON, to a resource."""
+"""Parsers that make resources from the lines of import files, CSV or JSON."""
 
 import csv
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def _cells(text: str) -> list[str]:
 
 
 def _utf_8(text: str) -> str:
-    """Return the text. ValueError when the line was not in UTF-8."""
+    """Return the text. Raises ValueError when the line was not in UTF-8."""
     if not text.isascii():
         try:
             text.encode()

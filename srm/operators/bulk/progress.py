@@ -1,4 +1,4 @@
-"""How an import tells how far it is."""
+"""Progress of an import, as the import reports it."""
 
 from typing import Protocol
 

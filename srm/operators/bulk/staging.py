@@ -1,4 +1,4 @@
-"""The temporary tables of an import, and what its statements have in common."""
+"""The temporary tables of an import, and the conditions that its statements share."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ class Staging:
     `staged` has the good rows of the file: number and text of the line, the fields, and `named`. `named` has the bit of
     each field that the line names. Contents also have their `depth`.
 
-    `batch` has some of the staged rows until the transaction ends, and what becomes of each: it is rejected for a
+    `batch` has some of the staged rows until the transaction ends, and what becomes of each. A row is rejected for a
     `reason`, or `taken`, or repeated (neither). A taken row `is_new`, or `differs` from the target, or is unchanged.
     """
 

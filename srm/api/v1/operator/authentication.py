@@ -15,7 +15,8 @@ from srm.operators.keys import Operator
 def authenticate(needed: Role) -> None:
     """Find the operator by the Operator-Key of the request, for `operator_name` and the log.
 
-    OperatorKeyNotValid without a key that works. NotAllowed when the role does not include the needed one.
+    Raises OperatorKeyNotValid without a key that works. Raises NotAllowed when the role does not include the needed
+    one.
     """
     key = request.environ.get("HTTP_OPERATOR_KEY")
     if not key:

@@ -1,7 +1,7 @@
 """The operator API, v1: its routes, and the role that each of them needs.
 
-A view owns the transaction. A change, its entry in the change log, and the end of the sessions that end with it are one
-transaction, on disk before the answer is sent.
+A view owns the transaction. One transaction has a change, its entry in the change log, and the end of the sessions that
+end with it. The transaction is on disk before the answer is sent.
 """
 
 from collections.abc import Callable, Iterator

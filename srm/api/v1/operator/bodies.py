@@ -18,7 +18,7 @@ MAX_BODY_BYTES = 1024 * 1024
 
 
 def read_json() -> object:
-    """Read the body. MalformedRequest when it is not JSON; RequestTooLarge over MAX_BODY_BYTES."""
+    """Read the body. Raises MalformedRequest when it is not JSON; RequestTooLarge over MAX_BODY_BYTES."""
     try:
         return cast("object", from_json(read_body(MAX_BODY_BYTES)))
     except ValueError as error:
@@ -45,7 +45,7 @@ def parse(kind: Kind, key: ResourceKey, body: object, stored: Container[object] 
 
 
 def read_patch(kind: Kind) -> object:
-    """Read a JSON merge patch. MalformedRequest when it has a member that the resource cannot have.
+    """Read a JSON merge patch. Raises MalformedRequest when it has a member that the resource cannot have.
 
     A null removes a member in the merge, so a misspelt name would be lost there.
     """

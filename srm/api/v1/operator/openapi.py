@@ -37,7 +37,7 @@ MODELS = tuple(schema_of(model) for model in SHOWN)
 
 
 def bodies(schemas: Json) -> Json:
-    """Return the schemas of bodies, made from those of answers: `…Body` replaces a resource, `…Patch` changes it."""
+    """Return the schemas of request bodies, made from `schemas`: `…Body` replaces a resource, `…Patch` changes it."""
     found = {"GroupRulePatch": _patch(schemas["GroupRule"])}
     for kind in KINDS:
         body = deepcopy(schemas[_name(kind)])

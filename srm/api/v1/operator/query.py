@@ -1,7 +1,7 @@
 """The query strings of the operator API, v1: filters, and the page of a list.
 
-A list goes on behind a cursor (`srm/operators/cursors.py`). Its text is the `next` of one page, and the client sends it
-back as `after`.
+A list goes on behind a cursor (`srm/operators/cursors.py`). The text of the cursor is the `next` of one page, and the
+client sends the text back as `after`.
 """
 
 import re
@@ -25,7 +25,7 @@ def malformed(problem: str) -> MalformedRequest:
 
 
 def read_limit() -> int:
-    """Return the most items that the client wants. MalformedRequest unless it is 1 to MAX_LIMIT."""
+    """Return the most items that the client wants. Raises MalformedRequest unless it is 1 to MAX_LIMIT."""
     text = request.args.get("limit", str(DEFAULT_LIMIT))
     if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_LIMIT:
         raise malformed(f"limit is a number from 1 to {MAX_LIMIT}")
@@ -41,7 +41,7 @@ def is_readable(text: str) -> bool:
 
 
 def read_text(name: str) -> str | None:
-    """Return a text that can be an id or a name; None without it. MalformedRequest when it can be neither."""
+    """Return the parameter, an id or a name; None when it is missing. Raises MalformedRequest when it is neither."""
     text = request.args.get(name)
     if text is not None and not (is_text(text) and is_readable(text)):
         raise malformed(name)
@@ -49,7 +49,7 @@ def read_text(name: str) -> str | None:
 
 
 def read_word(name: str, words: tuple[str, ...], default: str | None = None) -> str | None:
-    """Return one of the words, or the default without it. MalformedRequest when it is another word."""
+    """Return the parameter, or the default when it is missing. Raises MalformedRequest when it is none of the words."""
     text = request.args.get(name, default)
     if text is not None and text not in words:
         raise malformed(f"{name} is one of {', '.join(words)}")
@@ -57,13 +57,13 @@ def read_word(name: str, words: tuple[str, ...], default: str | None = None) -> 
 
 
 def read_instant(name: str) -> datetime | None:
-    """Return a time; None without it. MalformedRequest when it is not written as in RFC 3339."""
+    """Return the parameter, a time; None when it is missing. Raises MalformedRequest when it is no time of RFC 3339."""
     text = request.args.get(name)
     return None if text is None else _parse_instant(name, text)
 
 
 def parse_id(name: str, text: str) -> UUID:
-    """Return the UUID that has this name in the request. MalformedRequest when it is not a UUID."""
+    """Return the UUID that has this name in the request. Raises MalformedRequest when it is not a UUID."""
     try:
         return parse_uuid(text)
     except MalformedRequest as error:
@@ -71,7 +71,7 @@ def parse_id(name: str, text: str) -> UUID:
 
 
 def read_after() -> str | None:
-    """Return the text of the cursor; None for the first page. MalformedRequest when no list can have made it."""
+    """Return the text of the cursor; None for the first page. Raises MalformedRequest when no list can have made it."""
     text = request.args.get("after")
     if text is not None and not (text and is_readable(text)):
         raise malformed("after")

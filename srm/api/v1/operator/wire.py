@@ -12,7 +12,7 @@ from srm.operators.resources import Model, ReadModel, Resource, with_names
 
 
 def field_name(field: str) -> str:
-    """Return the name of a field in the JSON of v1. Today the names are those of documents."""
+    """Return the name of a field in the JSON of v1. Today v1 uses the names of documents."""
     return documents.field_name(field)
 
 
