@@ -8,10 +8,10 @@ PYTHONS := python3.11 python3.12 python3.13 python3.14
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 PIP_INSTALL_LOCKED := $(PIP_INSTALL) --require-hashes
 PYTEST := $(BIN)/python -m pytest
-# More processes than two cores: many tests wait most of their time.
+# Four processes, even on two cores: many tests wait most of their time.
 AT_ONCE := --numprocesses 4 --dist worksteal
 
-# Where it is set, as in many containers, each process would compile all that it imports: seconds for each start.
+# Many containers set it. Then each process would compile all that it imports, which takes seconds at each start.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
@@ -84,11 +84,11 @@ bench: $(VENV)/dev ## Measure keep-alive, setup and teardown; needs wrk
 	$(BIN)/python -m bench
 
 .PHONY: bench-import
-bench-import: $(VENV)/dev ## Measure a bulk import, and what keep-alives feel of it; needs wrk
+bench-import: $(VENV)/dev ## Measure a bulk import, and keep-alives beside it; needs wrk
 	$(BIN)/python -m bench.import_
 
 .PHONY: bench-reaper
-bench-reaper: $(VENV)/dev ## Measure the ending of 100,000 sessions at once, and what keep-alives feel of it; needs wrk
+bench-reaper: $(VENV)/dev ## Measure the end of 100,000 sessions at once, and keep-alives beside it; needs wrk
 	$(BIN)/python -m bench.reaper
 
 .PHONY: clean
@@ -114,7 +114,7 @@ $(VENV)/pip:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# A PYTHON that was asked for is not silently another one.
+# Fails when the virtual environment has another Python than the one that PYTHON names.
 .PHONY: python-of-venv
 python-of-venv: $(VENV)/pip
 ifneq ($(origin PYTHON),file)
