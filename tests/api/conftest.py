@@ -1,4 +1,4 @@
-"""Applications with other settings than those of the test application."""
+"""Clients of applications with settings of their own."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ from tests import support
 
 @pytest.fixture
 def make_client(tmp_path: Path) -> Iterator[Callable[..., FlaskClient]]:
-    """Makes a client of an application with these settings."""
+    """Return a function that makes a client of an application with the given settings."""
     with ExitStack() as stack:
 
         def make(**settings: Any) -> FlaskClient:

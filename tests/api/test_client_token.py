@@ -1,4 +1,4 @@
-"""The header Client-Token, on every route that wants it."""
+"""Header Client-Token, on every route that needs it."""
 
 import json
 import time
@@ -66,7 +66,7 @@ TOKENS = {
     "critical extension": sign(RIGHT, {"alg": "HS256", "crit": ["x"], "x": 1}),
     "header not an object": sign(RIGHT, "[]"),
     "header of brackets": sign(RIGHT, "[" * 3000),
-    # Deeper than any Python parses: 3.13 takes thousands of levels.
+    # Deeper than any Python parses; 3.13 parses thousands of levels.
     "header with brackets in it": sign(RIGHT, '{"alg": "HS256", "x": ' + "[" * 100_000 + "]" * 100_000 + "}"),
     "claims not JSON": sign("claims"),
     "claims not an object": sign("[1]"),
@@ -93,9 +93,7 @@ ROUTES = {
 
 
 @pytest.mark.parametrize("token", TOKENS.values(), ids=TOKENS.keys())
-def test_it_refuses_a_token_that_is_not_valid(
-    client: FlaskClient, factory: Factory, database: Database, token: str
-) -> None:
+def test_an_invalid_token_is_rejected(client: FlaskClient, factory: Factory, database: Database, token: str) -> None:
     factory.account("a")
 
     answer = client.post("/srm/v1/sessions", json=SETUP, headers={"Client-Token": token})
@@ -104,7 +102,7 @@ def test_it_refuses_a_token_that_is_not_valid(
     assert session_count(database) == 0
 
 
-def test_the_tokens_above_are_wrong_in_one_thing_alone(client: FlaskClient, factory: Factory) -> None:
+def test_the_invalid_tokens_are_wrong_in_one_thing_only(client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
 
     answer = client.post("/srm/v1/sessions", json=SETUP, headers={"Client-Token": sign(RIGHT)})
@@ -124,7 +122,7 @@ def test_the_tokens_above_are_wrong_in_one_thing_alone(client: FlaskClient, fact
     ids=["missing", "empty", "elsewhere", "garbage", "expired"],
 )
 @pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES.keys())
-def test_every_route_wants_a_token(
+def test_every_route_needs_a_token(
     client: FlaskClient,
     factory: Factory,
     database: Database,
@@ -154,7 +152,7 @@ def test_every_route_wants_a_token(
         ({"iss": "operator", "aud": 1}, False),
     ],
 )
-def test_it_checks_issuer_and_audience_when_they_are_set(
+def test_issuer_and_audience_are_checked_when_configured(
     make_client: Callable[..., FlaskClient], url: str, factory: Factory, claims: dict[str, object], accepted: bool
 ) -> None:
     factory.account("a")
@@ -166,7 +164,7 @@ def test_it_checks_issuer_and_audience_when_they_are_set(
     assert accepted or error_of(answer) == (401, "ERROR", "SRM-0003")
 
 
-def test_it_ignores_issuer_and_audience_when_they_are_not_set(client: FlaskClient, factory: Factory) -> None:
+def test_issuer_and_audience_are_ignored_when_not_configured(client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
     token = sign({**RIGHT, "iss": "anyone", "aud": "anything", "iat": LATER})
 
@@ -175,7 +173,7 @@ def test_it_ignores_issuer_and_audience_when_they_are_not_set(client: FlaskClien
     assert "successResponse" in answer.get_json()
 
 
-def test_it_reads_the_claims_that_are_configured(
+def test_account_and_device_come_from_the_configured_claims(
     make_client: Callable[..., FlaskClient], url: str, factory: Factory
 ) -> None:
     factory.account("a")
@@ -189,7 +187,7 @@ def test_it_reads_the_claims_that_are_configured(
     assert code({"accountId": "a", "deviceId": "tv"}) == 401
 
 
-def test_it_does_not_take_a_public_key_for_a_secret(
+def test_a_public_key_is_never_used_as_a_secret(
     make_client: Callable[..., FlaskClient], url: str, factory: Factory, tmp_path: Path
 ) -> None:
     factory.account("a")

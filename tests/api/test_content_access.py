@@ -1,4 +1,4 @@
-"""SRM_ENTITLEMENTS=allow: everything may be watched, and all other checks are what they are."""
+"""SRM_ENTITLEMENTS=allow: every account may watch everything; all other checks hold."""
 
 from collections.abc import Callable
 
@@ -18,21 +18,21 @@ def client(make_client: Callable[..., FlaskClient], url: str) -> FlaskClient:
 
 
 def set_up(client: FlaskClient, body: object = UNKNOWN, device: str = "tv") -> str:
-    """`admitted`, or the errorCode."""
+    """Set up a session; return `admitted` or the errorCode."""
     headers = {"Client-Token": issue_token("a", device), "Idempotency-Key": "k"}
     answer = client.post("/srm/v1/sessions", json=body, headers=headers)
     return "admitted" if "successResponse" in answer.get_json() else error_of(answer)[2]
 
 
-def test_what_nobody_is_entitled_to_may_be_watched(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_with_allow_content_needs_no_entitlement(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("a", products=())
 
     assert set_up(client) == "admitted"
-    assert set_up(client) == "admitted"  # the repeat
+    assert set_up(client) == "admitted"  # A repeat with the same key.
     assert rows(database, "SELECT content_id, content_type FROM srm.sessions") == [("nowhere in the catalogue", "LIVE")]
 
 
-def test_the_other_checks_are_made(client: FlaskClient, factory: Factory) -> None:
+def test_with_allow_all_other_checks_still_hold(client: FlaskClient, factory: Factory) -> None:
     factory.account("a", max_sessions=0, products=())
 
     assert set_up(client, SETUP) == "SRM-0006"

@@ -1,4 +1,4 @@
-"""SRM_CORS_ORIGINS: pages of these origins may ask the client API, and read what it answers."""
+"""SRM_CORS_ORIGINS: pages of these origins may call the client API and read its answers."""
 
 from collections.abc import Callable
 from typing import NoReturn
@@ -44,7 +44,7 @@ def words(header: str) -> set[str]:
 
 @pytest.mark.parametrize("path", CLIENT_PATHS)
 @pytest.mark.parametrize("origin", [PAGE, "https://tv.example:8443"])
-def test_it_answers_the_preflight(client: FlaskClient, path: str, origin: str) -> None:
+def test_a_preflight_from_an_allowed_origin_is_answered(client: FlaskClient, path: str, origin: str) -> None:
     answer = preflight(client, path, origin)
 
     assert (answer.status_code, answer.data) == (204, b"")
@@ -62,7 +62,7 @@ def test_it_answers_the_preflight(client: FlaskClient, path: str, origin: str) -
     assert answer.headers["X-Correlation-Id"]
 
 
-def test_the_page_may_play(client: FlaskClient, factory: Factory) -> None:
+def test_a_page_of_an_allowed_origin_may_set_up_and_keep_alive(client: FlaskClient, factory: Factory) -> None:
     factory.account()
     headers = {"Client-Token": issue_token("a", "tv"), "Origin": PAGE}
 
@@ -83,7 +83,7 @@ def test_the_page_may_play(client: FlaskClient, factory: Factory) -> None:
         assert "Access-Control-Allow-Credentials" not in answer.headers
 
 
-def test_the_page_may_read_refusals(client: FlaskClient, factory: Factory) -> None:
+def test_a_page_may_read_denials(client: FlaskClient, factory: Factory) -> None:
     factory.account(max_sessions=0)
     ended = factory.session(ended_by="phone")
     known = {"Client-Token": issue_token("a", "tv"), "Origin": PAGE}
@@ -105,7 +105,7 @@ def test_the_page_may_read_refusals(client: FlaskClient, factory: Factory) -> No
     assert answers[410].headers["SRM-End-Reason"] == "expired"
 
 
-def test_the_page_may_read_that_the_database_is_away(make_client: Callable[..., FlaskClient]) -> None:
+def test_a_page_may_read_that_the_database_is_away(make_client: Callable[..., FlaskClient]) -> None:
     client = make_client(database_url="postgresql://srm@127.0.0.1:1/srm", cors_origins=ALLOWED)
 
     answer = client.put(SESSION, headers={"Client-Token": issue_token("a", "tv"), "Origin": PAGE})
@@ -115,7 +115,7 @@ def test_the_page_may_read_that_the_database_is_away(make_client: Callable[..., 
     assert answer.headers["Retry-After"]
 
 
-def test_the_page_may_read_that_something_is_wrong(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_may_read_an_internal_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(Settings(database_url=url, token_secret=SECRET, cors_origins=ALLOWED))
 
     def crash() -> NoReturn:
@@ -131,7 +131,7 @@ def test_the_page_may_read_that_something_is_wrong(url: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "http://player.example", f"{PAGE}:8443", "null", ""])
-def test_another_page_is_told_nothing(client: FlaskClient, origin: str) -> None:
+def test_a_page_of_another_origin_may_read_nothing(client: FlaskClient, origin: str) -> None:
     refused = preflight(client, SESSION, origin)
 
     assert error_of(refused) == (405, "ERROR", "SRM-0012")
@@ -139,12 +139,12 @@ def test_another_page_is_told_nothing(client: FlaskClient, origin: str) -> None:
     assert cors_of(client.put(SESSION, headers={"Origin": origin})) == {"Vary": "Origin"}
 
 
-def test_a_cache_is_told_that_answers_differ(client: FlaskClient) -> None:
-    """Also the one to a player that is in no browser."""
+def test_caches_learn_that_answers_vary_by_origin(client: FlaskClient) -> None:
+    """Also an answer to a player outside browsers, which a cache might give to a page."""
     assert cors_of(client.put(SESSION)) == {"Vary": "Origin"}
 
 
-def test_it_may_be_every_page(make_client: Callable[..., FlaskClient], url: str) -> None:
+def test_a_star_allows_every_origin(make_client: Callable[..., FlaskClient], url: str) -> None:
     client = make_client(database_url=url, cors_origins="*")
 
     for origin in (PAGE, "null", "file://"):
@@ -153,14 +153,16 @@ def test_it_may_be_every_page(make_client: Callable[..., FlaskClient], url: str)
     assert "Vary" not in client.put(SESSION, headers={"Origin": PAGE}).headers
 
 
-def test_what_is_no_preflight_is_no_method(client: FlaskClient) -> None:
+def test_options_without_a_preflight_is_not_allowed(client: FlaskClient) -> None:
     answer = client.options(SESSION, headers={"Origin": PAGE})
 
     assert error_of(answer) == (405, "ERROR", "SRM-0012")
     assert answer.headers["Access-Control-Allow-Origin"] == PAGE
 
 
-def test_without_it_all_is_as_before(make_client: Callable[..., FlaskClient], url: str) -> None:
+def test_without_allowed_origins_answers_have_no_cors_headers(
+    make_client: Callable[..., FlaskClient], url: str
+) -> None:
     client = make_client(database_url=url)
 
     assert error_of(preflight(client, SESSION)) == (405, "ERROR", "SRM-0012")
@@ -168,8 +170,8 @@ def test_without_it_all_is_as_before(make_client: Callable[..., FlaskClient], ur
         assert cors_of(answer) == {}
 
 
-def test_pages_never_reach_operators(make_client: Callable[..., FlaskClient], url: str) -> None:
-    """Nor anything else that is not the client API, whatever the setting."""
+def test_the_operator_api_has_no_cors_headers(make_client: Callable[..., FlaskClient], url: str) -> None:
+    """Nor has any other path outside the client API, whatever the setting."""
     client = make_client(database_url=url, cors_origins="*")
     app: Flask = client.application
     others = {rule.rule for rule in app.url_map.iter_rules() if "/sessions" not in rule.rule.removeprefix("/srm/v1")}

@@ -1,4 +1,4 @@
-"""The database is away: 503 with Retry-After, at once, and only where the database is needed."""
+"""Database away: calls that need it get 503 with Retry-After at once; other calls work."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ UNAVAILABLE = (503, "ERROR", "SRM-0010")
 
 @pytest.fixture
 def refused(make_client: Callable[..., FlaskClient]) -> FlaskClient:
-    """A client of a service whose database refuses connections."""
+    """Client of a service whose database refuses connections."""
     return make_client(database_url=f"postgresql://srm:database-password@127.0.0.1:{free_port()}/srm")
 
 
@@ -32,7 +32,7 @@ def call(client: FlaskClient, method: str, path: str) -> TestResponse:
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES.values(), ids=ROUTES.keys())
-def test_it_is_unavailable(refused: FlaskClient, method: str, path: str) -> None:
+def test_calls_that_need_the_database_get_503(refused: FlaskClient, method: str, path: str) -> None:
     for _ in range(2):
         answer = call(refused, method, path)
 
@@ -42,18 +42,18 @@ def test_it_is_unavailable(refused: FlaskClient, method: str, path: str) -> None
             assert word not in answer.text
 
 
-def test_it_is_alive_all_the_same(refused: FlaskClient) -> None:
+def test_healthz_is_alive_without_the_database(refused: FlaskClient) -> None:
     assert refused.get("/healthz").status_code == 200
 
 
-def test_it_still_tells_requests_that_are_wrong(refused: FlaskClient) -> None:
+def test_wrong_requests_are_rejected_without_the_database(refused: FlaskClient) -> None:
     assert error_of(refused.post("/srm/v1/sessions", data=b"{}")) == (400, "ERROR", "SRM-0002")
     assert error_of(refused.put(SESSION, headers={"Client-Token": "garbage"})) == (401, "ERROR", "SRM-0003")
     assert error_of(refused.get("/nothing")) == (404, "ERROR", "SRM-0011")
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES.values(), ids=ROUTES.keys())
-def test_it_recovers_from_connections_that_were_cut(
+def test_a_call_succeeds_after_connections_were_cut(
     client: FlaskClient, factory: Factory, server_url: str, method: str, path: str
 ) -> None:
     factory.account("a")
@@ -83,7 +83,7 @@ def test_a_standby_counts_as_away(
     assert error_of(call(make_client(database_url=url), method, path)) == UNAVAILABLE
 
 
-def test_it_gives_up_on_an_account_that_somebody_holds(
+def test_a_setup_gives_up_on_an_account_that_somebody_locks(
     client: FlaskClient, factory: Factory, url: str, outside: Callable[[str], str]
 ) -> None:
     factory.account("a")
@@ -96,10 +96,10 @@ def test_it_gives_up_on_an_account_that_somebody_holds(
     assert "successResponse" in call(client, *ROUTES["set up"]).get_json()
 
 
-def test_what_a_request_has_waited_before_is_taken_from_its_patience(database: Database) -> None:
-    """The request as a whole is answered in time."""
+def test_time_spent_before_the_transaction_counts_towards_the_deadline(database: Database) -> None:
+    """A request that waited for the entitlement service still has its answer in time."""
     with database.request():
-        pass  # the connection is there
+        pass  # Connect, so that the time below is the statement's.
     began_at = time.monotonic()
 
     with pytest.raises(DependencyUnavailable), database.request(spent_seconds=2.3) as db:
@@ -116,7 +116,7 @@ OF_OPERATORS = [
 
 
 @pytest.mark.parametrize(("method", "path"), OF_OPERATORS)
-def test_operators_are_told_so_too(refused: FlaskClient, method: str, path: str) -> None:
+def test_operators_get_503_too(refused: FlaskClient, method: str, path: str) -> None:
     answer = refused.open(path, method=method, json={"enabled": False}, headers={"Operator-Key": "joe.secret"})
 
     assert error_of(answer) == UNAVAILABLE
@@ -124,7 +124,7 @@ def test_operators_are_told_so_too(refused: FlaskClient, method: str, path: str)
 
 
 @pytest.mark.parametrize(("method", "path"), OF_OPERATORS)
-def test_operators_are_answered_after_connections_were_cut(
+def test_calls_of_operators_succeed_after_connections_were_cut(
     client: FlaskClient, factory: Factory, server_url: str, method: str, path: str
 ) -> None:
     factory.account("a")
@@ -138,7 +138,7 @@ def test_operators_are_answered_after_connections_were_cut(
     assert client.open(path, method=method, json={"maxSessions": 2}, headers=key).status_code == 200
 
 
-def test_a_change_that_has_to_wait_too_long_is_none(
+def test_a_change_that_waits_too_long_for_a_lock_is_not_made(
     client: FlaskClient, factory: Factory, url: str, outside: Callable[[str], str]
 ) -> None:
     factory.account("a")

@@ -1,4 +1,4 @@
-"""What is on record of the setups that were refused, or would have been."""
+"""Records of setups that were denied, or that enforced limits would have denied."""
 
 import time
 from collections.abc import Callable
@@ -36,13 +36,13 @@ def set_up(client: FlaskClient, device: str = "tv", account: str = "a", content:
 
 
 def denials(database: Database) -> list[dict[str, Any]]:
-    """All that is on record, the oldest first, without when and which."""
+    """Return all records, the oldest first, without their times and ids."""
     found = [row._asdict() for row in rows(database, "SELECT * FROM srm.denials ORDER BY denied_at")]
     return [{name: row[name] for name in row if name not in ("denied_at", "denial_id")} for row in found]
 
 
 def denial(**columns: Any) -> dict[str, Any]:
-    """The refusal of a setup of the film from `tv` of the account `a`."""
+    """Record of a denied setup of the film on `tv` of the account `a`."""
     facts = {
         "account_id": "a",
         "device_id": "tv",
@@ -58,7 +58,7 @@ def denial(**columns: Any) -> dict[str, Any]:
     return {**facts, **columns}
 
 
-def test_a_refusal_by_a_limit_is_on_record(client: FlaskClient, database: Database) -> None:
+def test_a_denial_by_a_limit_is_recorded(client: FlaskClient, database: Database) -> None:
     first = set_up(client, "phone").json["successResponse"]["sessionId"]
 
     assert error_of(set_up(client, "tv"))[2] == "SRM-0006"
@@ -79,7 +79,7 @@ def test_a_refusal_by_a_limit_is_on_record(client: FlaskClient, database: Databa
         ({"content": "ümlaut %s {x}"}, "SRM-0007"),
     ],
 )
-def test_any_other_refusal_is_on_record(
+def test_any_other_denial_is_recorded(
     client: FlaskClient, database: Database, setup: dict[str, str], code: str
 ) -> None:
     assert error_of(set_up(client, **setup)) == (200, "DENIED", code)
@@ -92,7 +92,7 @@ def test_any_other_refusal_is_on_record(
     ("model", "where", "code"),
     [(Account, {"account_id": "a"}, "SRM-0004"), (Device, {"account_id": "a", "device_id": "tv"}, "SRM-0005")],
 )
-def test_who_was_disabled_is_on_record(
+def test_a_denial_of_a_disabled_account_or_device_is_recorded(
     client: FlaskClient, factory: Factory, database: Database, model: type, where: dict[str, Any], code: str
 ) -> None:
     factory.change(model, where, enabled=False)
@@ -102,9 +102,7 @@ def test_who_was_disabled_is_on_record(
     assert denials(database) == [denial(error_code=code)]
 
 
-def test_what_only_would_have_been_refused_is_on_record(
-    client: FlaskClient, factory: Factory, database: Database
-) -> None:
+def test_an_observed_denial_is_recorded(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.change(AccountProfile, {"profile_id": "profile of a"}, mode="observe")
     first = set_up(client, "phone").json["successResponse"]["sessionId"]
     assert denials(database) == []
@@ -116,7 +114,7 @@ def test_what_only_would_have_been_refused_is_on_record(
     ]
 
 
-def test_what_is_admitted_is_not(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_an_admission_is_not_recorded(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.change(AccountProfile, {"profile_id": "profile of a"}, on_limit="evict_oldest")
     set_up(client, "phone")
     set_up(client, "tv")
@@ -124,7 +122,7 @@ def test_what_is_admitted_is_not(client: FlaskClient, factory: Factory, database
     assert denials(database) == []
 
 
-def test_what_is_no_refusal_by_a_rule_is_not(client: FlaskClient, database: Database) -> None:
+def test_an_error_that_is_no_denial_is_not_recorded(client: FlaskClient, database: Database) -> None:
     set_up(client, **{"Client-Token": "x"})
     set_up(client, content="")
     session = set_up(client, **{"Idempotency-Key": "k"}).json["successResponse"]["sessionId"]
@@ -132,10 +130,10 @@ def test_what_is_no_refusal_by_a_rule_is_not(client: FlaskClient, database: Data
     client.put(f"/srm/v1/sessions/{session}", headers={"Client-Token": issue_token("a", "phone")})
     client.get("/srm/v1/sessions", headers={"Client-Token": issue_token("unknown", "tv")})
 
-    assert [row["error_code"] for row in denials(database)] == ["SRM-0007"]  # the other content, not the key
+    assert [row["error_code"] for row in denials(database)] == ["SRM-0007"]  # Content access is checked before the key.
 
 
-def test_a_refusal_is_recorded_once_where_conflicts_are_listed(client: FlaskClient, database: Database) -> None:
+def test_a_denial_that_lists_conflicts_is_recorded_once(client: FlaskClient, database: Database) -> None:
     set_up(client, "phone")
 
     client.post(
@@ -151,7 +149,7 @@ def test_a_refusal_is_recorded_once_where_conflicts_are_listed(client: FlaskClie
 def test_the_answer_does_not_depend_on_the_record(
     make_client: Callable[..., FlaskClient], clone: Callable[[], str], outside: Callable[[str], str], trouble: str
 ) -> None:
-    """There is no table, or no partition."""
+    """The table of denials is gone, or its partition."""
     url = clone()
     database = Database(outside(url), application_name="srm-tests")
     Factory(database).account("a", max_sessions=0)
@@ -180,14 +178,14 @@ def test_the_answer_does_not_wait_for_the_disk(
     assert seen == [("off",)]
 
 
-def test_others_of_the_account_do_not_wait_for_the_record(
+def test_other_setups_of_the_account_do_not_wait_for_the_record(
     client: FlaskClient, url: str, factory: Factory, outside: Callable[[str], str]
 ) -> None:
-    """While it is written the account is not locked."""
+    """The account is not locked while the record is written."""
     factory.change(Account, {"account_id": "a"}, max_sessions=0)
 
     def look() -> bool:
-        """Whether the account could be locked while the refusal was being written."""
+        """Lock the account while the record waits for its table; fails if the account is locked."""
         with psycopg.connect(outside(url), autocommit=True) as somebody:
             wait_until(lambda: somebody.execute(WAITS_FOR_DENIALS).fetchone() == (1,))
             somebody.execute("SELECT FROM srm.accounts WHERE account_id = 'a' FOR UPDATE NOWAIT")
@@ -201,5 +199,5 @@ def test_others_of_the_account_do_not_wait_for_the_record(
         took = time.monotonic() - began_at
 
     assert looked.result()
-    assert took < 1  # a lock is waited for longer elsewhere
+    assert took < 1  # Other statements wait longer for a lock.
     assert error_of(answer) == (200, "DENIED", "SRM-0006")

@@ -1,4 +1,4 @@
-"""What holds for every answer: the errorResponse, X-Correlation-Id and Cache-Control."""
+"""Envelope and headers of every answer: errorResponse, X-Correlation-Id and Cache-Control."""
 
 from collections.abc import Callable
 from uuid import UUID
@@ -17,7 +17,7 @@ NO_METHOD = (405, "ERROR", "SRM-0012")
 def broken_client(
     make_client: Callable[..., FlaskClient], clone: Callable[[], str], outside: Callable[[str], str]
 ) -> FlaskClient:
-    """A client of a service whose statements fail: somebody has dropped a table."""
+    """Client of a service whose statements fail, because a table is gone."""
     url = clone()
     database = Database(outside(url), application_name="srm-tests")
     Factory(database).account("a")
@@ -48,7 +48,7 @@ def broken_client(
         "/%00",
     ],
 )
-def test_a_path_that_names_nothing_is_not_found(client: FlaskClient, path: str, method: str) -> None:
+def test_an_unknown_path_is_not_found(client: FlaskClient, path: str, method: str) -> None:
     answer = client.open(path, method=method, base_url="http://localhost")
 
     assert answer.status_code == 404
@@ -69,7 +69,7 @@ def test_a_path_that_names_nothing_is_not_found(client: FlaskClient, path: str, 
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "SPIN"])
-def test_a_method_that_the_path_does_not_have_is_not_allowed(
+def test_a_method_that_the_path_lacks_is_not_allowed(
     client: FlaskClient, path: str, allowed: set[str], method: str
 ) -> None:
     answer = client.open(path, method=method)
@@ -85,7 +85,7 @@ def test_a_method_that_the_path_does_not_have_is_not_allowed(
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/srm/v1/sessions"), ("PUT", SESSION), ("DELETE", SESSION)])
-def test_a_crash_says_nothing_about_itself(broken_client: FlaskClient, method: str, path: str) -> None:
+def test_the_answer_to_a_crash_reveals_nothing(broken_client: FlaskClient, method: str, path: str) -> None:
     body = SETUP if method == "POST" else None
 
     answer = broken_client.open(path, method=method, json=body, headers={"Client-Token": issue_token("a", "tv")})
@@ -102,7 +102,7 @@ def test_a_crash_says_nothing_about_itself(broken_client: FlaskClient, method: s
 
 
 @pytest.mark.parametrize("sane", ["1", "x" * 128, NO_SESSION, "a/b:c=d;e,f", "!~", '"quoted"', "<script>", "${jndi:x}"])
-def test_it_repeats_a_sane_correlation_id(client: FlaskClient, sane: str) -> None:
+def test_a_sane_correlation_id_is_repeated(client: FlaskClient, sane: str) -> None:
     for path in ("/healthz", "/nothing"):
         answer = client.get(path, headers={"X-Correlation-Id": sane})
 
@@ -112,7 +112,7 @@ def test_it_repeats_a_sane_correlation_id(client: FlaskClient, sane: str) -> Non
 @pytest.mark.parametrize(
     "odd", [None, "", " ", "two words", " x", "x\t", "x" * 129, "x" * 5000, "é", "\x7f", "\x1b[31m", "x\x00", "\x85"]
 )
-def test_it_replaces_any_other_correlation_id(client: FlaskClient, odd: str | None) -> None:
+def test_an_odd_correlation_id_is_replaced(client: FlaskClient, odd: str | None) -> None:
     environ = {} if odd is None else {"HTTP_X_CORRELATION_ID": odd}
 
     first, second = (
@@ -124,7 +124,7 @@ def test_it_replaces_any_other_correlation_id(client: FlaskClient, odd: str | No
     assert first != second
 
 
-def test_every_answer_forbids_to_be_stored_and_has_an_id(
+def test_every_answer_forbids_storing_and_has_a_correlation_id(
     client: FlaskClient, broken_client: FlaskClient, factory: Factory
 ) -> None:
     factory.account("a")
@@ -164,7 +164,7 @@ def test_every_answer_forbids_to_be_stored_and_has_an_id(
 
 
 @pytest.mark.parametrize("host", ["[", "a b", "x:abc", "a</script>", "é", ""])
-def test_it_answers_whatever_the_host_header_says(client: FlaskClient, host: str) -> None:
+def test_any_host_header_gets_an_answer(client: FlaskClient, host: str) -> None:
     answer = client.get("/srm/docs/", headers={"Host": host})
 
     assert answer.status_code in (200, 400)

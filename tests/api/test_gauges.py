@@ -1,4 +1,4 @@
-"""What /metrics says of the database: sessions, partitions, the schema, the reaper, and whether it is there at all."""
+"""Gauges that /metrics reads from the database: sessions, partitions, schema, heartbeat, reaper, and its absence."""
 
 import threading
 import time
@@ -21,19 +21,19 @@ FAILED = "srm_database_look_failed part="
 
 @pytest.fixture
 def own_url(clone: Callable[[], str]) -> str:
-    """A database whose tables the test may change."""
+    """Database of this test alone; the test may change its tables."""
     return clone()
 
 
 @pytest.fixture
 def own(make_client: Callable[..., FlaskClient], own_url: str) -> FlaskClient:
-    """A client of a service on it."""
+    """Client of a service on the database of this test."""
     return make_client(database_url=own_url)
 
 
 @pytest.fixture
 def as_superuser(own_url: str, outside: Callable[[str], str]) -> str:
-    """The same database, for who may change its tables."""
+    """Superuser's URL of the database of this test."""
     return outside(own_url)
 
 
@@ -43,7 +43,7 @@ def execute(url: str, *statements: str) -> None:
             connection.execute(statement)
 
 
-def test_it_counts_active_sessions_by_content_type_and_device_group(client: FlaskClient, factory: Factory) -> None:
+def test_active_sessions_are_counted_by_content_type_and_device_group(client: FlaskClient, factory: Factory) -> None:
     for group in ("tv", "tv", "mobile"):
         factory.session(device_group=group)
     factory.session(device_group="tv", content_type="LIVE")
@@ -62,7 +62,7 @@ def test_it_counts_active_sessions_by_content_type_and_device_group(client: Flas
     assert seen["srm_lapsed_sessions"] == 1
 
 
-def test_it_tells_the_lag_of_the_reaper(
+def test_the_lag_of_the_reaper_is_the_age_of_the_oldest_lapse(
     client: FlaskClient, make_client: Callable[..., FlaskClient], factory: Factory, url: str
 ) -> None:
     nothing = series(client)
@@ -77,7 +77,7 @@ def test_it_tells_the_lag_of_the_reaper(
     assert 60 <= seen["srm_reaper_lag_seconds"] < 65
 
 
-def test_it_tells_only_the_largest_device_groups_apart(client: FlaskClient, factory: Factory) -> None:
+def test_only_the_largest_device_groups_have_series_of_their_own(client: FlaskClient, factory: Factory) -> None:
     for number in range(gauges.MAX_GROUPS + 5):
         factory.session(device_group=f"group-{number}")
     for _ in range(2):
@@ -91,7 +91,7 @@ def test_it_tells_only_the_largest_device_groups_apart(client: FlaskClient, fact
     assert sum(groups.values()) == gauges.MAX_GROUPS + 7
 
 
-def test_it_tells_versions(client: FlaskClient) -> None:
+def test_versions_of_code_and_schema_are_shown(client: FlaskClient) -> None:
     seen = series(client)
 
     head = schema.head_revision()
@@ -111,7 +111,7 @@ def test_it_tells_versions(client: FlaskClient) -> None:
     ],
     ids=["older", "no schema", "of the next release"],
 )
-def test_it_tells_whether_the_schema_is_behind_or_ahead(
+def test_a_schema_behind_or_ahead_is_shown(
     own: FlaskClient, as_superuser: str, change: str, revision: str, behind: int, ahead: int
 ) -> None:
     execute(as_superuser, change)
@@ -124,7 +124,7 @@ def test_it_tells_whether_the_schema_is_behind_or_ahead(
     assert seen["srm_database_up"] == 1
 
 
-def test_it_counts_the_partitions_ahead(
+def test_partitions_ahead_are_counted(
     own: FlaskClient, own_url: str, as_superuser: str, make_client: Callable[..., FlaskClient]
 ) -> None:
     ahead = {f"srm_partitions_ahead table={table}": 2 for table in ("session_history", "denials")}
@@ -142,7 +142,7 @@ def test_it_counts_the_partitions_ahead(
     assert seen["srm_partitions_ahead table=session_history"] == 2
 
 
-def test_it_counts_rows_in_default_partitions(own: FlaskClient, as_superuser: str) -> None:
+def test_rows_in_default_partitions_are_counted(own: FlaskClient, as_superuser: str) -> None:
     execute(
         as_superuser,
         "INSERT INTO srm.denials (account_id, denied_at, device_id, content_type, content_id, error_code) "
@@ -153,7 +153,7 @@ def test_it_counts_rows_in_default_partitions(own: FlaskClient, as_superuser: st
     assert series(own)["srm_default_partition_rows table=denials"] == gauges.MAX_DEFAULT_ROWS
 
 
-def test_it_tells_the_age_of_the_tick(
+def test_the_age_of_the_heartbeat_is_shown(
     own: FlaskClient, own_url: str, as_superuser: str, make_client: Callable[..., FlaskClient]
 ) -> None:
     execute(
@@ -172,7 +172,7 @@ def test_it_tells_the_age_of_the_tick(
     assert seen[f"{FAILED}tick"] == 0
 
 
-def test_it_tells_what_the_reaper_did(own: FlaskClient, as_superuser: str) -> None:
+def test_the_work_of_the_reaper_is_shown(own: FlaskClient, as_superuser: str) -> None:
     execute(
         as_superuser,
         "UPDATE srm.reaper_state SET ran_at = now() - interval '9 s', expired = 12, archived = 34",
@@ -185,7 +185,7 @@ def test_it_tells_what_the_reaper_did(own: FlaskClient, as_superuser: str) -> No
     assert "srm_reaper_failure_age_seconds" not in seen
 
 
-def test_it_tells_that_the_database_is_away(make_client: Callable[..., FlaskClient]) -> None:
+def test_a_database_that_is_away_is_shown(make_client: Callable[..., FlaskClient]) -> None:
     client = make_client(database_url=f"postgresql://srm@127.0.0.1:{free_port()}/srm")
 
     answer = client.get("/metrics")
@@ -196,7 +196,7 @@ def test_it_tells_that_the_database_is_away(make_client: Callable[..., FlaskClie
     assert "srm_lapsed_sessions" not in seen
 
 
-def test_what_cannot_be_found_out_does_not_hide_the_rest(own: FlaskClient, as_superuser: str) -> None:
+def test_a_part_that_cannot_be_read_does_not_hide_the_others(own: FlaskClient, as_superuser: str) -> None:
     execute(as_superuser, "DROP TABLE srm.sessions CASCADE")
 
     seen = series(own)
@@ -208,7 +208,7 @@ def test_what_cannot_be_found_out_does_not_hide_the_rest(own: FlaskClient, as_su
     assert "srm_lapsed_sessions" not in seen
 
 
-def test_it_looks_again_only_after_a_while(
+def test_the_database_is_read_again_only_after_a_while(
     client: FlaskClient, factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert series(client)["srm_lapsed_sessions"] == 0
@@ -220,8 +220,8 @@ def test_it_looks_again_only_after_a_while(
     assert series(client)["srm_lapsed_sessions"] == 1
 
 
-def test_it_is_bounded_in_time_and_only_one_thread_waits(own: FlaskClient, as_superuser: str) -> None:
-    """Somebody has locked the table of sessions."""
+def test_reading_is_bounded_in_time_and_only_one_thread_waits(own: FlaskClient, as_superuser: str) -> None:
+    """Somebody has locked the table of sessions, so reading it takes until the timeout."""
     slow: dict[str, float] = {}
     with psycopg.connect(as_superuser) as connection:
         connection.execute("LOCK TABLE srm.sessions")
@@ -241,7 +241,7 @@ def test_it_is_bounded_in_time_and_only_one_thread_waits(own: FlaskClient, as_su
     assert slow[f"{FAILED}sessions"] == 1
 
 
-def test_it_finds_nothing_to_tell_once_the_reaper_has_passed(
+def test_no_lapsed_session_is_shown_once_the_reaper_has_run(
     client: FlaskClient, factory: Factory, database: Database
 ) -> None:
     factory.session(silent_for=600)

@@ -13,14 +13,14 @@ from tests.support import error_of
 UNAVAILABLE = (503, "ERROR", "SRM-0010")
 
 
-def test_it_is_alive(client: FlaskClient) -> None:
+def test_healthz_says_that_the_process_is_alive(client: FlaskClient) -> None:
     answer = client.get("/healthz")
 
     assert answer.status_code == 200
     assert answer.get_json() == {"status": "alive"}
 
 
-def test_it_shows_metrics(client: FlaskClient) -> None:
+def test_metrics_come_in_the_text_format_of_prometheus(client: FlaskClient) -> None:
     answer = client.get("/metrics")
 
     assert answer.status_code == 200
@@ -28,7 +28,7 @@ def test_it_shows_metrics(client: FlaskClient) -> None:
     assert "# TYPE srm_entitlement_seconds histogram" in answer.text
 
 
-def test_it_is_ready_when_the_schema_is_at_head(client: FlaskClient) -> None:
+def test_readyz_is_ready_when_the_schema_is_at_head(client: FlaskClient) -> None:
     answer = client.get("/readyz")
 
     assert answer.status_code == 200
@@ -36,7 +36,7 @@ def test_it_is_ready_when_the_schema_is_at_head(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-def test_it_answers_head_without_a_body(client: FlaskClient, path: str) -> None:
+def test_head_is_answered_without_a_body(client: FlaskClient, path: str) -> None:
     answer = client.head(path)
 
     assert (answer.status_code, answer.data) == (200, b"")
@@ -51,7 +51,7 @@ def test_it_answers_head_without_a_body(client: FlaskClient, path: str) -> None:
     ],
     ids=["older", "no revision", "empty database"],
 )
-def test_it_is_not_ready_while_the_schema_is_behind(
+def test_readyz_is_not_ready_while_the_schema_is_behind(
     make_client: Callable[..., FlaskClient],
     clone: Callable[[], str],
     outside: Callable[[str], str],
@@ -74,10 +74,10 @@ def test_it_is_not_ready_while_the_schema_is_behind(
     assert client.get("/healthz").status_code == 200
 
 
-def test_it_stays_ready_while_the_next_release_is_brought_in(
+def test_readyz_stays_ready_when_the_schema_is_ahead(
     make_client: Callable[..., FlaskClient], clone: Callable[[], str], outside: Callable[[str], str]
 ) -> None:
-    """The schema is at a revision that this release has never heard of; that leaves it all it needs."""
+    """The next release has migrated the schema to a revision that this release does not know."""
     url = clone()
     client = make_client(database_url=url)
     with psycopg.connect(outside(url)) as connection:
@@ -86,7 +86,7 @@ def test_it_stays_ready_while_the_next_release_is_brought_in(
     assert client.get("/readyz").status_code == 200
 
 
-def test_it_becomes_ready_without_a_restart(
+def test_readyz_becomes_ready_without_a_restart(
     make_client: Callable[..., FlaskClient], clone: Callable[[], str], outside: Callable[[str], str]
 ) -> None:
     url = clone()

@@ -1,4 +1,4 @@
-"""A setup whose answer got lost is asked again with the same Idempotency-Key: no second slot is taken."""
+"""Idempotency-Key: a repeated setup, whose answer got lost, takes no second slot."""
 
 from typing import Any
 
@@ -33,14 +33,14 @@ def account(factory: Factory) -> None:
     factory.account("a", "tv", "phone", max_sessions=2)
 
 
-def test_a_repeat_is_given_the_same_session(client: FlaskClient, database: Database) -> None:
+def test_a_repeat_gets_the_session_of_the_first_setup(client: FlaskClient, database: Database) -> None:
     first, *repeats = (set_up(client, "key") for _ in range(4))
 
     assert [(answer.status_code, answer.json) for answer in repeats] == [(200, first.json)] * 3
     assert count(database) == 1
 
 
-def test_a_repeat_at_the_limit_is_no_second_session(client: FlaskClient, factory: Factory) -> None:
+def test_a_repeat_at_the_limit_gets_its_session_and_is_not_denied(client: FlaskClient, factory: Factory) -> None:
     factory.session("a", "phone")
     first = admitted(client, "key")
 
@@ -57,7 +57,7 @@ def test_a_repeat_replaces_and_evicts_nothing(client: FlaskClient, factory: Fact
     assert rows(database, "SELECT FROM srm.sessions WHERE ended_at IS NOT NULL") == []
 
 
-def test_a_repeat_starts_the_timeout_anew(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_a_repeat_restarts_the_timeout(client: FlaskClient, factory: Factory, database: Database) -> None:
     first = admitted(client, "key")
     factory.age(first, 20)
 
@@ -68,19 +68,19 @@ def test_a_repeat_starts_the_timeout_anew(client: FlaskClient, factory: Factory,
     assert session.fresh
 
 
-def test_a_repeat_answers_the_timeout_of_the_session(client: FlaskClient, factory: Factory) -> None:
+def test_a_repeat_answers_with_the_timeout_of_the_session(client: FlaskClient, factory: Factory) -> None:
     first = set_up(client, "key").json
     factory.change(AccountProfile, {"profile_id": "profile of a"}, timeout_seconds=77)
 
     assert set_up(client, "key").json == first
 
 
-def test_without_a_key_every_setup_is_another_one(client: FlaskClient, database: Database) -> None:
+def test_without_a_key_every_setup_makes_a_session(client: FlaskClient, database: Database) -> None:
     assert admitted(client, None) != admitted(client, None)
 
 
 @pytest.mark.parametrize("silent_for", [31, 10_000])
-def test_the_key_of_a_lapsed_session_is_free_again(client: FlaskClient, factory: Factory, silent_for: int) -> None:
+def test_the_key_of_a_lapsed_session_may_be_used_again(client: FlaskClient, factory: Factory, silent_for: int) -> None:
     first = admitted(client, "key")
     factory.age(first, silent_for)
 
@@ -90,14 +90,16 @@ def test_the_key_of_a_lapsed_session_is_free_again(client: FlaskClient, factory:
     assert admitted(client, "key") == second
 
 
-def test_the_key_of_a_session_that_was_torn_down_is_free_again(client: FlaskClient) -> None:
+def test_the_key_of_a_torn_down_session_may_be_used_again(client: FlaskClient) -> None:
     first = admitted(client, "key")
     client.delete(f"/srm/v1/sessions/{first}", headers={"Client-Token": issue_token("a", "tv")})
 
     assert admitted(client, "key") != first
 
 
-def test_the_key_is_the_devices_own(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_devices_may_use_the_same_key_for_different_sessions(
+    client: FlaskClient, factory: Factory, database: Database
+) -> None:
     factory.account("b", "tv")
 
     ids = {admitted(client, "key", device, account) for account, device in (("a", "tv"), ("a", "phone"), ("b", "tv"))}
@@ -105,7 +107,7 @@ def test_the_key_is_the_devices_own(client: FlaskClient, factory: Factory, datab
     assert len(ids) == 3
 
 
-def test_the_key_of_another_content_is_malformed(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_a_key_used_for_another_content_is_rejected(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.product("recordings", ("NPVR", "film"))
     factory.entitlement("a", "recordings")
     first = admitted(client, "key")
@@ -118,7 +120,7 @@ def test_the_key_of_another_content_is_malformed(client: FlaskClient, factory: F
     assert admitted(client, "key") == first
 
 
-def test_a_repeat_is_checked_like_any_setup(client: FlaskClient, factory: Factory) -> None:
+def test_a_repeat_from_a_disabled_account_or_device_is_denied(client: FlaskClient, factory: Factory) -> None:
     admitted(client, "key")
 
     factory.change(Device, {"account_id": "a", "device_id": "tv"}, enabled=False)
@@ -128,7 +130,7 @@ def test_a_repeat_is_checked_like_any_setup(client: FlaskClient, factory: Factor
 
 
 @pytest.mark.parametrize("key", ["", " ", "two words", "x" * 256, "é", "\x7f", "tab\t.", "x" * 5000])
-def test_a_key_that_is_not_visible_or_too_long_is_malformed(client: FlaskClient, database: Database, key: str) -> None:
+def test_an_invisible_or_too_long_key_is_rejected(client: FlaskClient, database: Database, key: str) -> None:
     answer = client.post(
         "/srm/v1/sessions",
         json=SETUP,
@@ -141,11 +143,11 @@ def test_a_key_that_is_not_visible_or_too_long_is_malformed(client: FlaskClient,
 
 
 @pytest.mark.parametrize("key", ["x", '"8e03978e-40d5-43dd-bc93-6894a57f9324"', "!~%s{}'", "x" * 255])
-def test_a_key_may_be_of_any_visible_characters(client: FlaskClient, key: str) -> None:
+def test_a_key_may_have_any_visible_characters(client: FlaskClient, key: str) -> None:
     assert admitted(client, key) == admitted(client, key)
 
 
-def test_a_malformed_key_comes_before_the_token(client: FlaskClient) -> None:
+def test_the_key_is_checked_before_the_token(client: FlaskClient) -> None:
     answer = client.post("/srm/v1/sessions", json=SETUP, headers={"Client-Token": "x", "Idempotency-Key": " "})
 
     assert error_of(answer) == (400, "ERROR", "SRM-0002")

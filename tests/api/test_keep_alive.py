@@ -46,13 +46,15 @@ def keep_alive(
 
 
 def reap(database: Database) -> None:
-    """What the reaper does to lapsed sessions."""
+    """End lapsed sessions as the reaper does."""
     with database.request() as db:
         end_lapsed(db, find_lapsed(db))
 
 
 @pytest.mark.parametrize("prefix", ["/srm/v1", "/srm"])
-def test_it_starts_the_timeout_anew(client: FlaskClient, factory: Factory, database: Database, prefix: str) -> None:
+def test_keep_alive_restarts_the_timeout(
+    client: FlaskClient, factory: Factory, database: Database, prefix: str
+) -> None:
     factory.account("a")
     session = factory.session(silent_for=20)
     before = session_row(database, session)
@@ -67,7 +69,7 @@ def test_it_starts_the_timeout_anew(client: FlaskClient, factory: Factory, datab
     assert (row.started_at, row.ended_at) == (before.started_at, None)
 
 
-def test_it_keeps_a_session_that_was_just_set_up(client: FlaskClient, factory: Factory) -> None:
+def test_a_new_session_can_be_kept_alive_again_and_again(client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
     token = {"Client-Token": issue_token("a", "tv")}
     session_id = client.post("/srm/v1/sessions", json=SETUP, headers=token).get_json()["successResponse"]["sessionId"]
@@ -76,7 +78,7 @@ def test_it_keeps_a_session_that_was_just_set_up(client: FlaskClient, factory: F
         assert keep_alive(client, session_id).status_code == 200
 
 
-def test_it_touches_no_other_session(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_keep_alive_changes_no_other_session(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("a")
     session, other = factory.session(silent_for=20), factory.session(silent_for=20)
     before = session_row(database, other)
@@ -86,7 +88,7 @@ def test_it_touches_no_other_session(client: FlaskClient, factory: Factory, data
     assert session_row(database, other) == before
 
 
-def test_it_takes_the_session_id_in_upper_case(client: FlaskClient, factory: Factory) -> None:
+def test_a_session_id_may_be_in_upper_case(client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
     session = factory.session()
 
@@ -108,7 +110,7 @@ UNLIKE_A_UUID = {
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
 @pytest.mark.parametrize("form", UNLIKE_A_UUID.values(), ids=UNLIKE_A_UUID.keys())
-def test_it_refuses_a_session_id_that_is_no_uuid(
+def test_a_session_id_that_is_not_a_uuid_is_rejected(
     client: FlaskClient, factory: Factory, database: Database, form: str, method: str
 ) -> None:
     factory.account("a")
@@ -122,25 +124,25 @@ def test_it_refuses_a_session_id_that_is_no_uuid(
     assert session_row(database, session) == before
 
 
-def test_it_refuses_a_uuid_without_hyphens(client: FlaskClient, factory: Factory) -> None:
+def test_a_uuid_without_hyphens_is_rejected(client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
 
     assert error_of(keep_alive(client, factory.session().hex)) == (400, "ERROR", "SRM-0002")
 
 
-def test_it_looks_at_the_session_id_before_the_token(client: FlaskClient) -> None:
+def test_the_session_id_is_checked_before_the_token(client: FlaskClient) -> None:
     answer = client.put("/srm/v1/sessions/1", headers={"Client-Token": "garbage"})
 
     assert error_of(answer) == (400, "ERROR", "SRM-0002")
 
 
-def test_without_a_session_id_there_is_no_such_path(client: FlaskClient) -> None:
+def test_a_path_without_a_session_id_is_not_found(client: FlaskClient) -> None:
     assert error_of(keep_alive(client, "")) == (404, "ERROR", "SRM-0011")
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
 @pytest.mark.parametrize("state", ["active", "lapsed", "ended"])
-def test_it_gives_no_hint_of_the_sessions_of_others(
+def test_another_device_gets_no_hint_that_the_session_exists(
     client: FlaskClient, factory: Factory, database: Database, state: str, method: str
 ) -> None:
     factory.account("a", "tv", "phone")
@@ -184,7 +186,7 @@ def test_a_lapsed_session_stays_lapsed_before_and_after_the_reaper(
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
-def test_it_waits_for_a_keep_alive_that_began_in_time(
+def test_a_call_waits_for_a_keep_alive_that_began_in_time(
     client: FlaskClient, factory: Factory, database: Database, outside: Callable[[str], str], method: str
 ) -> None:
     factory.account("a")
@@ -199,7 +201,9 @@ def test_it_waits_for_a_keep_alive_that_began_in_time(
 
     with ThreadPoolExecutor(1) as thread, psycopg.connect(outside(conninfo(database.url))) as saving:
         assert rules.keep_alive(saving.cursor(), Principal("a", "tv"), session)
-        wait_until(lambda: not rows(database, "SELECT FROM srm.active_sessions"))  # for all that others see
+        wait_until(
+            lambda: not rows(database, "SELECT FROM srm.active_sessions")
+        )  # The saved session looks lapsed to others.
         saved = thread.submit(save)
         answer = client.open(
             f"/srm/v1/sessions/{session}", method=method, headers={"Client-Token": issue_token("a", "tv")}
@@ -211,14 +215,14 @@ def test_it_waits_for_a_keep_alive_that_began_in_time(
 
 
 @pytest.mark.parametrize(("microseconds", "hit"), [(29_999_999, 1), (30_000_000, 0), (30_000_001, 0)])
-def test_it_comes_too_late_from_the_instant_of_the_lapse(
+def test_a_keep_alive_is_too_late_from_the_instant_of_the_lapse_on(
     factory: Factory, database: Database, microseconds: int, hit: int
 ) -> None:
     factory.account("a")
     session = factory.session(timeout_seconds=30)
     params = {"account_id": "a", "session_id": session, "device_id": "tv"}
 
-    # Statements that are sent together share their statement_timestamp().
+    # Statements sent together share one statement_timestamp().
     with psycopg.connect(conninfo(database.url)) as connection:
         cursor = psycopg.ClientCursor(connection)
         cursor.execute(
@@ -236,12 +240,12 @@ def end(factory: Factory, session: UUID, reason: str) -> None:
     )
 
 
-def test_every_end_has_its_words() -> None:
+def test_every_end_reason_has_a_text_in_this_test() -> None:
     assert set(WHY) == set(models.END_REASONS)
 
 
 @pytest.mark.parametrize(("reason", "words"), WHY.items())
-def test_it_says_why_the_session_has_ended(
+def test_a_keep_alive_of_an_ended_session_says_why_it_ended(
     client: FlaskClient, factory: Factory, database: Database, reason: str, words: str
 ) -> None:
     factory.account("a")
@@ -264,15 +268,15 @@ def test_a_session_without_timeout_never_lapses(client: FlaskClient, factory: Fa
     assert keep_alive(client, session).status_code == 200
 
 
-def test_it_goes_on_while_account_and_device_are_disabled_by_the_way(client: FlaskClient, factory: Factory) -> None:
-    # Whether they are enabled is asked at setup; a session that is to stop is ended.
+def test_a_session_stays_alive_when_rows_are_disabled_behind_the_api(client: FlaskClient, factory: Factory) -> None:
+    # Setups ask whether account and device are enabled. The API ends the sessions that are to stop.
     factory.account("a", enabled=False)
     factory.change(models.Device, {"device_id": "tv"}, enabled=False)
 
     assert keep_alive(client, factory.session()).status_code == 200
 
 
-def test_it_never_moves_the_time_back(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_a_keep_alive_never_moves_the_time_back(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("a")
     session = factory.session(silent_for=-60)
     before = session_row(database, session)
@@ -283,7 +287,7 @@ def test_it_never_moves_the_time_back(client: FlaskClient, factory: Factory, dat
 
 
 @pytest.mark.parametrize("body", [b"x", b"{}", b"\xff" * 16 * 1024])
-def test_it_ignores_a_body(client: FlaskClient, factory: Factory, body: bytes) -> None:
+def test_a_body_of_a_keep_alive_is_ignored(client: FlaskClient, factory: Factory, body: bytes) -> None:
     factory.account("a")
 
     assert keep_alive(client, factory.session(), data=body, content_type="application/json").status_code == 200
@@ -291,7 +295,7 @@ def test_it_ignores_a_body(client: FlaskClient, factory: Factory, body: bytes) -
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_it_refuses_a_body_over_16_kib(
+def test_a_body_over_16_kib_is_rejected(
     client: FlaskClient, factory: Factory, database: Database, chunked: bool, method: str
 ) -> None:
     factory.account("a")
@@ -311,7 +315,7 @@ def test_it_refuses_a_body_over_16_kib(
     assert session_row(database, session) == before
 
 
-def test_it_is_repeatable_on_the_connection_that_a_refusal_has_used(client: FlaskClient, factory: Factory) -> None:
+def test_a_connection_works_after_it_has_carried_errors(client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
     session = factory.session()
 

@@ -1,4 +1,4 @@
-"""The rules of a profile beyond the number of sessions, each by way of the API."""
+"""Rules of a profile other than the number of sessions, each through the API (docs/rules.md)."""
 
 import json
 from collections.abc import Callable
@@ -54,12 +54,12 @@ class Household:
         )
 
     def admitted(self, *args: Any, **kwargs: Any) -> str:
-        """The id of a session that must be admitted."""
+        """Set up a session, which has to be admitted; return its id."""
         session_id: str = self.set_up(*args, **kwargs).json["successResponse"]["sessionId"]
         return session_id
 
-    def refused_by(self, *args: Any, **kwargs: Any) -> tuple[str, int, list[str]]:
-        """Rule, limit, and the sessions in the way, of a setup that must be refused."""
+    def denial_of(self, *args: Any, **kwargs: Any) -> tuple[str, int, list[str]]:
+        """Set up a session, which has to be denied; return rule, limit and the sessions in the way."""
         assert error_of(self.set_up(*args, **kwargs)) == (200, "DENIED", "SRM-0006")
         error = self.set_up(*args, **kwargs, listConflicts=True).json["errorResponse"]
         assert error["errorMessage"] == "Session Limit Reached"
@@ -89,19 +89,19 @@ def household(client: FlaskClient, factory: Factory) -> Household:
 
 
 class TestMaxSessionsPerContent:
-    def test_it_refuses_one_more_on_the_same_content(self, household: Household) -> None:
+    def test_one_more_session_on_the_same_content_is_denied(self, household: Household) -> None:
         household.rules(max_sessions_per_content=2)
         in_the_way = [household.admitted("tv"), household.admitted("phone")]
         household.admitted("tablet", "race")
 
-        assert household.refused_by("laptop") == ("max_sessions_per_content", 2, in_the_way)
+        assert household.denial_of("laptop") == ("max_sessions_per_content", 2, in_the_way)
         household.admitted("laptop", "race")
 
-    def test_it_takes_a_content_for_the_same_in_whichever_way_it_is_watched(self, household: Household) -> None:
+    def test_a_content_counts_as_one_under_all_content_types(self, household: Household) -> None:
         household.rules(max_sessions_per_content=1)
         live = household.admitted("tv", "channel", "LIVE")
 
-        assert household.refused_by("phone", "channel", "TS") == ("max_sessions_per_content", 1, [live])
+        assert household.denial_of("phone", "channel", "TS") == ("max_sessions_per_content", 1, [live])
 
     def test_a_slot_is_free_again_after_a_teardown(self, household: Household) -> None:
         household.rules(max_sessions_per_content=1)
@@ -111,23 +111,23 @@ class TestMaxSessionsPerContent:
 
 
 class TestMaxIpAddresses:
-    def test_it_refuses_from_one_address_more(self, household: Household) -> None:
+    def test_a_session_from_one_address_more_is_denied(self, household: Household) -> None:
         household.rules(max_ip_addresses=2)
         in_the_way = [household.admitted(address=HOME), household.admitted(address=CAFE)]
 
-        assert household.refused_by(address=HOTEL) == ("max_ip_addresses", 2, in_the_way)
+        assert household.denial_of(address=HOTEL) == ("max_ip_addresses", 2, in_the_way)
         household.admitted(address=CAFE)
 
-    def test_an_address_is_free_when_its_last_session_is_gone(self, household: Household) -> None:
+    def test_an_address_no_longer_counts_once_its_last_session_is_gone(self, household: Household) -> None:
         household.rules(max_ip_addresses=1)
         first, second = household.admitted("tv", address=HOME), household.admitted("phone", address=HOME)
 
         household.tear_down("tv", first)
-        assert household.refused_by(address=CAFE) == ("max_ip_addresses", 1, [second])
+        assert household.denial_of(address=CAFE) == ("max_ip_addresses", 1, [second])
         household.tear_down("phone", second)
         household.admitted(address=CAFE)
 
-    def test_it_evicts_all_sessions_of_as_few_addresses_as_needed(self, household: Household) -> None:
+    def test_an_eviction_ends_all_sessions_of_as_few_addresses_as_needed(self, household: Household) -> None:
         household.rules(max_ip_addresses=2, on_limit="evict_oldest")
         home = [household.admitted("tv", address=HOME), household.admitted("second tv", address=HOME)]
         cafe = household.admitted("phone", address=CAFE)
@@ -148,7 +148,9 @@ class TestMaxIpAddresses:
             ("192.0.2.1", "2001:db8::1", False),
         ],
     )
-    def test_it_counts_ipv6_clients_by_64(self, household: Household, one: str, other: str, is_the_same: bool) -> None:
+    def test_ipv6_clients_count_by_their_64(
+        self, household: Household, one: str, other: str, is_the_same: bool
+    ) -> None:
         household.rules(max_ip_addresses=1)
         household.admitted(address=one)
 
@@ -156,16 +158,16 @@ class TestMaxIpAddresses:
 
 
 class TestMaxSessionsPerIp:
-    def test_it_refuses_one_more_from_the_same_address(self, household: Household) -> None:
+    def test_one_more_session_from_the_same_address_is_denied(self, household: Household) -> None:
         household.rules(max_sessions_per_ip=2)
         in_the_way = [household.admitted("tv"), household.admitted("phone")]
         household.admitted("laptop", address=CAFE)
 
-        assert household.refused_by("tablet") == ("max_sessions_per_ip", 2, in_the_way)
+        assert household.denial_of("tablet") == ("max_sessions_per_ip", 2, in_the_way)
         household.admitted("tablet", address=CAFE)
 
-    def test_it_does_not_hold_for_who_is_from_nowhere(self, household: Household) -> None:
-        """Behind a proxy that says nothing, on a Unix socket."""
+    def test_a_client_without_a_known_address_is_not_limited(self, household: Household) -> None:
+        """A proxy on a Unix socket that does not name the client."""
         household.rules(max_sessions_per_ip=1, max_ip_addresses=1)
 
         for _ in range(3):
@@ -188,7 +190,7 @@ class TestTrustedProxies:
             (1, "[2001:db8::1]:4711", "2001:db8::/64"),
         ],
     )
-    def test_it_believes_as_many_entries_as_there_are_proxies(
+    def test_the_address_comes_from_as_many_entries_as_there_are_proxies(
         self,
         make_client: Callable[..., FlaskClient],
         factory: Factory,
@@ -214,15 +216,15 @@ class TestTrustedProxies:
 
 
 class TestDeviceGroups:
-    def test_it_refuses_one_more_on_devices_of_the_group(self, household: Household) -> None:
+    def test_one_more_session_on_devices_of_the_group_is_denied(self, household: Household) -> None:
         household.device_group("mobile", 1)
         phone = household.admitted("phone")
 
-        assert household.refused_by("tablet") == ("device_group:mobile", 1, [phone])
+        assert household.denial_of("tablet") == ("device_group:mobile", 1, [phone])
         household.admitted("tv")
         household.admitted("second tv")
 
-    def test_a_group_may_not_count_towards_max_sessions(self, household: Household) -> None:
+    def test_sessions_of_a_group_that_does_not_count_do_not_use_max_sessions(self, household: Household) -> None:
         household.rules(max_sessions=1)
         household.device_group("mobile", counts=False)
 
@@ -231,7 +233,7 @@ class TestDeviceGroups:
         tv = household.admitted("tv")
         household.admitted("phone")
 
-        assert household.refused_by("laptop") == ("max_sessions", 1, [tv])
+        assert household.denial_of("laptop") == ("max_sessions", 1, [tv])
 
     def test_a_group_that_does_not_count_may_have_a_limit_of_its_own(self, household: Household) -> None:
         household.rules(max_sessions=1)
@@ -239,12 +241,12 @@ class TestDeviceGroups:
         household.admitted("tv")
         phone = household.admitted("phone")
 
-        assert household.refused_by("tablet") == ("device_group:mobile", 1, [phone])
+        assert household.denial_of("tablet") == ("device_group:mobile", 1, [phone])
 
-    def test_a_group_may_be_shut_out(self, household: Household) -> None:
+    def test_a_limit_of_zero_shuts_a_device_group_out(self, household: Household) -> None:
         household.device_group("computer", 0)
 
-        assert household.refused_by("laptop") == ("device_group:computer", 0, [])
+        assert household.denial_of("laptop") == ("device_group:computer", 0, [])
 
     def test_a_session_stays_in_the_group_that_its_device_was_in(
         self, household: Household, database: Database
@@ -254,9 +256,11 @@ class TestDeviceGroups:
         with database.transaction() as db:
             db.exec_driver_sql("UPDATE srm.devices SET device_group = 'tv' WHERE device_id = 'phone'")
 
-        assert household.refused_by("tablet") == ("device_group:mobile", 1, [phone])
+        assert household.denial_of("tablet") == ("device_group:mobile", 1, [phone])
 
-    def test_other_profiles_are_left_alone(self, household: Household, factory: Factory) -> None:
+    def test_the_limit_of_a_device_group_holds_for_its_profile_only(
+        self, household: Household, factory: Factory
+    ) -> None:
         factory.profile("other")
         factory.add(ProfileDeviceGroup, profile_id="other", device_group="tv", max_sessions=0, counts=False)
 
@@ -269,23 +273,23 @@ class TestContentGroups:
         for content, group in (("race", "sports"), ("race", "cars"), ("channel", "sports"), ("film", "films")):
             factory.add(ContentGroup, content_id=content, content_group=group)
 
-    def test_it_refuses_one_more_on_contents_of_the_group(self, household: Household) -> None:
+    def test_one_more_session_on_contents_of_the_group_is_denied(self, household: Household) -> None:
         household.content_group("sports", 1)
         channel = household.admitted("tv", "channel", "LIVE")
 
-        assert household.refused_by("phone", "race") == ("content_group:sports", 1, [channel])
+        assert household.denial_of("phone", "race") == ("content_group:sports", 1, [channel])
         household.admitted("phone", "film")
 
     def test_an_event_is_in_the_groups_of_its_channel(self, household: Household) -> None:
         household.content_group("sports", 1)
         match = household.admitted("tv", "match", "CU")
 
-        assert household.refused_by("phone", "race") == ("content_group:sports", 1, [match])
+        assert household.denial_of("phone", "race") == ("content_group:sports", 1, [match])
         household.tear_down("tv", match)
         race = household.admitted("phone", "race")
-        assert household.refused_by("tv", "match", "CU") == ("content_group:sports", 1, [race])
+        assert household.denial_of("tv", "match", "CU") == ("content_group:sports", 1, [race])
 
-    def test_an_event_that_is_in_the_group_itself_is_in_it_once(
+    def test_an_event_in_the_group_of_its_channel_counts_once(
         self, household: Household, factory: Factory, database: Database
     ) -> None:
         factory.add(ContentGroup, content_id="match", content_group="sports")
@@ -295,16 +299,16 @@ class TestContentGroups:
         (session,) = rows(database, "SELECT content_groups, max_sessions_of_content_groups AS limits FROM srm.sessions")
         assert (session.content_groups, session.limits) == (["sports"], [2])
 
-    def test_each_group_of_the_content_has_its_limit(self, household: Household) -> None:
+    def test_each_group_of_a_content_has_a_limit_of_its_own(self, household: Household) -> None:
         household.content_group("sports", 2)
         household.content_group("cars", 1)
         race = household.admitted("tv", "race")
 
-        assert household.refused_by("phone", "race") == ("content_group:cars", 1, [race])
+        assert household.denial_of("phone", "race") == ("content_group:cars", 1, [race])
         channel = household.admitted("phone", "channel", "LIVE")
-        assert household.refused_by("tablet", "channel", "LIVE") == ("content_group:sports", 2, [race, channel])
+        assert household.denial_of("tablet", "channel", "LIVE") == ("content_group:sports", 2, [race, channel])
 
-    def test_a_group_may_not_count_towards_max_sessions(self, household: Household) -> None:
+    def test_sessions_of_a_group_that_does_not_count_do_not_use_max_sessions(self, household: Household) -> None:
         household.rules(max_sessions=1)
         household.content_group("sports", counts=False)
 
@@ -312,18 +316,18 @@ class TestContentGroups:
         film = household.admitted("tv", "film")
         household.admitted("phone", "channel", "LIVE")
 
-        assert household.refused_by("laptop", "film") == ("max_sessions", 1, [film])
+        assert household.denial_of("laptop", "film") == ("max_sessions", 1, [film])
 
 
 class TestMaxSessionSeconds:
-    def test_it_ends_a_session_that_is_kept_alive(
+    def test_the_longest_life_ends_a_session_that_is_kept_alive(
         self, household: Household, factory: Factory, database: Database
     ) -> None:
         household.rules(max_sessions=1, max_session_seconds=3600)
         first = household.admitted("tv")
         factory.age(first, 3599, "started_at")
         assert household.keep_alive("tv", first).status_code == 200
-        assert household.refused_by("phone")[2] == [first]
+        assert household.denial_of("phone")[2] == [first]
 
         factory.age(first, 1, "started_at")
 
@@ -335,14 +339,14 @@ class TestMaxSessionSeconds:
         )
         assert ended.life.total_seconds() == 3600
 
-    def test_a_keep_alive_alone_finds_it_out(self, household: Household, factory: Factory) -> None:
+    def test_a_keep_alive_finds_out_that_the_longest_life_is_over(self, household: Household, factory: Factory) -> None:
         household.rules(max_session_seconds=60)
         session = household.admitted("tv")
         factory.age(session, 60, "started_at")
 
         assert household.keep_alive("tv", session).status_code == 410
 
-    def test_it_is_the_safety_net_of_profiles_without_keep_alive(self, household: Household, factory: Factory) -> None:
+    def test_the_longest_life_ends_sessions_without_keep_alive(self, household: Household, factory: Factory) -> None:
         household.rules(max_sessions=1, max_session_seconds=60, timeout_seconds=None)
         answer = household.set_up("tv").json["successResponse"]
         assert set(answer) == {"sessionId"}
@@ -351,21 +355,23 @@ class TestMaxSessionSeconds:
 
         household.admitted("phone")
 
-    def test_the_silence_of_a_client_still_ends_it_before(self, household: Household, factory: Factory) -> None:
+    def test_the_timeout_still_ends_a_session_before_its_longest_life(
+        self, household: Household, factory: Factory
+    ) -> None:
         household.rules(max_sessions=1, max_session_seconds=3600)
         silent = household.admitted("tv")
         factory.age(silent, 31)
 
         household.admitted("phone")
 
-    def test_it_does_not_hold_for_what_was_set_up_before(self, household: Household, factory: Factory) -> None:
+    def test_a_new_longest_life_does_not_hold_for_older_sessions(self, household: Household, factory: Factory) -> None:
         session = household.admitted("tv")
         factory.age(session, 1000, "started_at")
         household.rules(max_session_seconds=60)
 
         assert household.keep_alive("tv", session).status_code == 200
 
-    def test_it_is_not_listed_any_more(self, household: Household, factory: Factory) -> None:
+    def test_a_session_beyond_its_longest_life_is_not_listed(self, household: Household, factory: Factory) -> None:
         household.rules(max_session_seconds=60)
         factory.age(household.admitted("tv"), 60, "started_at")
 
@@ -375,7 +381,7 @@ class TestMaxSessionSeconds:
 
 
 class TestObserve:
-    def test_it_admits_beyond_every_limit(self, household: Household, database: Database) -> None:
+    def test_observe_admits_beyond_every_limit(self, household: Household, database: Database) -> None:
         household.rules(max_sessions=1, max_sessions_per_content=1, mode="observe")
         household.device_group("tv", 0)
 
@@ -386,37 +392,37 @@ class TestObserve:
             database,
             "SELECT max_sessions, max_sessions_per_content, max_sessions_of_device_group AS of_group FROM srm.sessions",
         )
-        assert kept == [(None, None, None)] * 3  # under no limit were they admitted: the audit is to know
+        assert kept == [(None, None, None)] * 3  # Nobody enforced a limit, so the limit check must not see one.
 
-    def test_it_evicts_nobody(self, household: Household) -> None:
+    def test_observe_evicts_nobody(self, household: Household) -> None:
         household.rules(max_sessions=1, on_limit="evict_oldest", mode="observe")
         first = household.admitted("tv")
         household.admitted("phone")
 
         assert household.keep_alive("tv", first).status_code == 200
 
-    def test_it_replaces_all_the_same(self, household: Household) -> None:
+    def test_observe_still_replaces(self, household: Household) -> None:
         household.rules(same_device="replace", mode="observe")
         first = household.admitted("tv")
         household.admitted("tv")
 
         assert household.keep_alive("tv", first).headers["SRM-End-Reason"] == "replaced"
 
-    def test_who_is_enforced_again_counts_all(self, household: Household) -> None:
+    def test_after_observe_every_session_counts(self, household: Household) -> None:
         household.rules(max_sessions=1, mode="observe")
         observed = [household.admitted("tv"), household.admitted("phone")]
         household.rules(mode="enforce")
 
-        assert household.refused_by("laptop") == ("max_sessions", 1, observed)
+        assert household.denial_of("laptop") == ("max_sessions", 1, observed)
 
-    def test_other_refusals_are_enforced(self, household: Household) -> None:
+    def test_observe_still_enforces_other_denials(self, household: Household) -> None:
         household.rules(mode="observe")
 
         assert error_of(household.set_up("tv", "unknown"))[2] == "SRM-0007"
 
 
 class TestSeveralRules:
-    def test_it_ends_one_session_that_is_in_the_way_of_two_limits(self, household: Household) -> None:
+    def test_one_session_in_the_way_of_two_limits_is_evicted_alone(self, household: Household) -> None:
         household.rules(max_sessions_per_content=2, on_limit="evict_oldest")
         household.device_group("tv", 2)
         on_a_tv = household.admitted("tv", "race")
@@ -429,7 +435,7 @@ class TestSeveralRules:
         assert household.keep_alive("phone", on_the_film).status_code == 200
         assert household.keep_alive("second tv", both).headers["SRM-End-Reason"] == "evicted"
 
-    def test_it_evicts_only_what_makes_room(self, household: Household) -> None:
+    def test_only_sessions_that_make_room_are_evicted(self, household: Household) -> None:
         household.rules(on_limit="evict_oldest")
         household.device_group("mobile", 1)
         tv = household.admitted("tv")
@@ -440,10 +446,10 @@ class TestSeveralRules:
         assert household.keep_alive("tv", tv).status_code == 200
         assert household.keep_alive("phone", phone).headers["SRM-End-Reason"] == "evicted"
 
-    def test_a_take_over_of_what_is_in_the_way_gets_in(self, household: Household) -> None:
+    def test_a_take_over_of_the_sessions_in_the_way_is_admitted(self, household: Household) -> None:
         household.device_group("mobile", 1)
         phone = household.admitted("phone")
-        _, _, in_the_way = household.refused_by("tablet")
+        _, _, in_the_way = household.denial_of("tablet")
 
         household.admitted("tablet", takeOver=in_the_way)
 
@@ -460,10 +466,10 @@ class TestSeveralRules:
         ("mode", "'off'"),
     ],
 )
-def test_the_database_refuses_rules_that_make_no_sense(
+def test_the_database_rejects_rules_that_make_no_sense(
     household: Household, database: Database, column: str, value: Any
 ) -> None:
-    with pytest.raises(IntegrityError) as refused, database.transaction() as db:
+    with pytest.raises(IntegrityError) as rejected, database.transaction() as db:
         db.exec_driver_sql(f"UPDATE srm.account_profiles SET {column} = {value}")
 
-    assert isinstance(refused.value.orig, CheckViolation)
+    assert isinstance(rejected.value.orig, CheckViolation)

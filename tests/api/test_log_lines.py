@@ -1,4 +1,4 @@
-"""What requests leave in the log. In a real process: logging belongs to the process."""
+"""Log lines of requests, read from a real process: logging is set up once a process."""
 
 import json
 import socket
@@ -17,13 +17,13 @@ from tests.support import SECRET, SETUP, Factory, Process, api, issue_token
 MADE_UP = "8f14e45f-ceea-467f-9575-1c2f6a7b0c11"
 
 REQUEST = {"event", "level", "timestamp", "correlation_id", "route", "method", "status", "duration_ms"}
-"""The members of each line that stands for a request."""
+"""Members of each line about a request."""
 
 ENDED = {"event", "level", "timestamp", "correlation_id", "account", "device", "session", "end_reason"}
-"""The members of each line that stands for the end of a session."""
+"""Members of each line about an ended session."""
 
 PART_LENGTH = 8
-"""Characters in a row of a secret that must not be seen: fewer may be there by chance."""
+"""Characters of a secret in a row that must not appear. Fewer may appear by chance."""
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def url(clone: Callable[[], str]) -> str:
 
 @pytest.fixture
 def database(url: str, outside: Callable[[str], str]) -> Iterator[Database]:
-    """A database of its own, whose tables the test may drop."""
+    """Database of this test alone; the test may drop its tables."""
     database = Database(outside(url), application_name="srm-tests")
     yield database
     database.dispose()
@@ -45,12 +45,12 @@ def factory(database: Database) -> Factory:
 
 
 def lines_of(process: Process) -> list[dict[str, Any]]:
-    """All lines; each is JSON, whoever wrote it."""
+    """Return all lines. Each is JSON, whoever wrote it."""
     return [json.loads(line) for line in process.text().splitlines()]
 
 
 class Client:
-    """Asks with a correlation id of its own for each request."""
+    """Client that gives each request a correlation id of its own."""
 
     def __init__(self, base: str) -> None:
         self.base = base
@@ -63,7 +63,7 @@ class Client:
         )
 
 
-def test_it_logs_each_refusal_and_failure_once(factory: Factory, database: Database, url: str, tmp_path: Path) -> None:
+def test_each_denial_and_failure_is_logged_once(factory: Factory, database: Database, url: str, tmp_path: Path) -> None:
     factory.account("a", max_sessions=0)
     factory.account("b")
     token = issue_token("a", "tv")
@@ -101,7 +101,7 @@ def test_it_logs_each_refusal_and_failure_once(factory: Factory, database: Datab
 
 
 @pytest.mark.parametrize(("sample", "expected"), [("1", 20), ("0", 0)])
-def test_it_logs_a_share_of_the_other_requests(
+def test_a_configured_share_of_the_other_requests_is_logged(
     factory: Factory, database: Database, url: str, tmp_path: Path, sample: str, expected: int
 ) -> None:
     factory.account("a", max_sessions=None)
@@ -124,7 +124,7 @@ def test_it_logs_a_share_of_the_other_requests(
     assert [line["session"] for line in lines] == (sessions + sessions if lines else [])
 
 
-def test_it_logs_each_session_that_a_request_ends(
+def test_each_session_that_a_request_ends_is_logged(
     factory: Factory, database: Database, url: str, tmp_path: Path
 ) -> None:
     factory.account("a", "tv", "phone", max_sessions=1)
@@ -174,7 +174,7 @@ def parts(secret: str) -> set[str]:
 
 
 def send(base: str, request: str) -> None:
-    """Bytes that need not be HTTP; waits for the answer."""
+    """Send bytes, which need not be HTTP, and wait for the answer."""
     address = urlsplit(base)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(request.encode())
@@ -184,7 +184,7 @@ def send(base: str, request: str) -> None:
 def test_no_line_has_a_token_or_a_key_or_a_part_of_one(
     factory: Factory, database: Database, url: str, tmp_path: Path
 ) -> None:
-    """A client session, operator calls, and all that may go wrong with them."""
+    """Calls of a client and of an operator, and everything that may go wrong with them."""
     factory.account("a", "tv", "phone", max_sessions=2)
     token, other = issue_token("a", "tv"), issue_token("a", "phone")
     expired = issue_token("a", "tv", exp=1)

@@ -1,4 +1,4 @@
-"""Setups that end other sessions: at the limit, and on the same device."""
+"""Setups that end other sessions: evicted at the limit, or replaced on the requesting device."""
 
 from typing import Any
 from uuid import UUID
@@ -14,7 +14,7 @@ DEVICES = ("tv", "phone", "tablet", "laptop")
 
 
 def account(factory: Factory, max_sessions: int | None = 2, **profile: str) -> None:
-    """The account `a`, whose profile has these rules."""
+    """Make the account `a`, whose profile has these rules."""
     factory.account("a", *DEVICES, max_sessions=max_sessions)
     if profile:
         factory.change(AccountProfile, {"profile_id": "profile of a"}, **profile)
@@ -25,7 +25,7 @@ def set_up(client: FlaskClient, device: str) -> Any:
 
 
 def admitted(client: FlaskClient, device: str) -> str:
-    """The id of a session that must be admitted."""
+    """Set up a session, which has to be admitted; return its id."""
     session_id: str = set_up(client, device).json["successResponse"]["sessionId"]
     return session_id
 
@@ -44,7 +44,7 @@ def active(database: Database) -> set[str]:
     return {str(row.session_id) for row in rows(database, "SELECT session_id FROM srm.sessions WHERE ended_at IS NULL")}
 
 
-def test_it_evicts_the_oldest_session(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_evict_oldest_ends_the_oldest_session(client: FlaskClient, factory: Factory, database: Database) -> None:
     account(factory, on_limit="evict_oldest")
     first, second = admitted(client, "tv"), admitted(client, "phone")
 
@@ -58,7 +58,7 @@ def test_it_evicts_the_oldest_session(client: FlaskClient, factory: Factory, dat
     assert message(answer) == ("Session has ended: stopped to make room for a session on tablet of a")
 
 
-def test_it_evicts_the_newest_session(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_evict_newest_ends_the_newest_session(client: FlaskClient, factory: Factory, database: Database) -> None:
     account(factory, on_limit="evict_newest")
     first, second = admitted(client, "tv"), admitted(client, "phone")
 
@@ -68,7 +68,9 @@ def test_it_evicts_the_newest_session(client: FlaskClient, factory: Factory, dat
     assert keep_alive(client, "phone", second).headers["SRM-End-Reason"] == "evicted"
 
 
-def test_it_evicts_no_session_that_has_lapsed_anyway(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_a_lapsed_session_expires_instead_of_being_evicted(
+    client: FlaskClient, factory: Factory, database: Database
+) -> None:
     account(factory, on_limit="evict_oldest")
     first = admitted(client, "tv")
     lapsed = factory.session("a", "phone", silent_for=31)
@@ -79,7 +81,7 @@ def test_it_evicts_no_session_that_has_lapsed_anyway(client: FlaskClient, factor
     assert keep_alive(client, "phone", lapsed).headers["SRM-End-Reason"] == "expired"
 
 
-def test_it_evicts_as_many_as_a_lowered_limit_asks_for(
+def test_a_lowered_limit_evicts_as_many_sessions_as_needed(
     client: FlaskClient, factory: Factory, database: Database
 ) -> None:
     account(factory, max_sessions=3, on_limit="evict_oldest")
@@ -92,15 +94,17 @@ def test_it_evicts_as_many_as_a_lowered_limit_asks_for(
 
 
 @pytest.mark.parametrize("on_limit", ["evict_oldest", "evict_newest"])
-def test_it_refuses_where_nothing_would_make_room(client: FlaskClient, factory: Factory, on_limit: str) -> None:
+def test_a_setup_is_denied_when_no_eviction_makes_room(client: FlaskClient, factory: Factory, on_limit: str) -> None:
     account(factory, max_sessions=0, on_limit=on_limit)
 
     assert error_of(set_up(client, "tv"))[2] == "SRM-0006"
 
 
-def test_it_replaces_the_session_of_the_same_device(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_a_setup_replaces_the_session_of_its_own_device(
+    client: FlaskClient, factory: Factory, database: Database
+) -> None:
     account(factory, same_device="replace")
-    channels = [admitted(client, "tv") for _ in range(5)]  # zaps, and never tears down
+    channels = [admitted(client, "tv") for _ in range(5)]  # The player zaps and never tears down.
     phone = admitted(client, "phone")
 
     assert active(database) == {channels[-1], phone}
@@ -110,13 +114,13 @@ def test_it_replaces_the_session_of_the_same_device(client: FlaskClient, factory
     assert message(answer) == "Session has ended: replaced by a session on tv of a"
 
 
-def test_it_counts_the_sessions_of_the_same_device_by_default(client: FlaskClient, factory: Factory) -> None:
+def test_sessions_of_the_requesting_device_count_by_default(client: FlaskClient, factory: Factory) -> None:
     account(factory)
 
     assert [("successResponse" in set_up(client, "tv").json) for _ in range(3)] == [True, True, False]
 
 
-def test_a_refusal_ends_nothing(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_a_denied_setup_ends_no_session(client: FlaskClient, factory: Factory, database: Database) -> None:
     account(factory, max_sessions=3, same_device="replace")
     sessions = {admitted(client, device) for device in ("tv", "phone", "tablet")}
     factory.change(AccountProfile, {"profile_id": "profile of a"}, max_sessions=2)
@@ -125,7 +129,7 @@ def test_a_refusal_ends_nothing(client: FlaskClient, factory: Factory, database:
     assert active(database) == sessions
 
 
-def test_a_teardown_of_an_evicted_session_says_so(client: FlaskClient, factory: Factory) -> None:
+def test_a_teardown_of_an_evicted_session_says_that_it_was_evicted(client: FlaskClient, factory: Factory) -> None:
     account(factory, max_sessions=1, on_limit="evict_oldest")
     first = admitted(client, "tv")
     admitted(client, "phone")
@@ -135,7 +139,7 @@ def test_a_teardown_of_an_evicted_session_says_so(client: FlaskClient, factory: 
     assert (answer.status_code, answer.headers["SRM-End-Reason"]) == (410, "evicted")
 
 
-def test_other_accounts_are_left_alone(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_an_eviction_leaves_other_accounts_alone(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("b", "tv")
     other = factory.session("b", "tv")
     account(factory, max_sessions=1, on_limit="evict_oldest", same_device="replace")
@@ -145,7 +149,7 @@ def test_other_accounts_are_left_alone(client: FlaskClient, factory: Factory, da
     assert active(database) == {str(other), last}
 
 
-def test_the_name_of_the_device_may_be_anything(client: FlaskClient, factory: Factory) -> None:
+def test_the_message_survives_any_name_of_a_device(client: FlaskClient, factory: Factory) -> None:
     account(factory, max_sessions=1, on_limit="evict_oldest")
     factory.change(Device, {"device_id": "phone"}, name="{Fernseher} im „Wohnzimmer“ %s")
     first = admitted(client, "tv")
@@ -157,7 +161,7 @@ def test_the_name_of_the_device_may_be_anything(client: FlaskClient, factory: Fa
 
 
 @pytest.mark.parametrize(("of_profile", "of_account", "admits"), [(1, 3, 3), (3, 1, 1), (2, 0, 0), (None, 2, 2)])
-def test_an_account_may_have_its_own_limit(
+def test_the_limit_of_an_account_overrides_the_limit_of_its_profile(
     client: FlaskClient, factory: Factory, database: Database, of_profile: int | None, of_account: int, admits: int
 ) -> None:
     account(factory, max_sessions=of_profile)
@@ -172,7 +176,9 @@ def test_an_account_may_have_its_own_limit(
     assert kept <= {of_account}
 
 
-def test_it_is_recorded_why_a_session_ended(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_the_row_says_why_and_for_whom_a_session_ended(
+    client: FlaskClient, factory: Factory, database: Database
+) -> None:
     account(factory, max_sessions=1, on_limit="evict_oldest")
     first = UUID(admitted(client, "tv"))
     admitted(client, "phone")

@@ -1,4 +1,4 @@
-"""What /metrics says of requests, of sessions that they end, and of connections. Of the database: test_collector.py."""
+"""Metrics of requests, of sessions that requests end, and of connections. Gauges of the database: test_gauges.py."""
 
 import random
 import string
@@ -16,7 +16,7 @@ KEEP_ALIVE = "/srm/v1/sessions/<session_id>"
 
 
 def series(client: FlaskClient) -> dict[str, float]:
-    """All that is exposed: name and labels, and the value."""
+    """Return the value of each exposed series, by name and labels."""
     families = text_string_to_metric_families(client.get("/metrics").text)
     return {
         f"{sample.name}{''.join(f' {name}={value}' for name, value in sorted(sample.labels.items()))}": sample.value
@@ -27,7 +27,7 @@ def series(client: FlaskClient) -> dict[str, float]:
 
 
 class Difference:
-    """What was added to numbers meanwhile: metrics belong to the process, and other tests have counted before."""
+    """Growth of a series since the start of the test. Other tests of the process have counted too."""
 
     def __init__(self, client: FlaskClient) -> None:
         self._client = client
@@ -48,13 +48,13 @@ def token(account: str = "a", device: str = "tv") -> dict[str, str]:
 
 
 def set_up(client: FlaskClient, device: str = "tv", **headers: str) -> str | None:
-    """The id of the session, if it is admitted."""
+    """Set up a session; return its id, or None if it was denied."""
     answer = client.post("/srm/v1/sessions", json=SETUP, headers={**token(device=device), **headers})
     id_: str | None = answer.get_json().get("successResponse", {}).get("sessionId")
     return id_
 
 
-def test_it_counts_requests_by_route_method_and_outcome(
+def test_requests_are_counted_by_route_method_and_outcome(
     client: FlaskClient, factory: Factory, added: Difference
 ) -> None:
     factory.account("a", max_sessions=1)
@@ -81,10 +81,10 @@ def test_it_counts_requests_by_route_method_and_outcome(
     assert count("none", "PATCH", "SRM-0012") == 1
 
 
-def test_it_times_requests(
+def test_requests_are_timed(
     client: FlaskClient, factory: Factory, url: str, outside: Callable[[str], str], added: Difference
 ) -> None:
-    """One waits for a lock, as long as a request may."""
+    """A keep-alive waits for a lock, for as long as a request may."""
     factory.account("a")
     session = factory.session()
     with psycopg.connect(outside(url)) as connection:
@@ -97,7 +97,7 @@ def test_it_times_requests(
     assert added("srm_request_seconds_bucket", le="3.0", **of) == 1
 
 
-def test_it_counts_setups_and_refusals_by_rule(client: FlaskClient, factory: Factory, added: Difference) -> None:
+def test_setups_and_denials_are_counted_by_rule(client: FlaskClient, factory: Factory, added: Difference) -> None:
     factory.account("a", "tv", "phone", max_sessions=1)
     factory.account("b", enabled=False)
     assert set_up(client) is not None
@@ -108,15 +108,15 @@ def test_it_counts_setups_and_refusals_by_rule(client: FlaskClient, factory: Fac
         "/srm/v1/sessions", json={"content": {"contentID": "x", "contentType": "COD"}}, headers=token("a", "phone")
     )
 
-    def refused(error_code: str, rule: str = "") -> float:
+    def denied(error_code: str, rule: str = "") -> float:
         return added("srm_refusals_total", error_code=error_code, rule=rule, observed="false")
 
     assert added("srm_setups_total") == 1
-    assert refused("SRM-0006", "max_sessions") == 1
-    assert [refused(code) for code in ("SRM-0004", "SRM-0005", "SRM-0007")] == [1, 1, 1]
+    assert denied("SRM-0006", "max_sessions") == 1
+    assert [denied(code) for code in ("SRM-0004", "SRM-0005", "SRM-0007")] == [1, 1, 1]
 
 
-def test_it_counts_apart_what_would_have_been_refused(
+def test_observed_denials_are_counted_apart(
     client: FlaskClient, admin: Admin, factory: Factory, added: Difference
 ) -> None:
     admin("PUT", "profiles/p", {"maxSessions": 0, "mode": "observe"})
@@ -134,7 +134,7 @@ def admin(client: FlaskClient, factory: Factory) -> Admin:
     return Admin(client, factory.operator())
 
 
-def test_it_counts_sessions_that_requests_end_by_reason(
+def test_sessions_that_requests_end_are_counted_by_reason(
     client: FlaskClient, admin: Admin, factory: Factory, added: Difference
 ) -> None:
     admin("PUT", "profiles/p", {"maxSessions": 2, "timeoutSeconds": 30, "onLimit": "evict_oldest"})
@@ -142,7 +142,7 @@ def test_it_counts_sessions_that_requests_end_by_reason(
     factory.account("a", "tv", "phone", profile="p")
     factory.account("b", "tv", profile="q")
 
-    for _ in range(2):  # the second teardown ends nothing
+    for _ in range(2):  # The second teardown ends nothing.
         client.delete(f"/srm/v1/sessions/{factory.session()}", headers=token())
     torn = set_up(client)
     for _ in range(2):
@@ -169,7 +169,7 @@ def test_it_counts_sessions_that_requests_end_by_reason(
     assert added("srm_sessions_ended_total", reason="account_disabled") == 1
 
 
-def test_it_counts_lapsed_sessions_that_requests_find_once(
+def test_a_lapsed_session_that_a_request_finds_is_counted_once(
     client: FlaskClient, admin: Admin, factory: Factory, added: Difference
 ) -> None:
     factory.account("a", "tv", "phone", max_sessions=1)
@@ -179,7 +179,7 @@ def test_it_counts_lapsed_sessions_that_requests_find_once(
     assert added("srm_sessions_ended_total", reason="expired") == 1
 
     factory.session(silent_for=60)
-    assert set_up(client) is None  # a refusal, but what was found stays found
+    assert set_up(client) is None  # Denied, but the lapsed session that it found stays ended.
     assert added("srm_sessions_ended_total", reason="expired") == 2
 
     for method in ("PUT", "DELETE"):
@@ -194,10 +194,10 @@ def test_it_counts_lapsed_sessions_that_requests_find_once(
     assert added("srm_sessions_ended_total", reason="operator") == 0
 
 
-def test_it_counts_nothing_that_was_not_committed(
+def test_nothing_is_counted_when_the_commit_fails(
     client: FlaskClient, factory: Factory, url: str, outside: Callable[[str], str], added: Difference
 ) -> None:
-    """The lapsed one is ended, then the new one takes too long, and everything is rolled back."""
+    """The setup ends the lapsed session; then its insert takes too long, and everything is rolled back."""
     factory.account("a")
     factory.session(silent_for=60)
     with psycopg.connect(outside(url), autocommit=True) as connection:
@@ -216,7 +216,7 @@ def test_it_counts_nothing_that_was_not_committed(
     assert added("srm_setups_total") == 0
 
 
-def test_it_counts_and_times_connections(
+def test_connections_are_counted_and_timed(
     make_client: Callable[..., FlaskClient], client: FlaskClient, factory: Factory, added: Difference
 ) -> None:
     factory.account("a")
@@ -235,7 +235,7 @@ def made_up() -> str:
 
 
 def flood(client: FlaskClient, admin: Admin, factory: Factory) -> None:
-    """Everything that somebody may make up, made up."""
+    """Send made-up values wherever somebody may make one up."""
     for _ in range(30):
         account, device = factory.account(made_up(), made_up()), made_up()
         group = made_up()
@@ -256,7 +256,7 @@ def flood(client: FlaskClient, admin: Admin, factory: Factory) -> None:
         client.get(f"/srm/docs/{made_up()}")
 
 
-def test_the_number_of_series_stays_put(
+def test_made_up_input_adds_no_series(
     make_client: Callable[..., FlaskClient], client: FlaskClient, admin: Admin, factory: Factory, url: str
 ) -> None:
     flood(client, admin, factory)

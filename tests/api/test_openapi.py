@@ -1,4 +1,4 @@
-"""The OpenAPI document, and the page that shows it."""
+"""OpenAPI document, and the page that shows it."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ from tests.support import SETUP, Factory, issue_token
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def test_requests_tell_the_version_and_start_no_process(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_for_the_version_start_no_process(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)
     openapi.rendered.cache_clear()
 
@@ -35,12 +35,12 @@ def document(client: FlaskClient) -> Any:
 
 
 def answers(document: Any, method: str, path: str) -> jsonschema_rs.Validator:
-    """Checks a body against the schema that the document has for this status 200."""
+    """Return the validator of a body that this operation answers with status 200."""
     content = document["paths"][path][method]["responses"]["200"]["content"]["application/json"]
     return jsonschema_rs.validator_for({"$schema": DIALECT, **content["schema"], "components": document["components"]})
 
 
-def test_it_is_under_both_prefixes(client: FlaskClient) -> None:
+def test_the_document_is_under_both_prefixes(client: FlaskClient) -> None:
     pinned, newest = client.get("/srm/v1/openapi.json"), client.get("/srm/openapi.json")
 
     assert pinned.status_code == newest.status_code == 200
@@ -48,14 +48,14 @@ def test_it_is_under_both_prefixes(client: FlaskClient) -> None:
     assert pinned.data == newest.data
 
 
-def test_it_is_valid_openapi_3_1(document: Any) -> None:
+def test_the_document_is_valid_openapi_3_1(document: Any) -> None:
     assert re.fullmatch(r"3\.1\.\d+", document["openapi"])
     assert [error.message for error in jsonschema_rs.validator_for(OPENAPI_31).iter_errors(document)] == []
     for schema in document["components"]["schemas"].values():
         jsonschema_rs.meta.validate({"$schema": DIALECT, **schema})
 
 
-def test_all_its_references_lead_somewhere(document: Any) -> None:
+def test_all_references_of_the_document_lead_somewhere(document: Any) -> None:
     def references(node: Any) -> set[str]:
         if isinstance(node, list):
             return set().union(*map(references, node))
@@ -72,7 +72,7 @@ def test_all_its_references_lead_somewhere(document: Any) -> None:
             node = node[step]
 
 
-def test_it_has_every_call_and_no_other(client: FlaskClient, document: Any) -> None:
+def test_the_document_has_every_operation_and_no_other(client: FlaskClient, document: Any) -> None:
     described = {
         (method.upper(), path)
         for path, calls in document["paths"].items()
@@ -99,7 +99,9 @@ def test_it_has_every_call_and_no_other(client: FlaskClient, document: Any) -> N
         ("delete", "/sessions/{sessionId}", {1, 2, 3, 8, 9, 10}),
     ],
 )
-def test_it_has_every_code_that_a_call_can_answer(document: Any, method: str, path: str, codes: set[int]) -> None:
+def test_the_document_has_every_error_code_of_an_operation(
+    document: Any, method: str, path: str, codes: set[int]
+) -> None:
     responses = document["paths"][path][method]["responses"]
 
     assert {int(code) for code in re.findall(r"SRM-(\d{4})", str(responses))} == codes
@@ -110,7 +112,7 @@ def test_it_has_every_code_that_a_call_can_answer(document: Any, method: str, pa
         assert {"X-Correlation-Id", "Cache-Control"} <= set(response["headers"])
 
 
-def test_every_call_wants_one_credential(document: Any) -> None:
+def test_every_operation_needs_one_credential(document: Any) -> None:
     for path, calls in document["paths"].items():
         for call in calls.values():
             wanted = "Client-Token" if path.startswith("/sessions") else "Operator-Key"
@@ -118,7 +120,7 @@ def test_every_call_wants_one_credential(document: Any) -> None:
             assert [(each["name"], each["in"], each["required"]) for each in credentials] == [(wanted, "header", True)]
 
 
-def test_it_describes_the_answers_that_are_given(client: FlaskClient, factory: Factory, document: Any) -> None:
+def test_answers_match_the_document(client: FlaskClient, factory: Factory, document: Any) -> None:
     factory.account("a", max_sessions=1)
     factory.account("b", timeout_seconds=None)
     validator = answers(document, "post", "/sessions")
@@ -141,7 +143,7 @@ def test_it_describes_the_answers_that_are_given(client: FlaskClient, factory: F
         ({}, False),
     ],
 )
-def test_it_describes_the_requests_that_are_taken(document: Any, body: Any, valid: bool) -> None:
+def test_accepted_requests_match_the_document(document: Any, body: Any, valid: bool) -> None:
     content = document["paths"]["/sessions"]["post"]["requestBody"]["content"]["application/json"]
     schema = {"$schema": DIALECT, **content["schema"], "components": document["components"]}
 
@@ -149,7 +151,7 @@ def test_it_describes_the_requests_that_are_taken(document: Any, body: Any, vali
 
 
 class References(HTMLParser):
-    """The addresses of all that a page loads or links to."""
+    """Collects the addresses that a page loads or links to."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -1,8 +1,11 @@
-"""An outage costs no viewer a session: while it lasts nothing lapses, and after it each has its whole timeout again."""
+"""Outages: while one lasts nothing lapses, and after it every session has its whole timeout again.
+
+Source: docs/design.md, "Outages".
+"""
 
 import threading
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +20,7 @@ from srm.errors import DependencyUnavailable
 from srm.playback import availability
 from srm.playback import limit_check as audit
 from srm.playback.availability import Outage
-from srm.playback.expiry import is_lapsed, lapsed_at
+from srm.playback.expiry import is_active, lapsed_at
 from srm.playback.limit_check import Excess
 from srm.reaper.runner import Reaper
 from tests.concurrency.players import at_once, connections
@@ -29,7 +32,7 @@ ENDED = (410, "ERROR", "SRM-0009")
 
 
 def since(database: Database, available_for: float, seen_ago: float = 0) -> None:
-    """The last outage was over so many seconds ago, and the last tick was so many ago."""
+    """Let the last outage have ended, and the last heartbeat have come, so many seconds ago."""
     with database.transaction() as db:
         db.exec_driver_sql(
             "UPDATE srm.availability SET available_since = statement_timestamp() - make_interval(secs => %s), "
@@ -56,7 +59,7 @@ def end_lapsed(database: Database) -> int:
 
 @pytest.fixture
 def session(factory: Factory) -> UUID:
-    """Silent for ten minutes, of an account that may have one."""
+    """Session that has been silent for ten minutes, of an account that may have one session."""
     factory.account("a", "tv", "phone", max_sessions=1, timeout_seconds=TIMEOUT_SECONDS)
     return factory.session("a", "tv", silent_for=600, timeout_seconds=TIMEOUT_SECONDS, max_sessions=1)
 
@@ -64,9 +67,9 @@ def session(factory: Factory) -> UUID:
 @pytest.mark.parametrize(
     ("available_for", "seen_ago"),
     [(10, 0), (10, 4), (600, 600), (10_000, 6)],
-    ids=["just over", "just over, and the next tick is due", "still on", "only began"],
+    ids=["just over", "just over, and the next heartbeat is due", "still on", "only began"],
 )
-def test_it_keeps_a_session_alive_that_could_not_be_heard(
+def test_a_session_survives_an_outage_longer_than_its_timeout(
     client: FlaskClient, factory: Factory, database: Database, session: UUID, available_for: float, seen_ago: float
 ) -> None:
     care = Admin(client, factory.operator("care"))
@@ -84,7 +87,7 @@ def test_it_keeps_a_session_alive_that_could_not_be_heard(
 
 
 @pytest.mark.parametrize("seen_ago", [0, 4])
-def test_it_ends_one_that_stays_silent_a_timeout_after_the_outage(
+def test_a_session_that_stays_silent_lapses_one_timeout_after_the_outage(
     client: FlaskClient, database: Database, session: UUID, seen_ago: float
 ) -> None:
     since(database, TIMEOUT_SECONDS + 1, seen_ago)
@@ -95,7 +98,7 @@ def test_it_ends_one_that_stays_silent_a_timeout_after_the_outage(
     assert error_of(client.put(f"/srm/v1/sessions/{session}", headers=headers())) == ENDED
 
 
-def test_a_setup_takes_the_slot_of_one_that_stays_silent(
+def test_a_setup_takes_the_slot_of_a_session_that_stayed_silent_after_the_outage(
     client: FlaskClient, database: Database, session: UUID
 ) -> None:
     since(database, TIMEOUT_SECONDS + 1)
@@ -105,7 +108,7 @@ def test_a_setup_takes_the_slot_of_one_that_stays_silent(
     assert session_row(database, session).ended_at == row(database).available_since + timedelta(seconds=TIMEOUT_SECONDS)
 
 
-def test_a_keep_alive_after_the_outage_counts_from_itself(
+def test_a_keep_alive_after_the_outage_restarts_the_timeout(
     client: FlaskClient, factory: Factory, database: Database, session: UUID
 ) -> None:
     since(database, TIMEOUT_SECONDS + 10)
@@ -118,7 +121,7 @@ def test_a_keep_alive_after_the_outage_counts_from_itself(
     assert session_row(database, session).ended_at == kept_at + timedelta(seconds=TIMEOUT_SECONDS)
 
 
-def test_no_outage_makes_a_session_older_than_it_may_get(factory: Factory, database: Database) -> None:
+def test_an_outage_does_not_prolong_the_longest_life(factory: Factory, database: Database) -> None:
     old = factory.session(silent_for=600, timeout_seconds=None, max_session_seconds=60)
     since(database, 600, 600)
 
@@ -127,7 +130,7 @@ def test_no_outage_makes_a_session_older_than_it_may_get(factory: Factory, datab
     assert session_row(database, old).ended_at == session_row(database, old).started_at + timedelta(seconds=60)
 
 
-def test_it_goes_by_the_keep_alive_alone_when_the_row_is_gone(
+def test_without_the_row_only_the_last_keep_alive_counts(
     database: Database, url: str, outside: Callable[[str], str], session: UUID
 ) -> None:
     with psycopg.connect(outside(url)) as somebody:
@@ -141,19 +144,22 @@ def test_it_goes_by_the_keep_alive_alone_when_the_row_is_gone(
 
 @pytest.mark.parametrize("available_for", [5, 29, 31, 100])
 @pytest.mark.parametrize("seen_ago", [0, 4, 6, 100])
-def test_the_view_goes_by_the_same_rule(
+def test_the_view_and_is_active_agree(
     factory: Factory, database: Database, available_for: float, seen_ago: float
 ) -> None:
     for silent_for in (1, 29, 31, 99, 101):
         factory.session("a", "tv", silent_for=silent_for, timeout_seconds=TIMEOUT_SECONDS)
         factory.session("b", "tv", silent_for=silent_for, timeout_seconds=None, max_session_seconds=100)
+    ended_at = datetime.now(UTC)
+    factory.session("a", "tv", silent_for=1, ended_at=ended_at, end_reason="operator")
+    factory.session("b", "tv", timeout_seconds=None, ended_at=ended_at, end_reason="teardown")
     since(database, available_for, seen_ago)
 
     with database.transaction() as db:
-        by_rule = db.execute(select(sessions.session_id, lapsed_at()).where(is_lapsed().is_not(True))).all()
+        by_rule = db.execute(select(sessions.session_id, lapsed_at()).where(is_active())).all()
         by_view = db.exec_driver_sql("SELECT session_id, lapses_at FROM srm.active_sessions").all()
 
-    # During an outage the instant of the lapse moves on with the time of the statement.
+    # During an outage the instant of the lapse moves on with the time of each statement.
     moves = timedelta(seconds=1 if seen_ago > availability.OUTAGE_SECONDS else 0)
     expected: dict[UUID, datetime] = dict(map(tuple, by_rule))
     shown: dict[UUID, datetime] = dict(map(tuple, by_view))
@@ -161,7 +167,9 @@ def test_the_view_goes_by_the_same_rule(
     assert all(timedelta(0) <= shown[session] - at <= moves for session, at in expected.items())
 
 
-def test_the_audit_counts_a_session_until_it_lapsed_after_the_outage(factory: Factory, database: Database) -> None:
+def test_the_limit_check_counts_a_session_until_its_lapse_after_the_outage(
+    factory: Factory, database: Database
+) -> None:
     factory.session("a", "tv", silent_for=600, timeout_seconds=TIMEOUT_SECONDS, max_sessions=1)
     factory.session("a", "phone", silent_for=35, timeout_seconds=TIMEOUT_SECONDS, max_sessions=1)
 
@@ -175,12 +183,12 @@ def test_the_audit_counts_a_session_until_it_lapsed_after_the_outage(factory: Fa
 
 
 @pytest.mark.parametrize("mode", ["SHARE", "ACCESS EXCLUSIVE"])
-def test_nobody_ticks_while_somebody_keeps_all_keep_alives_waiting(
+def test_the_heartbeat_stops_while_a_lock_blocks_keep_alives(
     database: Database, url: str, outside: Callable[[str], str], mode: str
 ) -> None:
-    """CREATE INDEX, VACUUM FULL: the database is well, and no keep-alive can be written."""
+    """CREATE INDEX and VACUUM FULL lock like this: the database is up, but no keep-alive can be written."""
     for _ in range(10):
-        availability.beat(database.hot)  # so that it is a plan that was made before the lock
+        availability.beat(database.hot)  # So that the server keeps a plan made before the lock.
     since(database, 600, 2)
     before = row(database)
 
@@ -194,11 +202,11 @@ def test_nobody_ticks_while_somebody_keeps_all_keep_alives_waiting(
     assert row(database).seen_at > before.seen_at
 
 
-class TestTick:
-    def test_the_row_is_there_again_when_it_is_gone(
+class TestHeartbeat:
+    def test_a_heartbeat_brings_a_missing_row_back(
         self, database: Database, url: str, outside: Callable[[str], str]
     ) -> None:
-        """A restore, or a mistake; the application itself may not take it away."""
+        """A restore or a mistake may remove the row; the role of the application may not."""
         with psycopg.connect(outside(url)) as somebody:
             somebody.execute("DELETE FROM srm.availability")
 
@@ -207,7 +215,7 @@ class TestTick:
         assert outage == (None, row(database).available_since)
         assert row(database).seen_at == row(database).available_since
 
-    def test_it_notes_the_time(self, database: Database) -> None:
+    def test_a_heartbeat_notes_the_time(self, database: Database) -> None:
         since(database, 600, 2)
         before = row(database)
 
@@ -216,7 +224,7 @@ class TestTick:
         assert row(database).seen_at > before.seen_at + timedelta(seconds=1)
         assert (row(database).available_since, row(database).outage_at) == (before.available_since, None)
 
-    def test_a_short_gap_is_none(self, database: Database) -> None:
+    def test_a_short_gap_is_no_outage(self, database: Database) -> None:
         since(database, 600, availability.OUTAGE_SECONDS - 1)
         before = row(database)
 
@@ -224,7 +232,7 @@ class TestTick:
 
         assert row(database).available_since == before.available_since
 
-    def test_a_long_one_is_an_outage_that_is_over_now(self, database: Database) -> None:
+    def test_a_long_gap_is_an_outage_that_the_heartbeat_ends(self, database: Database) -> None:
         since(database, 600, availability.OUTAGE_SECONDS + 1)
         before = row(database)
 
@@ -235,7 +243,7 @@ class TestTick:
         assert after.outage_at == before.seen_at
         assert outage == (before.seen_at, after.seen_at)
 
-    def test_the_first_of_many_ends_the_outage(self, database: Database, url: str) -> None:
+    def test_the_first_of_many_heartbeats_ends_the_outage(self, database: Database, url: str) -> None:
         since(database, 600, 60)
         before = row(database)
 
@@ -249,7 +257,7 @@ class TestTick:
         assert [outage.began_at for outage in seen] == [before.seen_at]
         assert row(database).outage_at == before.seen_at
 
-    def test_the_others_write_nothing(self, database: Database) -> None:
+    def test_the_other_heartbeats_write_nothing(self, database: Database) -> None:
         since(database, 600, 2)
         availability.beat(database.hot)
         before = rows(database, "SELECT xmin FROM srm.availability")
@@ -258,17 +266,17 @@ class TestTick:
 
         assert rows(database, "SELECT xmin FROM srm.availability") == before
 
-    def test_one_that_waited_for_another_finds_nothing_left_to_do(self, database: Database, url: str) -> None:
+    def test_a_heartbeat_that_waited_for_another_writes_nothing(self, database: Database, url: str) -> None:
         seen: list[Outage | None] = []
 
-        def tick() -> None:
+        def beat() -> None:
             with connections(url) as own:
                 seen.append(availability.beat(own.hot))
 
         since(database, 600, 60)
         with psycopg.connect(url) as other:
             other.execute("UPDATE srm.availability SET seen_at = statement_timestamp()")
-            thread = threading.Thread(target=tick)
+            thread = threading.Thread(target=beat)
             thread.start()
             wait_until(lambda: is_waiting(database))
             other.commit()

@@ -1,4 +1,4 @@
-"""Random sequences of all that can happen to an account, over HTTP, against a plain model of the rules in memory."""
+"""Random sequences of everything that can happen to an account, compared with a plain model of the rules in memory."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -74,7 +74,7 @@ class Session:
 
 @dataclass
 class Profile:
-    """What the operator has said last."""
+    """Rules that the operator has set last."""
 
     limits: dict[str, Any] = field(default_factory=dict)
     of_account: int | None = None
@@ -82,7 +82,7 @@ class Profile:
     content_groups: dict[str, Any] = field(default_factory=dict)
 
     def limits_of(self, session: Session) -> Limits:
-        """The limits that hold for it."""
+        """Return the limits that hold for a session."""
         own = {} if self.of_account is None else {"max_sessions": self.of_account}
         return Limits(
             **{**self.limits, **own},
@@ -93,13 +93,13 @@ class Profile:
         )
 
     def counts(self, device_group: str, content_groups: Collection[str]) -> bool:
-        """Whether a session of these groups counts towards max_sessions."""
+        """Return True when a session of these groups counts towards max_sessions."""
         of_device = self.device_groups.get(device_group, {}).get("counts", True)
         return of_device and all(self.content_groups.get(group, {}).get("counts", True) for group in content_groups)
 
 
 class Playback(RuleBasedStateMachine):
-    """One account of its own. `active`: its sessions, the oldest first; `ended`: why the others ended."""
+    """One account. `active`: its sessions, the oldest first; `ended`: device and end reason of the other sessions."""
 
     def __init__(self, client: FlaskClient, database: Database) -> None:
         super().__init__()
@@ -154,7 +154,9 @@ class Playback(RuleBasedStateMachine):
 
     @rule(setups=st.lists(SETUPS, min_size=1, max_size=5), data=st.data())
     def set_up(self, setups: list[tuple[str, str, str, str | None]], data: st.DataObject) -> None:
-        for setup in setups[: max(0, MOST_ACTIVE - len(self.active))]:  # brute force doubles with each session
+        for setup in setups[
+            : max(0, MOST_ACTIVE - len(self.active))
+        ]:  # Brute force takes twice as long with each session.
             self.set_up_one(*setup, data)
 
     def set_up_one(self, device: str, content: str, address: str, key: str | None, data: st.DataObject) -> None:
@@ -200,13 +202,13 @@ class Playback(RuleBasedStateMachine):
         broken = rules.broken(limits, others, new)
         evicted = rules.fewest(limits, others, new)
         if broken:
-            name, limit, in_the_way = rules.refusal(limits, others, new)
-            refusal = (name, limit, {session.session_id for session in in_the_way})
+            name, limit, in_the_way = rules.denial(limits, others, new)
+            denial = (name, limit, {session.session_id for session in in_the_way})
         if broken and limits.mode == "observe":
-            self.denials.append((*refusal, True))
+            self.denials.append((*denial, True))
             evicted = ()
         elif broken and (limits.on_limit == "deny" or evicted is None):
-            self.denials.append((*refusal, False))
+            self.denials.append((*denial, False))
             assert error["errorCode"] == "SRM-0006"
             assert error["rule"] == {"name": name, "limit": limit}
             assert [s["sessionId"] for s in error["conflicts"]] == [session.session_id for session in in_the_way]
@@ -238,7 +240,7 @@ class Playback(RuleBasedStateMachine):
     @precondition(lambda self: self.active)
     @rule(data=st.data(), seconds=st.sampled_from([TIMEOUT_SECONDS // 2, TIMEOUT_SECONDS]))
     def be_silent(self, data: st.DataObject, seconds: int) -> None:
-        """It lapses once it has been silent for its timeout, with no keep-alive meanwhile."""
+        """Let a session be silent; it lapses after its timeout without a keep-alive."""
         session = data.draw(st.sampled_from(self.active))
         self.factory.age(session.session_id, seconds, "last_keep_alive_at")
         silent = self.silent_seconds[session.session_id] = self.silent_seconds.get(session.session_id, 0) + seconds
@@ -248,7 +250,7 @@ class Playback(RuleBasedStateMachine):
     @precondition(lambda self: self.active)
     @rule(data=st.data())
     def grow_old(self, data: st.DataObject) -> None:
-        """It is as old as it may get."""
+        """Let a session reach its longest life."""
         session = data.draw(st.sampled_from(self.active))
         self.factory.age(session.session_id, MAX_SESSION_SECONDS, "started_at")
         self.end(session, "expired")

@@ -32,7 +32,7 @@ CONTENT_DENIED = (200, "DENIED", "SRM-0007")
 
 
 def set_up(client: FlaskClient, account: str = "a", device: str = "tv", **options: Any) -> TestResponse:
-    """A setup that is right, unless the options say otherwise."""
+    """Ask for a setup that is right, unless the options say otherwise."""
     options.setdefault("headers", {"Client-Token": issue_token(account, device)})
     if "data" not in options:
         options.setdefault("json", SETUP)
@@ -49,7 +49,7 @@ def success_of(answer: TestResponse) -> Any:
 
 
 @pytest.mark.parametrize("prefix", ["/srm/v1", "/srm"])
-def test_it_takes_a_slot(client: FlaskClient, factory: Factory, database: Database, prefix: str) -> None:
+def test_setup_takes_a_slot(client: FlaskClient, factory: Factory, database: Database, prefix: str) -> None:
     factory.account("a", max_sessions=3, timeout_seconds=30)
 
     answer = client.post(f"{prefix}/sessions", json=SETUP, headers={"Client-Token": issue_token("a", "tv")})
@@ -63,7 +63,7 @@ def test_it_takes_a_slot(client: FlaskClient, factory: Factory, database: Databa
     assert (row.timeout_seconds, row.max_sessions, row.ended_at) == (30, 3, None)
 
 
-def test_it_answers_with_the_documented_members_alone(client: FlaskClient, factory: Factory) -> None:
+def test_setup_answers_with_the_documented_members_only(client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
 
     answer = set_up(client)
@@ -74,7 +74,7 @@ def test_it_answers_with_the_documented_members_alone(client: FlaskClient, facto
     assert str(UUID(session_id)) == session_id
 
 
-def test_it_leaves_the_timeout_out_when_keep_alive_is_disabled(
+def test_setup_leaves_the_timeout_out_when_keep_alive_is_disabled(
     client: FlaskClient, factory: Factory, database: Database
 ) -> None:
     factory.account("a", timeout_seconds=None)
@@ -85,7 +85,7 @@ def test_it_leaves_the_timeout_out_when_keep_alive_is_disabled(
     assert session_row(database, success["sessionId"]).timeout_seconds is None
 
 
-def test_it_stamps_the_session_with_the_clock_of_the_database(
+def test_setup_stamps_the_session_with_the_clock_of_the_database(
     client: FlaskClient, factory: Factory, database: Database
 ) -> None:
     factory.account("a")
@@ -126,9 +126,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
-def test_it_refuses_a_body_that_is_malformed(
-    client: FlaskClient, factory: Factory, database: Database, body: bytes
-) -> None:
+def test_a_malformed_body_is_rejected(client: FlaskClient, factory: Factory, database: Database, body: bytes) -> None:
     factory.account("a")
 
     answer = set_up(client, data=body, content_type="application/json")
@@ -138,7 +136,7 @@ def test_it_refuses_a_body_that_is_malformed(
     assert session_count(database) == 0
 
 
-def test_it_refuses_a_request_without_a_body(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_a_setup_without_a_body_is_rejected(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("a")
 
     answer = set_up(client, data=None)
@@ -182,7 +180,7 @@ WRONG_TYPES = {
 
 
 @pytest.mark.parametrize("value", WRONG.values(), ids=WRONG.keys())
-def test_it_refuses_a_wrong_content_id(client: FlaskClient, factory: Factory, database: Database, value: str) -> None:
+def test_a_wrong_content_id_is_rejected(client: FlaskClient, factory: Factory, database: Database, value: str) -> None:
     factory.account("a")
 
     answer = set_up(client, data=f'{{"content": {{"contentID": {value}, "contentType": "COD"}}}}'.encode())
@@ -192,7 +190,9 @@ def test_it_refuses_a_wrong_content_id(client: FlaskClient, factory: Factory, da
 
 
 @pytest.mark.parametrize("value", WRONG_TYPES.values(), ids=WRONG_TYPES.keys())
-def test_it_refuses_a_wrong_content_type(client: FlaskClient, factory: Factory, database: Database, value: str) -> None:
+def test_a_wrong_content_type_is_rejected(
+    client: FlaskClient, factory: Factory, database: Database, value: str
+) -> None:
     factory.account("a")
 
     answer = set_up(client, data=f'{{"content": {{"contentID": "film", "contentType": {value}}}}}'.encode())
@@ -202,7 +202,7 @@ def test_it_refuses_a_wrong_content_type(client: FlaskClient, factory: Factory, 
 
 
 @pytest.mark.parametrize("content_id", ["x" * 255, "é" * 255, "🎬" * 255, " a/b?c=%00&d ", "'; DROP TABLE x; --"])
-def test_it_takes_a_content_id_of_any_other_characters(
+def test_a_content_id_may_have_any_other_characters(
     client: FlaskClient, factory: Factory, database: Database, content_id: str
 ) -> None:
     factory.content(content_id)
@@ -215,12 +215,12 @@ def test_it_takes_a_content_id_of_any_other_characters(
 
 
 def padded(size: int) -> bytes:
-    """A setup, made so long with a member that nobody knows."""
+    """Body of a setup of so many bytes, filled up with an unknown member."""
     body = json.dumps({**SETUP, "padding": ""})
     return json.dumps({**SETUP, "padding": "x" * (size - len(body))}).encode()
 
 
-def test_it_takes_a_body_of_16_kib(client: FlaskClient, factory: Factory) -> None:
+def test_a_body_of_16_kib_is_accepted(client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
     body = padded(LIMIT)
     assert len(body) == LIMIT
@@ -230,11 +230,11 @@ def test_it_takes_a_body_of_16_kib(client: FlaskClient, factory: Factory) -> Non
 
 @pytest.mark.parametrize("size", [LIMIT + 1, 1_000_000])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_it_refuses_a_larger_body(
+def test_a_body_over_16_kib_is_rejected(
     client: FlaskClient, factory: Factory, database: Database, size: int, chunked: bool
 ) -> None:
     factory.account("a")
-    # As gunicorn passes a chunked body on: no length, and a stream that ends by itself.
+    # Gunicorn passes a chunked body on like this: without a length, as a stream that ends by itself.
     options: dict[str, Any] = {"data": padded(size)}
     if chunked:
         environ = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
@@ -247,7 +247,7 @@ def test_it_refuses_a_larger_body(
     assert session_count(database) == 0
 
 
-def test_it_ignores_unknown_members(client: FlaskClient, factory: Factory) -> None:
+def test_unknown_members_are_ignored(client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
     content = {**SETUP["content"], "contentid": 1, "bitrate": {"max": [1, 2.5e300]}}
 
@@ -257,7 +257,7 @@ def test_it_ignores_unknown_members(client: FlaskClient, factory: Factory) -> No
 @pytest.mark.parametrize(
     "content_type", [None, "", "text/plain", "application/xml", "multipart/form-data", "garbage; =;", "é"]
 )
-def test_it_reads_json_whatever_the_content_type_says(
+def test_the_body_is_json_whatever_the_content_type_says(
     client: FlaskClient, factory: Factory, content_type: str | None
 ) -> None:
     factory.account("a")
@@ -265,35 +265,35 @@ def test_it_reads_json_whatever_the_content_type_says(
     assert success_of(set_up(client, data=json.dumps(SETUP), content_type=content_type))
 
 
-# The order of the checks: each pair of neighbours is broken at once, and the first is the answer.
+# Order of the checks. Each test breaks two neighbours at once; the first of them has to be the answer.
 
 
 @pytest.mark.parametrize("token", [None, "", "garbage"])
-def test_it_looks_at_the_request_before_the_token(client: FlaskClient, token: str | None) -> None:
+def test_the_request_is_checked_before_the_token(client: FlaskClient, token: str | None) -> None:
     headers = {} if token is None else {"Client-Token": token}
 
     assert error_of(set_up(client, data=b"{}", headers=headers)) == MALFORMED
 
 
-def test_it_looks_at_the_token_before_the_account(client: FlaskClient) -> None:
+def test_the_token_is_checked_before_the_account(client: FlaskClient) -> None:
     token = issue_token("unknown", "tv", exp=1)
 
     assert error_of(set_up(client, headers={"Client-Token": token})) == (401, "ERROR", "SRM-0003")
 
 
-def test_it_looks_at_the_account_before_the_device(client: FlaskClient, factory: Factory) -> None:
+def test_the_account_is_checked_before_the_device(client: FlaskClient, factory: Factory) -> None:
     factory.account("a", enabled=False)
 
     assert error_of(set_up(client, device="unknown")) == ACCOUNT_DENIED
 
 
-def test_it_looks_at_the_device_before_the_content(client: FlaskClient, factory: Factory) -> None:
+def test_the_device_is_checked_before_the_content(client: FlaskClient, factory: Factory) -> None:
     factory.account("a")
 
     assert error_of(set_up(client, device="unknown", json=play("unknown"))) == DEVICE_DENIED
 
 
-def test_it_looks_at_the_content_before_the_limits(client: FlaskClient, factory: Factory) -> None:
+def test_the_content_is_checked_before_the_limits(client: FlaskClient, factory: Factory) -> None:
     factory.account("a", max_sessions=0)
 
     assert error_of(set_up(client, json=play("unknown"))) == CONTENT_DENIED
@@ -303,7 +303,9 @@ def test_it_looks_at_the_content_before_the_limits(client: FlaskClient, factory:
 
 
 @pytest.mark.parametrize("state", ["unknown", "disabled"])
-def test_it_denies_an_account_that_is(client: FlaskClient, factory: Factory, database: Database, state: str) -> None:
+def test_an_unknown_or_disabled_account_is_denied(
+    client: FlaskClient, factory: Factory, database: Database, state: str
+) -> None:
     if state == "disabled":
         factory.account("a", enabled=False)
 
@@ -312,7 +314,9 @@ def test_it_denies_an_account_that_is(client: FlaskClient, factory: Factory, dat
 
 
 @pytest.mark.parametrize("state", ["unknown", "disabled", "of another account"])
-def test_it_denies_a_device_that_is(client: FlaskClient, factory: Factory, database: Database, state: str) -> None:
+def test_an_unknown_or_disabled_device_is_denied(
+    client: FlaskClient, factory: Factory, database: Database, state: str
+) -> None:
     factory.account("a")
     factory.account("b", "device of b")
     if state == "disabled":
@@ -323,7 +327,7 @@ def test_it_denies_a_device_that_is(client: FlaskClient, factory: Factory, datab
     assert session_count(database) == 0
 
 
-def test_it_asks_the_database_each_time_whether_account_and_device_are_enabled(
+def test_each_setup_asks_the_database_whether_account_and_device_are_enabled(
     client: FlaskClient, factory: Factory
 ) -> None:
     factory.account("a")
@@ -340,7 +344,7 @@ def test_it_asks_the_database_each_time_whether_account_and_device_are_enabled(
 
 
 @pytest.mark.parametrize("content", [play("film", "LIVE"), play("other"), play("unknown"), play("FILM")])
-def test_it_denies_content_that_is_not_in_the_products_of_the_account(
+def test_content_outside_the_products_of_the_account_is_denied(
     client: FlaskClient, factory: Factory, database: Database, content: dict[str, Any]
 ) -> None:
     factory.content("other")
@@ -352,7 +356,7 @@ def test_it_denies_content_that_is_not_in_the_products_of_the_account(
     assert session_count(database) == 0
 
 
-def test_it_denies_an_account_without_entitlements(client: FlaskClient, factory: Factory) -> None:
+def test_an_account_without_entitlements_is_denied(client: FlaskClient, factory: Factory) -> None:
     factory.account("a", products=())
 
     assert error_of(set_up(client)) == CONTENT_DENIED
@@ -368,7 +372,7 @@ def test_it_denies_an_account_without_entitlements(client: FlaskClient, factory:
         (-60, 0, False),
     ],
 )
-def test_it_grants_while_the_entitlement_is_valid(
+def test_an_entitlement_grants_access_while_it_is_valid(
     client: FlaskClient, factory: Factory, valid_from: int, valid_until: int | None, granted: bool
 ) -> None:
     factory.account("a")
@@ -389,7 +393,7 @@ def test_it_grants_while_the_entitlement_is_valid(
     ("valid_from", "valid_until", "granted"),
     [("now", None, True), ("now + 1 µs", None, False), (None, "now", False), (None, "now + 1 µs", True)],
 )
-def test_an_entitlement_holds_from_its_first_instant_to_just_before_its_last(
+def test_an_entitlement_is_valid_from_its_start_to_just_before_its_end(
     factory: Factory, database: Database, valid_from: str | None, valid_until: str | None, granted: bool
 ) -> None:
     factory.account("a")
@@ -403,7 +407,7 @@ def test_an_entitlement_holds_from_its_first_instant_to_just_before_its_last(
         compile_kwargs={"literal_binds": True},
     )
 
-    # Statements that are sent together share their statement_timestamp().
+    # Statements sent together share one statement_timestamp().
     with psycopg.connect(conninfo(database.url)) as connection:
         cursor = connection.execute(
             f"UPDATE srm.entitlements SET valid_until = {sql[valid_until]}, "
@@ -437,7 +441,7 @@ EVENTS = {
 
 
 @pytest.mark.parametrize("case", EVENTS.values(), ids=EVENTS.keys())
-def test_it_knows_what_a_channel_covers(
+def test_a_product_with_a_channel_grants_the_events_of_the_channel(
     client: FlaskClient, factory: Factory, case: tuple[str, str, str, str, bool]
 ) -> None:
     sold_type, sold_id, content_type, content_id, granted = case
@@ -458,7 +462,7 @@ def test_it_knows_what_a_channel_covers(
 # Limits
 
 
-def test_it_denies_one_session_too_many(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_one_session_beyond_the_limit_is_denied(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("a", "tv", "phone", max_sessions=2)
     success_of(set_up(client, device="tv"))
     success_of(set_up(client, device="phone"))
@@ -477,7 +481,7 @@ def test_it_denies_one_session_too_many(client: FlaskClient, factory: Factory, d
     assert session_count(database) == 2
 
 
-def test_it_counts_each_account_for_itself(client: FlaskClient, factory: Factory) -> None:
+def test_each_account_has_a_limit_of_its_own(client: FlaskClient, factory: Factory) -> None:
     profile = factory.profile("of both", max_sessions=1)
     factory.account("a", profile=profile)
     factory.account("b", profile=profile)
@@ -486,14 +490,14 @@ def test_it_counts_each_account_for_itself(client: FlaskClient, factory: Factory
     assert success_of(set_up(client, "b"))
 
 
-def test_it_admits_nobody_when_the_limit_is_zero(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_a_limit_of_zero_admits_nobody(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("a", max_sessions=0)
 
     assert error_of(set_up(client)) == LIMIT_REACHED
     assert session_count(database) == 0
 
 
-def test_it_admits_all_when_there_is_no_limit(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_without_a_limit_every_setup_is_admitted(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("a", max_sessions=None)
 
     for _ in range(10):
@@ -503,7 +507,7 @@ def test_it_admits_all_when_there_is_no_limit(client: FlaskClient, factory: Fact
     assert session_row(database, success["sessionId"]).max_sessions is None
 
 
-def test_it_holds_to_a_limit_that_was_lowered(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_a_lowered_limit_holds_for_the_next_setup(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("a", max_sessions=2)
     first = success_of(set_up(client))["sessionId"]
 
@@ -513,7 +517,9 @@ def test_it_holds_to_a_limit_that_was_lowered(client: FlaskClient, factory: Fact
     assert session_row(database, first).max_sessions == 2
 
 
-def test_it_ends_lapsed_sessions_as_of_their_lapse(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_setup_ends_lapsed_sessions_as_of_the_instant_of_their_lapse(
+    client: FlaskClient, factory: Factory, database: Database
+) -> None:
     factory.account("a", max_sessions=1)
     lapsed = factory.session("a", silent_for=31)
 
@@ -524,7 +530,7 @@ def test_it_ends_lapsed_sessions_as_of_their_lapse(client: FlaskClient, factory:
     assert row.ended_at == row.last_keep_alive_at + timedelta(seconds=30)
 
 
-def test_it_leaves_lapsed_sessions_of_other_accounts_alone(
+def test_setup_leaves_lapsed_sessions_of_other_accounts_alone(
     client: FlaskClient, factory: Factory, database: Database
 ) -> None:
     factory.account("a")
@@ -536,7 +542,7 @@ def test_it_leaves_lapsed_sessions_of_other_accounts_alone(
     assert session_row(database, lapsed).ended_at is None
 
 
-def test_it_counts_sessions_that_have_not_lapsed_yet(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_a_session_counts_until_it_lapses(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("a", max_sessions=1)
     alive = factory.session("a", silent_for=25)
 
@@ -544,7 +550,7 @@ def test_it_counts_sessions_that_have_not_lapsed_yet(client: FlaskClient, factor
     assert session_row(database, alive).ended_at is None
 
 
-def test_it_does_not_count_sessions_that_have_ended(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_an_ended_session_does_not_count(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("a", max_sessions=1)
     ended = factory.session("a")
     factory.change(
@@ -558,7 +564,7 @@ def test_it_does_not_count_sessions_that_have_ended(client: FlaskClient, factory
     assert session_row(database, ended).end_reason == "operator"
 
 
-def test_it_counts_a_session_without_timeout_however_old(
+def test_a_session_without_timeout_counts_however_old_it_is(
     client: FlaskClient, factory: Factory, database: Database
 ) -> None:
     factory.account("a", max_sessions=1)
@@ -568,7 +574,9 @@ def test_it_counts_a_session_without_timeout_however_old(
     assert session_row(database, old).ended_at is None
 
 
-def test_it_goes_by_the_timeout_that_a_session_was_set_up_with(client: FlaskClient, factory: Factory) -> None:
+def test_the_timeout_that_a_session_was_set_up_with_decides_when_it_lapses(
+    client: FlaskClient, factory: Factory
+) -> None:
     factory.account("a", max_sessions=1, timeout_seconds=30)
     factory.session("a", silent_for=40, timeout_seconds=60)
 

@@ -1,4 +1,7 @@
-"""DELETE /srm/v1/sessions/{sessionId}. Ids that are none, and sessions of others: see test_keep_alive."""
+"""DELETE /srm/v1/sessions/{sessionId} (docs/design.md, "Wire contract").
+
+Malformed ids, and sessions of other devices, are tested for both calls in test_keep_alive.py.
+"""
 
 from uuid import UUID
 
@@ -21,7 +24,7 @@ def tear_down(client: FlaskClient, session_id: UUID | str, account: str = "a", d
 
 
 @pytest.mark.parametrize("prefix", ["/srm/v1", "/srm"])
-def test_it_ends_the_session(client: FlaskClient, factory: Factory, database: Database, prefix: str) -> None:
+def test_teardown_ends_the_session(client: FlaskClient, factory: Factory, database: Database, prefix: str) -> None:
     factory.account("a")
     session = factory.session(silent_for=5)
 
@@ -35,7 +38,7 @@ def test_it_ends_the_session(client: FlaskClient, factory: Factory, database: Da
     assert row.end_reason == "teardown"
 
 
-def test_it_touches_no_other_session(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_teardown_changes_no_other_session(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("a")
     session, other = factory.session(), factory.session()
 
@@ -44,7 +47,7 @@ def test_it_touches_no_other_session(client: FlaskClient, factory: Factory, data
     assert session_row(database, other).ended_at is None
 
 
-def test_it_can_be_repeated(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_teardown_can_be_repeated(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("a")
     session = factory.session()
     tear_down(client, session)
@@ -56,9 +59,7 @@ def test_it_can_be_repeated(client: FlaskClient, factory: Factory, database: Dat
     assert session_row(database, session) == first
 
 
-def test_it_finds_nothing_once_the_session_has_moved_to_the_history(
-    client: FlaskClient, factory: Factory, database: Database
-) -> None:
+def test_a_session_in_the_history_is_not_found(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("a")
     session = factory.session()
     tear_down(client, session)
@@ -69,7 +70,7 @@ def test_it_finds_nothing_once_the_session_has_moved_to_the_history(
     assert session_count(database) == 0
 
 
-def test_it_frees_the_slot_at_once(client: FlaskClient, factory: Factory) -> None:
+def test_teardown_frees_the_slot_at_once(client: FlaskClient, factory: Factory) -> None:
     factory.account("a", max_sessions=1)
     token = {"Client-Token": issue_token("a", "tv")}
 
@@ -83,7 +84,7 @@ def test_it_frees_the_slot_at_once(client: FlaskClient, factory: Factory) -> Non
     assert "successResponse" in set_up().get_json()
 
 
-def test_it_comes_too_late_for_a_lapsed_session(client: FlaskClient, factory: Factory, database: Database) -> None:
+def test_teardown_of_a_lapsed_session_is_too_late(client: FlaskClient, factory: Factory, database: Database) -> None:
     factory.account("a")
     session = factory.session(silent_for=31)
 
@@ -94,7 +95,7 @@ def test_it_comes_too_late_for_a_lapsed_session(client: FlaskClient, factory: Fa
     assert session_row(database, session).end_reason != "teardown"
 
 
-def test_it_ends_a_session_without_timeout_however_old(
+def test_teardown_ends_a_session_without_timeout_however_old_it_is(
     client: FlaskClient, factory: Factory, database: Database
 ) -> None:
     factory.account("a")
@@ -105,7 +106,7 @@ def test_it_ends_a_session_without_timeout_however_old(
 
 
 @pytest.mark.parametrize("reason", [reason for reason in models.END_REASONS if reason != "teardown"])
-def test_it_does_not_rewrite_another_end(
+def test_teardown_does_not_overwrite_another_end(
     client: FlaskClient, factory: Factory, database: Database, reason: str
 ) -> None:
     factory.account("a")
@@ -120,7 +121,7 @@ def test_it_does_not_rewrite_another_end(
 
 
 @pytest.mark.parametrize(("account", "device"), [("a", "phone"), ("b", "tv")])
-def test_it_finds_nothing_for_another_device_even_when_it_is_torn_down(
+def test_another_device_finds_no_session_before_and_after_the_teardown(
     client: FlaskClient, factory: Factory, account: str, device: str
 ) -> None:
     factory.account("a", "tv", "phone")
@@ -132,7 +133,9 @@ def test_it_finds_nothing_for_another_device_even_when_it_is_torn_down(
     assert error_of(tear_down(client, session, account, device)) == NOT_FOUND
 
 
-def test_keep_alive_after_it_says_so(client: FlaskClient, factory: Factory) -> None:
+def test_a_keep_alive_after_a_teardown_says_that_the_session_was_torn_down(
+    client: FlaskClient, factory: Factory
+) -> None:
     factory.account("a")
     session = factory.session()
     tear_down(client, session)

@@ -13,12 +13,12 @@ DISCONNECT = """
     SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
-"""Backends report their deadlocks at the latest when they end."""
+"""Ends all backends of the database: a backend reports its deadlocks at its end, if not before."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """The API in four processes, on a database that is empty but for the catalogue of the template."""
+    """API in four processes, on a database that has only the catalogue of the template."""
 
     base: str
     url: str
@@ -27,13 +27,13 @@ class Service:
 
 @pytest.fixture
 def own_url(clone: Callable[[], str]) -> str:
-    """A database of this test alone."""
+    """URL of a database of this test alone."""
     return clone()
 
 
 @pytest.fixture
 def own_database(own_url: str) -> Iterator[Database]:
-    """Connections to it, more patient than those of a request."""
+    """Connections to the database of this test, with a longer timeout than a request has."""
     database = Database(own_url, application_name="srm-tests", statement_timeout_seconds=30)
     yield database
     database.dispose()
@@ -41,7 +41,7 @@ def own_database(own_url: str) -> Iterator[Database]:
 
 @pytest.fixture(scope="session")
 def running_service(clone: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """Base URL of the API, and the URL of its database. Believes X-Forwarded-For."""
+    """Base URL of an API that believes X-Forwarded-For, and the URL of its database."""
     url = clone()
     log = tmp_path_factory.mktemp("concurrency") / "api.log"
     with support.api(url, log, workers=4, variables={"SRM_TRUSTED_PROXIES": "1"}) as (base, _):
@@ -50,7 +50,7 @@ def running_service(clone: Callable[[], str], tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def service(running_service: tuple[str, str], outside: Callable[[str], str]) -> Iterator[Service]:
-    """The API. Fails when the test has led to a deadlock."""
+    """API on an empty database. Fails when the test has led to a deadlock."""
     base, url = running_service
     database = Database(url, application_name="srm-tests", statement_timeout_seconds=30)
     yield Service(base, url, database)

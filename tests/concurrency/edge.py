@@ -1,7 +1,7 @@
 """Players that keep their sessions alive at the instant of expiry, while others want the slots.
 
-In processes of their own, so that the interpreter lock of one does not spoil the aim of all. The clock of
-this machine is the clock of the database: the server of the tests runs here.
+They play in several processes, so that waiting for the interpreter lock does not spoil their aim. They aim by the clock
+of this machine, which is the clock of the database: the server of the tests runs here.
 """
 
 import multiprocessing
@@ -31,14 +31,14 @@ Result = TypeVar("Result")
 TIMEOUT_SECONDS = 1
 
 SEEN_ENOUGH = 16
-"""So often each thing has to happen in a process, before its players may stop."""
+"""Times that each event of a Tally has to happen in a process before its players stop."""
 
 PATIENCE_SECONDS = 60
-"""Then they stop, whatever has happened."""
+"""Longest time that players play, whatever has happened."""
 
 
 class Service(Protocol):
-    """The three calls. None = not known: the service was overloaded."""
+    """Setup, keep-alive and teardown. The result None = not known, because the service was overloaded."""
 
     def set_up(self) -> str | None: ...
 
@@ -48,7 +48,7 @@ class Service(Protocol):
 
 
 class OverHttp:
-    """The calls over HTTP; asserts that no answer is one that cannot be."""
+    """Calls over HTTP. AssertionError for an answer that must not occur."""
 
     def __init__(self, player: Player) -> None:
         self._player = player
@@ -68,7 +68,7 @@ class OverHttp:
 
 
 class Direct:
-    """The calls past HTTP, on connections of this player alone."""
+    """Calls of the rules without HTTP, on connections of this player alone."""
 
     def __init__(self, database: Database, account: str, device: str) -> None:
         self._database = database
@@ -81,7 +81,7 @@ class Direct:
     def keep_alive(self, session_id: str) -> bool:
         with self._database.request() as db:
             is_active = keep_alive(db, self._principal, UUID(session_id))
-            time.sleep(random.uniform(0, 0.005))  # starved between statement and commit, as processes are
+            time.sleep(random.uniform(0, 0.005))  # As when the process is starved between statement and commit.
         return is_active
 
     def tear_down(self, session_id: str) -> bool:
@@ -93,7 +93,7 @@ class Direct:
 
 @dataclass
 class Tally:
-    """What happened. The lists are of sessions, and must stay empty."""
+    """Counts of events. The two lists have ids of sessions and must stay empty."""
 
     admitted: int = 0
     refused: int = 0
@@ -105,7 +105,7 @@ class Tally:
     ended_early: list[str] = field(default_factory=list)
 
     def least(self) -> int:
-        """How often the rarest of the things has happened that must happen."""
+        """Return the count of the rarest event that has to happen."""
         return min(self.admitted, self.refused, self.kept_at_the_edge, self.lapsed_at_the_edge, self.late)
 
     def __add__(self, other: "Tally") -> "Tally":
@@ -114,7 +114,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """When the database was asked about a session: at some instant between these two."""
+    """Call about a session. The database was asked at some instant between the two times."""
 
     sent_at: float
     answered_at: float
@@ -122,7 +122,7 @@ class Contact:
 
 @dataclass(frozen=True)
 class Place:
-    """Where to play: over HTTP at `base`, or else on the database itself."""
+    """Target of the players: the API at `base`, or without it the database itself."""
 
     base: str | None
     url: str
@@ -138,7 +138,7 @@ class Place:
 
 
 class EdgePlayer:
-    """Learns from hits and misses how long before the expiry a keep-alive has to be sent to be just in time."""
+    """Player that learns from hits and misses how early a keep-alive has to be sent to be just in time."""
 
     def __init__(self, service: Service, jitter_seconds: float) -> None:
         self._service = service
@@ -157,7 +157,7 @@ class EdgePlayer:
         return self.tally
 
     def _hold(self, session_id: str, last: Contact, goes_on: Callable[[], bool]) -> None:
-        """Keep it alive at the edge until it lapses, or until tired of it."""
+        """Keep the session alive at the edge until it lapses, or for at most six keep-alives."""
         for _ in range(random.randint(1, 6)):
             if not goes_on():
                 return
@@ -184,7 +184,7 @@ class EdgePlayer:
         return last.sent_at + TIMEOUT_SECONDS - self._lead_seconds + jitter
 
     def _judge(self, session_id: str, last: Contact, is_active: bool, contact: Contact) -> None:
-        """The database has heard of the session between request and answer, so much is certain."""
+        """Record what must not happen, given that the database was asked between request and answer."""
         self.tally.kept += is_active
         if contact.sent_at >= last.answered_at + TIMEOUT_SECONDS:
             self.tally.late += 1
@@ -209,13 +209,13 @@ _started: Barrier
 
 
 def _share(barrier: Barrier) -> None:
-    """Called first in each process: it has loaded its modules."""
+    """Initialise a process. Its modules are loaded then, so all processes can start together."""
     global _started
     _started = barrier
 
 
 def _play(place: Place, players: list[tuple[str, str]], seconds: float, jitter_seconds: float) -> Tally:
-    """The players of one process, each in a thread: at least so long, and until they have seen enough."""
+    """Let the players of one process play, each in a thread, for `seconds` and until SEEN_ENOUGH."""
     tallies: list[Tally] = []
     _started.wait(PATIENCE_SECONDS)
     started_at = time.time()
@@ -246,10 +246,10 @@ HOLD_EXPIRING = """
 
 @contextmanager
 def rows_held_up(url: str) -> Iterator[None]:
-    """Meanwhile, hold the rows of sessions that are about to expire for some ms, again and again.
+    """Hold rows of sessions that are about to expire, each for 15 ms, again and again during the block.
 
-    So keep-alives that began in time are committed late, as they are when their process is starved; the
-    window in which a setup can overlook them opens often enough to be hit within seconds.
+    So keep-alives that began in time are committed late, as when their process is starved. The window in which a setup
+    could overlook them then opens often enough to be hit within seconds.
     """
     done = threading.Event()
 
@@ -274,9 +274,9 @@ def rows_held_up(url: str) -> Iterator[None]:
 def play_on_the_edge(
     place: Place, players: list[tuple[str, str]], *, seconds: float, processes: int, jitter_seconds: float
 ) -> Tally:
-    """Let (account, device)s play, spread over so many processes; all that happened.
+    """Let players, as (account, device), play in so many processes; return the sum of their tallies.
 
-    At least for `seconds` once all processes have started, and until each has seen enough.
+    They play for `seconds` from the start of the last process, and until each process has SEEN_ENOUGH.
     """
     spawn = multiprocessing.get_context("spawn")
     barrier = spawn.Barrier(processes)

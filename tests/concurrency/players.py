@@ -1,4 +1,4 @@
-"""Players that ask the service over HTTP, each on a connection of its own that it keeps open."""
+"""Players that call the service over HTTP, each on one connection that it keeps open."""
 
 import json
 import threading
@@ -24,15 +24,15 @@ Result = TypeVar("Result")
 FILM = ContentRef("COD", "film")
 
 PATIENCE_SECONDS = 30
-"""Nothing is waited for longer than that; then the test fails instead of hanging."""
+"""Longest wait for anything. After it the test fails instead of hanging."""
 
 LOST = (OSError, HTTPException)
-"""The connection broke: whether the request was carried out is unknown."""
+"""Errors of a broken connection. Nobody knows whether the request was carried out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back, and when, by the clock that the database on this machine goes by as well."""
+    """Answer and its times, by the clock of this machine, which is the clock of the database too."""
 
     status: int
     headers: HTTPMessage
@@ -46,13 +46,13 @@ class Answer:
 
     @property
     def session_id(self) -> str | None:
-        """The session of a setup that was admitted."""
+        """Id of the session, if this answers a setup that was admitted."""
         id_: str | None = self.json.get("successResponse", {}).get("sessionId")
         return id_
 
     @property
     def error_code(self) -> str | None:
-        """The SRM-… of a refusal or error."""
+        """SRM-… of a denial or an error."""
         if not self.body:
             return None
         code: str | None = self.json.get("errorResponse", {}).get("errorCode")
@@ -60,7 +60,7 @@ class Answer:
 
 
 class Player:
-    """A device of an account. Every call sends one request; LOST when the connection breaks meanwhile."""
+    """Device of an account. Each call sends one request, and raises one of LOST when the connection breaks."""
 
     def __init__(self, base: str, account: str, device: str) -> None:
         self._connection = HTTPConnection(base.removeprefix("http://"), timeout=PATIENCE_SECONDS)
@@ -73,7 +73,7 @@ class Player:
             response = self._connection.getresponse()
             content = response.read()
         except LOST:
-            self.close()  # the next request opens another one
+            self.close()  # The next request opens another connection.
             raise
         return Answer(response.status, response.headers, content, sent_at, time.time())
 
@@ -98,7 +98,7 @@ class Player:
 
 @contextmanager
 def connections(url: str) -> Iterator[Database]:
-    """Connections of one thread alone, to do past HTTP what a request does; closed at the end."""
+    """Connections for one thread that does without HTTP what a request does."""
     database = Database(url, application_name="srm-tests", statement_timeout_seconds=PATIENCE_SECONDS)
     try:
         yield database
@@ -107,7 +107,7 @@ def connections(url: str) -> Iterator[Database]:
 
 
 def set_up(database: Database, account: str, device: str) -> UUID | None:
-    """The session that was admitted, or None when the limit is reached."""
+    """Set up a session of the film; return its id, or None when the limit is reached."""
     with database.request() as db:
         outcome = setup.set_up(db, SetupRequest(Principal(account, device), FILM)).outcome
     if isinstance(outcome, SessionLimitReached):
@@ -117,7 +117,7 @@ def set_up(database: Database, account: str, device: str) -> UUID | None:
 
 
 def patiently(ask: Callable[[], Answer]) -> Answer:
-    """Ask again, as a client does, as long as the answer is 503: the service is overloaded."""
+    """Ask again while the answer is 503, as a client of an overloaded service does."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while True:
         answer = ask()
@@ -127,7 +127,7 @@ def patiently(ask: Callable[[], Answer]) -> Answer:
 
 
 class Race:
-    """Goes on until so much has happened as is asked for; or until PATIENCE_SECONDS have passed, and then fails."""
+    """Runs until each goal has been counted as often as wanted. Fails after PATIENCE_SECONDS."""
 
     def __init__(self, **goals: int) -> None:
         self._goals = goals
@@ -136,26 +136,26 @@ class Race:
         self.counts: Counter[str] = Counter()
 
     def count(self, name: str) -> None:
-        """One more of these has happened."""
+        """Count one more of these events."""
         with self._lock:
             self.counts[name] += 1
 
     def goes_on(self) -> bool:
-        """Whether something is still to happen. AssertionError when it takes too long."""
+        """Return True while a goal is missing. AssertionError when that takes too long."""
         missing = {name: goal for name, goal in self._goals.items() if self.counts[name] < goal}
         assert not missing or time.monotonic() < self._give_up_at, f"{self.counts}, expected {missing}"
         return bool(missing)
 
 
 def at_once(count: int, work: Callable[[int, threading.Barrier], Result]) -> list[Result]:
-    """What `work(index, barrier)` returns in each of so many threads; the barrier is for all of them."""
+    """Run `work(index, barrier)` in so many threads at once; return the results. All threads share the barrier."""
     barrier = threading.Barrier(count, timeout=PATIENCE_SECONDS)
 
     def guarded(index: int) -> Result:
         try:
             return work(index, barrier)
         except BaseException:
-            barrier.abort()  # nobody waits for one that does not come
+            barrier.abort()  # The others must not wait for this thread.
             raise
 
     with ThreadPoolExecutor(count) as threads:

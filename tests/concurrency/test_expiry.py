@@ -24,7 +24,7 @@ from tests.support import Factory, wait_until
 
 
 def make_players(database: Database, *, accounts: int, devices: int, limit: int) -> list[tuple[str, str]]:
-    """(account, device)s; more of each account than it may have sessions."""
+    """Make accounts, each with more devices than it may have sessions; return them as (account, device)."""
     factory = Factory(database)
     names = [f"device-{index}" for index in range(devices)]
     for index in range(accounts):
@@ -32,7 +32,7 @@ def make_players(database: Database, *, accounts: int, devices: int, limit: int)
     return [(f"account-{index}", name) for name in names for index in range(accounts)]
 
 
-def test_it_counts_a_session_saved_at_the_last_moment(
+def test_a_setup_counts_a_session_kept_alive_at_the_last_moment(
     own_url: str, own_database: Database, outside: Callable[[str], str]
 ) -> None:
     factory = Factory(own_database)
@@ -61,7 +61,7 @@ def test_it_counts_a_session_saved_at_the_last_moment(
         with psycopg.connect(outside(own_url)) as holder:
             holder.execute("SELECT FROM srm.sessions FOR UPDATE")
             kept = threads.submit(keep_alive)
-            wait_until(lambda: waits(1))  # it has begun in time, and is held up
+            wait_until(lambda: waits(1))  # The keep-alive has begun in time and is held up.
             assert not has_lapsed()
             wait_until(has_lapsed)
             admitted = threads.submit(set_up_too)
@@ -72,7 +72,7 @@ def test_it_counts_a_session_saved_at_the_last_moment(
 
 
 def assert_exact(tally: Tally, url: str, database: Database) -> None:
-    """The limit held, no session came back, none was ended before its time; and there was an occasion for it."""
+    """Check that the limit held, no session came back, none ended early, and that each could have happened."""
     support.assert_audit_clean(url)
     assert tally.came_back == []
     assert tally.ended_early == []
@@ -91,7 +91,9 @@ def assert_exact(tally: Tally, url: str, database: Database) -> None:
     ("reapers", "seconds"),
     [(0, 6), (2, 6), *(pytest.param(reapers, 60, marks=pytest.mark.long(70)) for reapers in (0, 1, 2))],
 )
-def test_it_is_exact_at_the_instant_of_expiry(service: Service, tmp_path: Path, reapers: int, seconds: float) -> None:
+def test_the_limit_is_exact_at_the_instant_of_expiry(
+    service: Service, tmp_path: Path, reapers: int, seconds: float
+) -> None:
     players = make_players(service.database, accounts=2, devices=24, limit=20)
 
     with ExitStack() as stack:
@@ -104,7 +106,9 @@ def test_it_is_exact_at_the_instant_of_expiry(service: Service, tmp_path: Path, 
     assert_exact(tally, service.url, service.database)
 
 
-def test_it_is_exact_at_the_instant_of_expiry_on_direct_connections(own_url: str, own_database: Database) -> None:
+def test_the_limit_is_exact_at_the_instant_of_expiry_on_direct_connections(
+    own_url: str, own_database: Database
+) -> None:
     players = make_players(own_database, accounts=2, devices=24, limit=20)
 
     tally = play_on_the_edge(Place(None, own_url), players, seconds=6, processes=2, jitter_seconds=0.004)

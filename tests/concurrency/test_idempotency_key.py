@@ -1,4 +1,4 @@
-"""The same setup, repeated at the same instant: one session, and everybody gets it."""
+"""One setup sent many times at one instant: all get one session."""
 
 import threading
 from functools import partial
@@ -13,7 +13,7 @@ ROUNDS = 20
 
 
 def repeat(base: str, barrier: threading.Barrier) -> list[str | None]:
-    """Set up with the key of the round, at the same instant as all others; what was given."""
+    """Set up in each round with the key of the round, at the instant of all others; return the session ids."""
     given = []
     with Player(base, "a", "tv") as player:
         for number in range(ROUNDS):
@@ -25,7 +25,7 @@ def repeat(base: str, barrier: threading.Barrier) -> list[str | None]:
     return [answer.session_id for answer in given]
 
 
-def test_one_session_for_all_repeats(service: Service) -> None:
+def test_repeats_at_one_instant_get_one_session(service: Service) -> None:
     Factory(service.database).account("a", "tv", max_sessions=1)
 
     by_client = at_once(CLIENTS, lambda _, barrier: repeat(service.base, barrier))

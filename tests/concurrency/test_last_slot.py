@@ -1,4 +1,4 @@
-"""Many devices of an account ask for its last slots at the same instant: as many get one as there are slots.
+"""Many devices of an account want its last slots at one instant: as many get one as there are slots.
 
 docs/design.md, Invariant 1: over HTTP against several processes, and against `playback` itself on many connections. Red
 when the account is not locked.
@@ -22,7 +22,7 @@ DEVICES = [f"device-{index}" for index in range(CLIENTS)]
 
 
 def make_account(database: Database, *, free: int, taken: int) -> None:
-    """The account `a`, with so many slots."""
+    """Make the account `a` with `free` slots beside `taken` ones."""
     factory = Factory(database)
     factory.account("a", *DEVICES, max_sessions=free + taken)
     for _ in range(taken):
@@ -30,7 +30,7 @@ def make_account(database: Database, *, free: int, taken: int) -> None:
 
 
 def race(base: str, device: str, barrier: threading.Barrier, rounds: int) -> list[Answer]:
-    """Set up at the same instant as all others, tear down what was won, and again."""
+    """Set up at the instant of all others, tear down if admitted, and repeat; return the answers to the setups."""
     answers = []
     with Player(base, "a", device) as player:
         for _ in range(rounds):
@@ -46,7 +46,7 @@ def race(base: str, device: str, barrier: threading.Barrier, rounds: int) -> lis
 @pytest.mark.parametrize(
     ("free", "taken", "rounds"), [(1, 2, 40), (5, 0, 10), pytest.param(1, 2, 1000, marks=pytest.mark.long(120))]
 )
-def test_it_admits_as_many_as_there_are_slots(service: Service, free: int, taken: int, rounds: int) -> None:
+def test_as_many_setups_are_admitted_as_there_are_slots(service: Service, free: int, taken: int, rounds: int) -> None:
     make_account(service.database, free=free, taken=taken)
 
     by_client = at_once(CLIENTS, lambda i, barrier: race(service.base, DEVICES[i], barrier, rounds))
@@ -72,7 +72,9 @@ def race_directly(url: str, device: str, barrier: threading.Barrier, rounds: int
     return admitted
 
 
-def test_it_admits_as_many_as_there_are_slots_on_direct_connections(own_url: str, own_database: Database) -> None:
+def test_as_many_setups_are_admitted_as_there_are_slots_on_direct_connections(
+    own_url: str, own_database: Database
+) -> None:
     make_account(own_database, free=1, taken=2)
 
     by_client = at_once(CLIENTS, lambda i, barrier: race_directly(own_url, DEVICES[i], barrier, rounds=20))

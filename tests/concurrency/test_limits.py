@@ -1,4 +1,4 @@
-"""Thirty-two devices of an account, from several addresses and on several contents, at once: no limit is exceeded.
+"""Thirty-two devices of an account play at once, from several addresses, several contents: no limit is exceeded.
 
 docs/design.md, Invariant 1, for every rule of a profile.
 """
@@ -30,7 +30,7 @@ ADDRESSES = ("192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::")
 EACH_ALONE: dict[str, dict[str, Any]] = {
     "max_sessions": {"max_sessions": 3},
     "max_sessions_per_content": {"max_sessions_per_content": 2},
-    # With one session from each: an address is free as soon as its session has gone, and then they race for it.
+    # One session an address, so that an address is free as soon as its session has ended. Then devices race for it.
     "max_ip_addresses": {"max_ip_addresses": 2, "max_sessions_per_ip": 1},
     "max_sessions_per_ip": {"max_sessions_per_ip": 2},
     "device_group": {"device_group": 2},
@@ -47,7 +47,7 @@ ALL_TOGETHER = {
 
 
 def make_account(database: Database, limits: dict[str, Any], **profile: Any) -> None:
-    """The account `a`: games do not count, the limit of a device group is for mobile, that of contents for sports."""
+    """Make the account `a`: `device_group` limits mobile devices, `content_group` sports; games do not count."""
     factory = Factory(database)
     for content in ("race", "match"):
         factory.content(content, groups=CONTENTS[content])
@@ -64,7 +64,7 @@ def make_account(database: Database, limits: dict[str, Any], **profile: Any) -> 
 
 
 def zap(base: str, device: str, barrier: threading.Barrier, race: Race, *, and_tear_down: bool) -> None:
-    """Set up again and again, anywhere and anything. Counts those `admitted` and `refused`."""
+    """Set up random contents from random addresses, again and again. Counts `admitted` and `refused` setups."""
     with Player(base, "a", device) as player:
         barrier.wait()
         while race.goes_on():
@@ -85,7 +85,7 @@ def zap(base: str, device: str, barrier: threading.Barrier, race: Race, *, and_t
 
 
 def play(service: Service, race: Race, *, and_tear_down: bool) -> None:
-    """Let all of them zap until the race is over."""
+    """Let all devices zap until the race is over; then check the limits."""
     devices = list(DEVICES)
     work = partial(zap, race=race, and_tear_down=and_tear_down)
     at_once(CLIENTS, lambda i, barrier: work(service.base, devices[i], barrier))
@@ -94,7 +94,7 @@ def play(service: Service, race: Race, *, and_tear_down: bool) -> None:
 
 @dataclass(frozen=True)
 class Played:
-    """A session that was, as the database has it."""
+    """Session as the database has it afterwards."""
 
     session_id: str
     device_group: str
@@ -108,7 +108,7 @@ class Played:
 
 
 def played(database: Database) -> list[Played]:
-    """All sessions, in the order in which they were set up."""
+    """Return all sessions in the order of their setups."""
     found = support.rows(
         database,
         "SELECT session_id, device_group, content_id, content_groups, address, counts, started_at, ended_at, "
@@ -118,7 +118,7 @@ def played(database: Database) -> list[Played]:
 
 
 def limits_of(session: Played, on_limit: str) -> Limits:
-    """ALL_TOGETHER, as they hold for the session."""
+    """Return the limits of ALL_TOGETHER that hold for the session."""
     return Limits(
         ALL_TOGETHER["max_sessions"],
         ALL_TOGETHER["max_sessions_per_content"],
@@ -138,13 +138,15 @@ def test_no_limit_is_ever_exceeded(service: Service, rule: str) -> None:
     play(service, race, and_tear_down=True)
 
     denials = support.rows(service.database, "SELECT rule, count(*) AS count FROM srm.denials GROUP BY rule")
-    assert sum(row.count for row in denials) >= race.counts["refused"]  # more where an answer 503 came after a refusal
+    assert (
+        sum(row.count for row in denials) >= race.counts["refused"]
+    )  # More, where a denial was recorded and its answer was 503.
     assert {row.rule.partition(":")[0] for row in denials} == set(EACH_ALONE[rule])
 
 
 @pytest.mark.parametrize("on_limit", ["evict_oldest", "evict_newest"])
 def test_nobody_is_evicted_without_need(service: Service, on_limit: str) -> None:
-    """Nobody tears down here: what is active changes by setups alone, so it is known what each of them found."""
+    """No device tears down: only setups change what is active, so what each setup found is known."""
     make_account(service.database, dict(ALL_TOGETHER), on_limit=on_limit)
     race = Race(admitted=10 * CLIENTS)
 

@@ -1,4 +1,4 @@
-"""Setups that end other sessions meet each other, keep-alives and teardowns.
+"""Setups that end sessions, at once with other setups, keep-alives and teardowns.
 
 docs/design.md, Invariant 1: no limit is exceeded. Nobody is evicted without need, and nobody waits in a circle
 (docs/design.md, "Locks in one order").
@@ -25,7 +25,7 @@ DEVICES = [f"device-{index}" for index in range(CLIENTS)]
 
 
 def make_account(database: Database, **profile: str) -> None:
-    """The account `a`, whose profile has these rules; its sessions never lapse."""
+    """Make the account `a`, whose profile has these rules. Its sessions never lapse."""
     factory = Factory(database)
     factory.account("a", *DEVICES, max_sessions=LIMIT, timeout_seconds=None)
     if profile:
@@ -33,7 +33,7 @@ def make_account(database: Database, **profile: str) -> None:
 
 
 def zap(base: str, device: str, barrier: threading.Barrier, race: Race) -> None:
-    """Set up again and again, and keep the last session alive. Counts those `admitted` and `refused`."""
+    """Set up again and again, and keep the last session alive. Counts `admitted` and `refused` setups."""
     with Player(base, "a", device) as player:
         barrier.wait()
         while race.goes_on():
@@ -49,7 +49,7 @@ def zap(base: str, device: str, barrier: threading.Barrier, race: Race) -> None:
 
 
 @pytest.mark.parametrize("on_limit", ["evict_oldest", "evict_newest"])
-def test_evictions_that_meet(service: Service, on_limit: str) -> None:
+def test_concurrent_evictions_keep_the_limit(service: Service, on_limit: str) -> None:
     make_account(service.database, on_limit=on_limit)
     race = Race(admitted=20 * CLIENTS)
 
@@ -84,11 +84,11 @@ def test_devices_that_zap_leave_no_slots_behind(service: Service) -> None:
 
 
 def zap_and_tear_down(base: str, device: str, barrier: threading.Barrier, race: Race) -> None:
-    """Set up and, at a random moment, tear down, again and again. Counts what teardowns are answered."""
+    """Set up and tear down at random moments, again and again. Counts the answers to teardowns."""
     with Player(base, "a", device) as player:
         barrier.wait()
         while race.goes_on():
-            time.sleep(random.uniform(0, 0.01))  # long enough for others to tear theirs down
+            time.sleep(random.uniform(0, 0.01))  # Long enough for others to tear down.
             answer = patiently(player.set_up)
             if (session_id := answer.session_id) is None:
                 assert answer.error_code == "SRM-0006"
@@ -105,8 +105,8 @@ def zap_and_tear_down(base: str, device: str, barrier: threading.Barrier, race: 
     [{"on_limit": "evict_oldest"}, {"on_limit": "evict_newest"}, {"same_device": "replace"}],
     ids=lambda profile: "-".join(profile.values()),
 )
-def test_teardowns_that_meet_setups_that_end_the_session(service: Service, profile: dict[str, str]) -> None:
-    """Two players on each device: one may tear down what the setup of the other is about to end."""
+def test_a_teardown_and_an_eviction_of_one_session_do_not_deadlock(service: Service, profile: dict[str, str]) -> None:
+    """Two players share a device: one may tear down the session that the other's setup is about to end."""
     make_account(service.database, **profile)
     race = Race(torn_down=3 * CLIENTS, too_late=CLIENTS)
 
@@ -122,7 +122,7 @@ def test_teardowns_that_meet_setups_that_end_the_session(service: Service, profi
 def take_over(
     base: str, device: str, barrier: threading.Barrier, occupants: list[str], rounds: int
 ) -> list[str | None]:
-    """In each round take over the session of the last round's winner, as all others do; what was given."""
+    """Take over, at once with all others, the session of the last round's winner; return the session ids."""
     given: list[str | None] = []
     with Player(base, "a", device) as player:
         for number in range(rounds):
@@ -138,11 +138,11 @@ def take_over(
     return given
 
 
-def test_one_of_many_takes_the_place_of_a_session(service: Service) -> None:
+def test_one_of_many_setups_takes_over_the_place_of_a_session(service: Service) -> None:
     devices, rounds = 10, 30
     factory = Factory(service.database)
     make_account(service.database)
-    for _ in range(LIMIT - 1):  # that stay
+    for _ in range(LIMIT - 1):  # Sessions that stay.
         factory.session("a", "device-15", timeout_seconds=None)
     occupants = [str(factory.session("a", "device-14", timeout_seconds=None))]
 

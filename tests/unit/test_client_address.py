@@ -1,4 +1,4 @@
-"""From which address a request came, in the form in which it is counted."""
+"""Client address of a request, in the form that limits count."""
 
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -20,11 +20,11 @@ def address(forwarded: str | None = None, proxies: int = 0, connection: str = PR
     return client_address(environ, proxies)
 
 
-def test_it_is_that_of_the_connection() -> None:
+def test_without_proxies_the_address_of_the_connection_counts() -> None:
     assert address() == PROXY
 
 
-def test_it_does_not_believe_the_client() -> None:
+def test_without_proxies_x_forwarded_for_is_ignored() -> None:
     assert address("192.0.2.1") == PROXY
 
 
@@ -40,7 +40,9 @@ def test_it_does_not_believe_the_client() -> None:
         ("_hidden", 1, None),
     ],
 )
-def test_it_believes_the_proxies(forwarded: str, proxies: int, expected: str | None) -> None:
+def test_behind_proxies_the_entry_of_the_outermost_proxy_counts(
+    forwarded: str, proxies: int, expected: str | None
+) -> None:
     assert address(forwarded, proxies) == expected
 
 
@@ -63,12 +65,12 @@ def test_it_believes_the_proxies(forwarded: str, proxies: int, expected: str | N
         ("unix:", None),
     ],
 )
-def test_it_has_one_form_of_an_address(text: str, expected: str | None) -> None:
+def test_each_address_counts_in_one_form(text: str, expected: str | None) -> None:
     assert counted_as(text) == expected
 
 
 @given(st.text(max_size=60))
-def test_it_knows_what_is_none(text: str) -> None:
+def test_any_text_is_an_address_or_none(text: str) -> None:
     counted_as(text)
 
 
@@ -78,10 +80,10 @@ def test_it_knows_what_is_none(text: str) -> None:
         st.ip_addresses() | st.integers(0, 2**64).map(lambda upper: IPv6Address((upper << 64) % 2**128)), min_size=1
     )
 )
-def test_it_is_in_the_form_that_the_database_shows(
+def test_the_form_is_the_one_that_postgresql_shows(
     connection: psycopg.Connection[Any], addresses: list[IPv4Address | IPv6Address]
 ) -> None:
-    """So that the address of a setup can be compared with those of the sessions."""
+    """The address of a setup is compared with addresses that the database returns."""
     ours = [counted_as(str(address)) for address in addresses]
 
     row = connection.execute("SELECT array_agg(a::inet::text) FROM unnest(%s::text[]) AS a", [ours]).fetchone()

@@ -1,4 +1,4 @@
-"""A line that cannot be written is lost; nothing else is."""
+"""Log lines that cannot be written are lost, and nothing else fails."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from tests.support import ROOT
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
-def test_a_full_disk_fails_nobody_who_has_something_to_say(log_format: str) -> None:
+def test_logging_to_a_full_disk_does_not_fail(log_format: str) -> None:
     code = (
         f"import logging, structlog; from srm import logs; logs.configure({log_format!r})\n"
         "for _ in range(1000):\n"
