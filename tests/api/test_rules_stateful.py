@@ -154,9 +154,8 @@ class Playback(RuleBasedStateMachine):
 
     @rule(setups=st.lists(SETUPS, min_size=1, max_size=5), data=st.data())
     def set_up(self, setups: list[tuple[str, str, str, str | None]], data: st.DataObject) -> None:
-        for setup in setups[
-            : max(0, MOST_ACTIVE - len(self.active))
-        ]:  # Brute force takes twice as long with each session.
+        # Brute force takes twice as long with each session.
+        for setup in setups[: max(0, MOST_ACTIVE - len(self.active))]:
             self.set_up_one(*setup, data)
 
     def set_up_one(self, device: str, content: str, address: str, key: str | None, data: st.DataObject) -> None:

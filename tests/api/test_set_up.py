@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from werkzeug.test import TestResponse
 
 from srm.db import models
-from srm.db.connection import conninfo
+from srm.db.connection import BoundedConnection, conninfo
 from srm.db.database import Database
 from srm.playback import entitlements
 from tests.support import SETUP, Factory, error_of, issue_token, rows, session_count, session_row
@@ -488,6 +488,27 @@ def test_each_account_has_a_limit_of_its_own(client: FlaskClient, factory: Facto
     success_of(set_up(client, "a"))
 
     assert success_of(set_up(client, "b"))
+
+
+@pytest.mark.parametrize(
+    ("max_sessions", "commit"), [(1, b"COMMIT"), (0, b"SET LOCAL synchronous_commit = off; COMMIT")]
+)
+def test_only_an_admission_waits_for_the_disk(
+    client: FlaskClient, factory: Factory, monkeypatch: pytest.MonkeyPatch, max_sessions: int, commit: bytes
+) -> None:
+    sent: list[bytes] = []
+    command = BoundedConnection.command
+
+    def record(self: BoundedConnection, commands: bytes) -> None:
+        sent.append(commands)
+        command(self, commands)
+
+    monkeypatch.setattr(BoundedConnection, "command", record)
+    factory.account("a", max_sessions=max_sessions)
+
+    set_up(client)
+
+    assert sent == [b"BEGIN", commit]
 
 
 def test_a_limit_of_zero_admits_nobody(client: FlaskClient, factory: Factory, database: Database) -> None:
