@@ -44,7 +44,7 @@ def server() -> Iterator[EmbeddedServer]:
 
 @dataclass
 class Installed:
-    """The host after the blocks: what the terminal showed, block by block, and what the stubs were asked for."""
+    """The host after the blocks: output of the terminal, block by block, and the calls of the stubs."""
 
     shown: list[str]
     asked: list[str]
@@ -52,7 +52,7 @@ class Installed:
 
 
 def type_passwords(terminal: int, process: subprocess.Popen[bytes]) -> str:
-    """Answer each question for a password, by name; all that the terminal shows until the process ends."""
+    """Answer each question for a password by its name; return the output of the terminal until the process ends."""
     shown = ""
     answered_to = 0
     who = ""
@@ -113,7 +113,7 @@ def installed(server: EmbeddedServer) -> Iterator[Installed]:
 
 
 def shown_by(installed: Installed, command: str) -> str:
-    """What the terminal showed for the block that has this command."""
+    """Return the output of the terminal for the block that has this command."""
     (at,) = (at for at, block in enumerate(BLOCK.findall(PAGE.read_text())) if command in block)
     return installed.shown[at]
 
@@ -125,7 +125,7 @@ def test_the_service_answers_the_world_and_operators(installed: Installed) -> No
     assert '"status":"ready"' in answers.replace(" ", "")
 
 
-def test_the_page_on_migrations_runs_them_with_the_command_of_this_page() -> None:
+def test_the_migrations_page_and_the_production_page_upgrade_with_one_command() -> None:
     (block,) = BLOCK.findall((ROOT / "docs" / "migrations.md").read_text())
 
     assert block in BLOCK.findall(PAGE.read_text())

@@ -102,7 +102,7 @@ def test_systemd_accepts_the_extra_port_for_several_hosts(units: Path) -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_the_sandbox_leaves_little_exposed(units: Path, service: str) -> None:
+def test_the_sandbox_of_each_service_leaves_little_exposed(units: Path, service: str) -> None:
     result = analyze(units, "security", "--offline=true", f"--threshold={MOST_EXPOSED * 10:.0f}", f"./{service}")
 
     assert result.returncode == 0, result.stdout

@@ -242,7 +242,7 @@ def test_an_alert_stays_calm_in_an_unusual_case_too(name: str, at: str, series: 
     assert firing_rules(tmp_path, series, at, name) == ""
 
 
-def test_each_alert_has_a_section_and_each_section_an_alert() -> None:
+def test_each_alert_has_a_section_of_the_operations_page_and_each_section_an_alert() -> None:
     sections = dict(SECTION.findall(PAGE.read_text()))
 
     assert [rule["alert"] for rule in alerts()] == list(sections)
@@ -256,7 +256,7 @@ def test_each_alert_has_a_section_and_each_section_an_alert() -> None:
         assert "```sh" in sections[rule["alert"]]
 
 
-def test_links_of_the_page_lead_somewhere() -> None:
+def test_links_of_the_operations_page_lead_somewhere() -> None:
     for link in re.findall(r"\]\(([^)]+)\)", PAGE.read_text()):
         path, _, anchor = link.partition("#")
         page = PAGE.parent / path if path else PAGE
@@ -267,7 +267,7 @@ def test_links_of_the_page_lead_somewhere() -> None:
         )
 
 
-def test_the_scrape_configuration_of_the_page_is_right(tmp_path: Path) -> None:
+def test_the_scrape_configuration_of_the_operations_page_is_right(tmp_path: Path) -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (tmp_path / "prometheus.yml").write_text(block)
     (tmp_path / "alerts.yml").write_text(ALERTS.read_text())
@@ -277,7 +277,7 @@ def test_the_scrape_configuration_of_the_page_is_right(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_the_page_asks_where_nginx_listens() -> None:
+def test_the_operations_page_asks_where_nginx_listens() -> None:
     """SRM itself listens on a socket of systemd, or on a port of its container."""
     (address,) = re.findall(r"^listen ([^;]+);", (ROOT / "deploy/nginx/srm/operators.conf").read_text(), re.MULTILINE)
     text = PAGE.read_text()
@@ -353,7 +353,7 @@ def checks() -> list[str]:
     return [block for block in blocks if ".pgpass" not in block and "psql 'host=" not in block]
 
 
-def test_every_check_of_the_page_runs_as_srm_readonly(
+def test_every_check_of_the_operations_page_runs_as_srm_readonly(
     as_pasted: Callable[[str], Result], watched_url: str, server: EntitlementServer, tmp_path: Path
 ) -> None:
     """On a real database, service, metrics and log; only `systemctl` and `journalctl` are stubs."""
@@ -369,7 +369,7 @@ def test_every_check_of_the_page_runs_as_srm_readonly(
             assert result.stdout or "grep" in block, block
 
 
-def test_the_audit_of_the_page_works(as_pasted: Callable[[str], Result]) -> None:
+def test_the_audit_of_the_operations_page_works(as_pasted: Callable[[str], Result]) -> None:
     (command,) = re.findall(r"`(SRM_DATABASE_URL=.*? audit)`", PAGE.read_text())
 
     assert as_pasted(command).stdout.startswith("clean")
@@ -444,7 +444,7 @@ def named_metrics() -> set[str]:
     }
 
 
-def test_metrics_have_each_name_in_alerts_dashboard_and_page(
+def test_metrics_have_each_name_in_alerts_dashboard_and_operations_page(
     clone: Callable[[], str], server: EntitlementServer, tmp_path: Path
 ) -> None:
     """After a setup, a denial and a teardown."""
@@ -482,7 +482,7 @@ def alternatives(pattern: str) -> list[str]:
     return [before + word + after for word in words.split("|")] if bracket else [pattern]
 
 
-def test_the_page_looks_for_events_that_the_service_logs() -> None:
+def test_the_operations_page_looks_for_events_that_the_service_logs() -> None:
     source = "".join(path.read_text() for path in (ROOT / "srm").rglob("*.py"))
     looked_for = re.findall(r"""journalctl .*grep (?:-E )?'"\(?([a-z |]+)\)?"'""", PAGE.read_text())
     assert len(looked_for) >= 4

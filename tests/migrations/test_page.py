@@ -36,12 +36,14 @@ def paste(block: str, typed: str = "", cwd: Path = ROOT) -> subprocess.Completed
     )
 
 
-def test_the_page_has_the_head_of_this_release() -> None:
+def test_the_migrations_page_goes_back_from_the_head_of_this_release() -> None:
     """Whoever pastes the way back begins at the head."""
     assert f"alembic downgrade {schema.head_revision()}:0013 --sql" in PAGE
 
 
-def test_the_sql_of_the_way_back_goes_back(clone: Callable[[], str], outside: Callable[[str], str]) -> None:
+def test_the_printed_sql_of_the_migrations_page_goes_back(
+    clone: Callable[[], str], outside: Callable[[str], str]
+) -> None:
     (block,) = [block for block in BLOCK.findall(PAGE) if "downgrade" in block]
     url = clone()
 
@@ -67,7 +69,7 @@ def test_a_new_migration_gets_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_the_first_release_comes_to_the_roles(
+def test_the_migrations_page_gives_the_first_release_its_roles(
     clone: Callable[[], str], outside: Callable[[str], str], times: int
 ) -> None:
     """The roles of the server are there already, so `CREATE ROLE` fails; the rest has to go on."""
