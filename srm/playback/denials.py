@@ -12,7 +12,7 @@ from srm.playback.setup import SetupRequest
 
 log = structlog.get_logger("srm.denials")
 
-DEADLINE_SECONDS = 0.3
+RECORD_SECONDS = 0.3
 """Longest that an answer waits for its record: somebody may have locked the table."""
 
 COLUMNS = (
@@ -36,7 +36,7 @@ RECORD = compiled(
 def record(db: ConnectionPool, request: SetupRequest, denial: SrmError, *, observed: bool = False) -> None:
     """Record that the setup was denied, or with `observed` that enforced limits would have denied it.
 
-    Never raises, and takes at most DEADLINE_SECONDS, because the answer does not depend on the record. A denial that
+    Never raises, and takes at most RECORD_SECONDS, because the answer does not depend on the record. A denial that
     cannot be recorded is logged.
     """
     by_limit = denial if isinstance(denial, SessionLimitReached) else None
@@ -54,7 +54,7 @@ def record(db: ConnectionPool, request: SetupRequest, denial: SrmError, *, obser
         "reason": denial.reason if isinstance(denial, ContentAccessDenied) else None,
     }
     try:
-        db.execute(RECORD, row, DEADLINE_SECONDS)
+        db.execute(RECORD, row, RECORD_SECONDS)
     except (DependencyUnavailable, psycopg.Error) as error:
         cause = first_line(error.__cause__ or error)
         conflicts = [str(session_id) for session_id in by_limit.conflicts] if by_limit else None
