@@ -1,1 +1,1 @@
-"""Import and export by the million."""
+"""Import and export of accounts, devices, entitlements, contents and products, in bulk."""

@@ -22,7 +22,7 @@ BATCH_SECONDS = 0.1
 """Duration that batches aim at: the next one is smaller or larger accordingly."""
 
 FIRST_BATCH, SMALLEST_BATCH, LARGEST_BATCH = 500, 50, 5_000
-"""Rows."""
+"""Rows in a batch."""
 
 TRIES = 60
 """Tries of one batch that meets the changes of others: about a minute."""
