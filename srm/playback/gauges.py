@@ -138,7 +138,7 @@ class DatabaseGauges(Collector):
                 took.add_metric([part], time.monotonic() - began_at)
             except Exception as error:
                 cause = first_line(error.__cause__ or error)
-                log.warning("gauges not read", part=part, cause=cause)
+                log.warning("database not looked at", part=part, cause=cause)
                 failed.add_metric([part], 1)
                 if isinstance(error, DependencyUnavailable) and not is_timeout(error):
                     is_up = False

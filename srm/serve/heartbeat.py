@@ -32,5 +32,5 @@ def _beat_forever(database: Database) -> NoReturn:
             pass  # requests meet the outage too, and log it
         except psycopg.Error as error:  # the schema is too old, or the role lacks a right
             if problem != (problem := first_line(error)):
-                log.error("cannot beat: no session will lapse", cause=problem)
+                log.error("cannot tick: no session will lapse", cause=problem)
         time.sleep(availability.BEAT_SECONDS)

@@ -141,7 +141,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Close idle connections, and end a drain that is over. Called by gunicorn each second and after each event."""
         super().murder_keepalived()
         if self.nr >= self._most_requests and self._drained_at is None:
-            self.log.info("request limit reached, a new worker takes over")
+            self.log.info("enough requests, making room for a new worker")
             self._drain()
         if self._drained_at is not None and time.monotonic() >= self._drained_at:
             self._hang_up()
@@ -213,7 +213,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         try:
             util.write_nonblock(client, head.encode() + body)
         except OSError:
-            self.log.debug("the client has hung up")
+            self.log.debug("client is gone")
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]
