@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
-from typing import cast
 
 from flask import Flask, current_app
 
@@ -43,9 +42,11 @@ def install(app: Flask, parts: Parts) -> None:
 
 def parts_of(app: Flask) -> Parts:
     """Return the parts of an application, for whoever stands outside its requests."""
-    return cast("Parts", app.extensions[KEY])
+    found: Parts = app.extensions[KEY]
+    return found
 
 
 def parts() -> Parts:
     """Return the parts of the application that answers the current request."""
-    return cast("Parts", current_app.extensions[KEY])
+    found: Parts = current_app.extensions[KEY]  # Not cast(), which is a call for each keep-alive.
+    return found

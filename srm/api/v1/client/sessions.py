@@ -19,6 +19,7 @@ from srm.api.http_errors import is_denial
 from srm.api.parsing import parse_uuid, read_body
 from srm.api.parts import parts
 from srm.api.v1.client import schemas
+from srm.clients.tokens import TokenVerifier
 from srm.errors import MalformedRequest, SessionLimitReached, SrmError
 from srm.playback import denials
 from srm.playback.keep_alive import keep_alive, keep_alive_or_explain
@@ -61,19 +62,20 @@ DONE = PreparedResponse()
 @blueprint.post("/sessions")
 def post_session() -> Response:
     """Set a session up."""
+    environ, app = request.environ, parts()
     body = _parse_setup()
-    idempotency_key = _parse_idempotency_key()
-    principal = _authenticate()
+    idempotency_key = _parse_idempotency_key(environ)
+    principal = _authenticate(environ, app.tokens)
     content = ContentRef(body.content.contentType, body.content.contentID)
     setup = SetupRequest(
         principal,
         content,
-        access=parts().access_to(principal, content),  # Before anything is locked: it may ask a service far away.
-        address=client_address(request.environ, parts().trusted_proxies),
+        access=app.access_to(principal, content),  # Before anything is locked: it may ask a service far away.
+        address=client_address(environ, app.trusted_proxies),
         idempotency_key=idempotency_key,
         take_over=body.options.takeOver,
     )
-    with parts().database.request(setup.access.spent_seconds) as db:
+    with app.database.request(setup.access.spent_seconds) as db:
         result = set_up(db, setup)
     telemetry.record_ended_sessions(result.ended, ended_for=principal.device_id)
     if isinstance(result.outcome, SrmError):
@@ -111,8 +113,9 @@ def _conflicts(denial: SessionLimitReached, active: Sequence[ListedSession]) -> 
 @blueprint.get("/sessions")
 def get_sessions() -> Response:
     """List the active sessions of the account."""
-    principal = _authenticate()
-    listed = [_listed(session) for session in list_sessions(parts().database.hot, principal)]
+    app = parts()
+    principal = _authenticate(request.environ, app.tokens)
+    listed = [_listed(session) for session in list_sessions(app.database.hot, principal)]
     answer = schemas.SessionListResponse(successResponse=schemas.SessionList(sessions=listed))
     return Response(answer.model_dump_json(), mimetype="application/json")
 
@@ -120,11 +123,11 @@ def get_sessions() -> Response:
 @blueprint.put("/sessions/<session_id>")
 def put_session(session_id: str) -> Response:
     """Keep a session alive. Each player does it every few seconds: this is the hot path."""
-    session = _parse_session_id(session_id)
-    principal = _authenticate()
-    database = parts().database
-    if not keep_alive(database.hot, principal, session):
-        with database.request() as db:
+    environ, app = request.environ, parts()  # Once each: to find them costs microseconds.
+    session = _parse_session_id(environ, session_id)
+    principal = _authenticate(environ, app.tokens)
+    if not keep_alive(app.database.hot, principal, session):
+        with app.database.request() as db:
             result = keep_alive_or_explain(db, principal, session)
         telemetry.record_ended_sessions(result.ended)
         if result.outcome is not None:
@@ -135,12 +138,12 @@ def put_session(session_id: str) -> Response:
 @blueprint.delete("/sessions/<session_id>")
 def delete_session(session_id: str) -> Response:
     """Tear a session down."""
-    session = _parse_session_id(session_id)
-    principal = _authenticate()
-    database = parts().database
-    is_torn_down_now = tear_down(database.durable, principal, session)
+    environ, app = request.environ, parts()
+    session = _parse_session_id(environ, session_id)
+    principal = _authenticate(environ, app.tokens)
+    is_torn_down_now = tear_down(app.database.durable, principal, session)
     if not is_torn_down_now:
-        with database.request() as db:
+        with app.database.request() as db:
             result = tear_down_or_explain(db, principal, session)
         telemetry.record_ended_sessions(result.ended)
         if isinstance(result.outcome, SrmError):
@@ -169,29 +172,28 @@ def _parse_setup() -> schemas.SetupRequest:
         raise MalformedRequest from error
 
 
-def _parse_idempotency_key() -> str | None:
+def _parse_idempotency_key(environ: WSGIEnvironment) -> str | None:
     """Return the Idempotency-Key (IETF draft "The Idempotency-Key HTTP Header Field"); None without the header."""
-    key: str | None = request.environ.get("HTTP_IDEMPOTENCY_KEY")
+    key: str | None = environ.get("HTTP_IDEMPOTENCY_KEY")
     if key is not None and not IDEMPOTENCY_KEY_FORM.fullmatch(key):
         raise MalformedRequest
     return key
 
 
-def _parse_session_id(text: str) -> UUID:
+def _parse_session_id(environ: WSGIEnvironment, text: str) -> UUID:
     """Return the session id in the path. A body is ignored, unless it is too large."""
-    if "CONTENT_LENGTH" in request.environ or "HTTP_TRANSFER_ENCODING" in request.environ:
+    if "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ:
         read_body(MAX_BODY_BYTES)
     return parse_uuid(text)
 
 
-def _authenticate() -> Principal:
+def _authenticate(environ: WSGIEnvironment, tokens: TokenVerifier) -> Principal:
     """Return the account and device that ask.
 
     Raises MalformedRequest without a Client-Token (docs/design.md, "Wire contract"), and TokenNotValid.
     """
-    environ = request.environ
     token = environ.get("HTTP_CLIENT_TOKEN")
     if not token:
         raise MalformedRequest
-    principal = environ[telemetry.PRINCIPAL] = parts().tokens.verify(token)
+    principal = environ[telemetry.PRINCIPAL] = tokens.verify(token)
     return principal
