@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
+from urllib.parse import quote, urlencode
 from weakref import WeakSet
 
 import psycopg
@@ -208,4 +209,7 @@ def sqlalchemy_url(url: str) -> URL:
 
 def conninfo(url: URL) -> str:
     """Format the URL for libpq and psql, password included."""
-    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+    # SQLAlchemy writes a space as " " or, in the query, as "+"; libpq reads neither of them as a space.
+    plain = url.set(drivername="postgresql", query={}).render_as_string(hide_password=False).replace(" ", "%20")
+    query = urlencode(url.normalized_query, doseq=True, quote_via=quote)
+    return f"{plain}?{query}" if query else plain

@@ -4,9 +4,11 @@ import time
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy.engine import make_url
 
 from srm.db.breaker import ServerSilent
-from srm.db.connection import BoundedConnection
+from srm.db.connection import BoundedConnection, conninfo
 from srm.db.database import Database
 
 
@@ -73,3 +75,16 @@ def test_a_connection_that_the_server_cuts_is_not_silent(connection: BoundedConn
 def test_the_database_opens_bounded_connections(database: Database) -> None:
     with database.transaction() as db:
         assert isinstance(db.connection.dbapi_connection, BoundedConnection)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://u%40er:ge%2Fhe%25@h/my%20db", {"user": "u@er", "password": "ge/he%", "dbname": "my db"}),
+        ("postgresql:///a%2Bb?options=-c%20x%3D1", {"dbname": "a+b", "options": "-c x=1"}),
+        ("postgresql://h", {"host": "h"}),
+    ],
+)
+def test_libpq_reads_the_url_as_it_was_written(url: str, expected: dict[str, str]) -> None:
+    parsed = conninfo_to_dict(conninfo(make_url(url)))
+    assert {name: parsed.get(name) for name in expected} == expected
