@@ -36,9 +36,9 @@ def list_operators() -> None:
     """List all operators with role, time of creation and time of revocation."""
     with open_database(config.load()) as database, database.transaction() as connection:
         everybody = keys.list_operators(connection)
-    for name, role, created_at, revoked_at in everybody:
-        state = "active" if revoked_at is None else f"revoked {revoked_at:%Y-%m-%d %H:%M:%SZ}"
-        click.echo(f"{name}\t{role}\tcreated {created_at:%Y-%m-%d %H:%M:%SZ}\t{state}")
+    for operator in everybody:
+        state = "active" if operator.revoked_at is None else f"revoked {operator.revoked_at:%Y-%m-%d %H:%M:%SZ}"
+        click.echo(f"{operator.name}\t{operator.role}\tcreated {operator.created_at:%Y-%m-%d %H:%M:%SZ}\t{state}")
 
 
 @operator_group.command("revoke")

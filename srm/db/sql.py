@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, TypeAlias, TypeVar, cast
 
-from sqlalchemy import ClauseElement, ColumnElement, Select, Text, literal_column
+from sqlalchemy import ClauseElement, ColumnElement, ReturnsRows, Select, Text, literal_column
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
@@ -28,13 +28,13 @@ def constant(word: str) -> ColumnElement[str]:
     return literal_column(f"'{word}'", type_=Text())
 
 
-def reader(query: AnySelect, row_type: type[Row], prefix: str = "") -> Callable[[Sequence[Any]], Row]:
-    """Return a function that makes a NamedTuple, of two fields or more, of a row of the query.
+def reader(statement: ReturnsRows, row_type: type[Row], prefix: str = "") -> Callable[[Sequence[Any]], Row]:
+    """Return a function that makes a NamedTuple, of two fields or more, of a row of the statement.
 
     Each field is read from the column that is labelled `prefix` and the name of the field. Positions are looked up
-    once, here. Raises ValueError when the query has no such column.
+    once, here. Raises ValueError when the statement returns no such column.
     """
-    labels = list(query.selected_columns.keys())
+    labels = list(statement.exported_columns.keys())
     fields: tuple[str, ...] = cast("Any", row_type)._fields
     pick = itemgetter(*(labels.index(f"{prefix}{field}") for field in fields))
     make = cast("Any", row_type)._make

@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from srm.db.connection import Executor
 from srm.db.models import Availability, PlaybackSession
-from srm.db.sql import compiled, constant
+from srm.db.sql import compiled, constant, reader
 
 BEAT_SECONDS = 1
 """Seconds between two heartbeats."""
@@ -53,7 +53,7 @@ class Beat(NamedTuple):
 
 # The first process to beat in a second writes; the WHERE spares the others the write. The insert brings back a row that
 # a restore or a mistake has removed.
-BEAT = compiled(
+_BEAT = (
     insert(Availability)
     .add_cte(LOCK_AS_KEEP_ALIVE)
     .values(singleton=true(), seen_at=NOW, available_since=NOW)
@@ -66,8 +66,14 @@ BEAT = compiled(
             "available_since": case((IS_OUTAGE, NOW), else_=Availability.available_since),
         },
     )
-    .returning(Availability.outage_at, Availability.available_since, Availability.available_since == NOW)
+    .returning(
+        Availability.outage_at,
+        Availability.available_since,
+        (Availability.available_since == NOW).label("ended_outage"),
+    )
 )
+BEAT = compiled(_BEAT)
+read_beat = reader(_BEAT, Beat)
 
 
 class Outage(NamedTuple):
@@ -85,5 +91,5 @@ def beat(db: Executor) -> Outage | None:
     row = db.execute(BEAT, {}).fetchone()
     if row is None:  # Another process has just written.
         return None
-    beat_ = Beat(*row)
+    beat_ = read_beat(row)
     return Outage(beat_.outage_at, beat_.available_since) if beat_.ended_outage else None

@@ -66,9 +66,9 @@ def excesses(db: Connection) -> list[Excess]:
     when it lapsed, even if the reaper has not ended it yet.
     """
     spans = _spans()
-    found = [Excess(*row) for uses in _uses(spans) for row in db.execute(_too_many_sessions(uses))]
-    found += [Excess(*row) for row in db.execute(_too_many_addresses(spans))]
-    found += [Excess(*row) for row in db.execute(_too_old(spans))]
+    found = [Excess(**row._asdict()) for uses in _uses(spans) for row in db.execute(_too_many_sessions(uses))]
+    found += [Excess(**row._asdict()) for row in db.execute(_too_many_addresses(spans))]
+    found += [Excess(**row._asdict()) for row in db.execute(_too_old(spans))]
     return sorted(found, key=lambda excess: (excess.account_id, excess.at, excess.rule))
 
 
@@ -96,38 +96,42 @@ def _uses(spans: CTE) -> Iterator[Select[Any]]:
 
     Sessions are counted together if their `rule` and `of_what` are equal.
     """
-    of = spans.c
+    span = spans.c
 
     def use(rule: ColumnElement[str], of_what: ColumnElement[str], limit: ColumnElement[int | None]) -> Select[Any]:
         return select(
-            of.account_id,
+            span.account_id,
             rule.label("rule"),
             of_what.label("of_what"),
-            of.started_at,
-            of.ended_at,
+            span.started_at,
+            span.ended_at,
             limit.label("limit"),
         )
 
     nothing = literal("")
-    yield use(literal("max_sessions"), nothing, of.max_sessions).where(of.counts)
-    yield use(literal("max_sessions_per_content"), of.content_id, of.max_sessions_per_content)
-    yield use(literal("max_sessions_per_ip"), cast(of.address, Text), of.max_sessions_per_ip).where(
-        of.address.is_not(None)
+    yield use(literal("max_sessions"), nothing, span.max_sessions).where(span.counts)
+    yield use(literal("max_sessions_per_content"), span.content_id, span.max_sessions_per_content)
+    yield use(literal("max_sessions_per_ip"), cast(span.address, Text), span.max_sessions_per_ip).where(
+        span.address.is_not(None)
     )
-    yield use("device_group:" + of.device_group, nothing, of.max_sessions_of_device_group).where(
-        of.device_group.is_not(None)
+    yield use("device_group:" + span.device_group, nothing, span.max_sessions_of_device_group).where(
+        span.device_group.is_not(None)
     )
-    in_groups = func.unnest(of.content_groups, of.max_sessions_of_content_groups)
+    in_groups = func.unnest(span.content_groups, span.max_sessions_of_content_groups)
     group = in_groups.table_valued(column("name", Text), "limit", name="content_group").render_derived()
     yield use("content_group:" + group.c.name, nothing, group.c.limit).join_from(spans, group, true())
 
 
 def _too_many_sessions(uses: Select[Any]) -> Select[Any]:
-    """Columns of an Excess for each start that exceeded the limit."""
-    of = uses.cte("uses").c
+    """Columns named as the fields of Excess, for each start that exceeded the limit."""
+    use = uses.cte("uses").c
     events = union_all(
-        select(of.account_id, of.rule, of.of_what, of.started_at.label("at"), literal(1).label("change"), of.limit),
-        select(of.account_id, of.rule, of.of_what, of.ended_at, literal(-1), null()).where(of.ended_at.is_not(None)),
+        select(
+            use.account_id, use.rule, use.of_what, use.started_at.label("at"), literal(1).label("change"), use.limit
+        ),
+        select(use.account_id, use.rule, use.of_what, use.ended_at, literal(-1), null()).where(
+            use.ended_at.is_not(None)
+        ),
     ).cte("events")
     active = _running_sum(events.c.change, events, "account_id", "rule", "of_what").label("active")
     sweep = select(events, active).cte("sweep")
@@ -137,14 +141,20 @@ def _too_many_sessions(uses: Select[Any]) -> Select[Any]:
 
 
 def _too_many_addresses(spans: CTE) -> Select[Any]:
-    """Columns of an Excess for each start that exceeded `max_ip_addresses`.
+    """Columns named as the fields of Excess, for each start that exceeded `max_ip_addresses`.
 
     An address comes with its first session and goes with its last one.
     """
-    of = spans.c
+    span = spans.c
     events = union_all(
-        select(of.account_id, of.address, of.started_at.label("at"), literal(1).label("change"), of.max_ip_addresses),
-        select(of.account_id, of.address, of.ended_at, literal(-1), null()).where(of.ended_at.is_not(None)),
+        select(
+            span.account_id,
+            span.address,
+            span.started_at.label("at"),
+            literal(1).label("change"),
+            span.max_ip_addresses,
+        ),
+        select(span.account_id, span.address, span.ended_at, literal(-1), null()).where(span.ended_at.is_not(None)),
     ).cte("events")
     active = _running_sum(events.c.change, events, "account_id", "address").label("active")
     of_address = select(events, active).where(events.c.address.is_not(None)).cte("of_address")
@@ -155,20 +165,26 @@ def _too_many_addresses(spans: CTE) -> Select[Any]:
     )
     addresses = _running_sum(comes_or_goes, of_address, "account_id").label("addresses")
     sweep = select(of_address, addresses).cte("sweep")
-    rule = literal("max_ip_addresses")
-    return select(sweep.c.account_id, sweep.c.at, sweep.c.addresses, sweep.c.max_ip_addresses, rule).where(
-        sweep.c.change == 1, sweep.c.addresses > sweep.c.max_ip_addresses
-    )
+    return select(
+        sweep.c.account_id,
+        sweep.c.at,
+        sweep.c.addresses.label("active"),
+        sweep.c.max_ip_addresses.label("limit"),
+        literal("max_ip_addresses").label("rule"),
+    ).where(sweep.c.change == 1, sweep.c.addresses > sweep.c.max_ip_addresses)
 
 
 def _too_old(spans: CTE) -> Select[Any]:
-    """Columns of an Excess for each session that was active beyond its longest life."""
-    of = spans.c
-    seconds = func.extract("epoch", of.ended_at - of.started_at)
-    rule = literal("max_session_seconds")
-    return select(of.account_id, of.ended_at, func.ceil(seconds), of.max_session_seconds, rule).where(
-        seconds > of.max_session_seconds
-    )
+    """Columns named as the fields of Excess, for each session that was active beyond its longest life."""
+    span = spans.c
+    seconds = func.extract("epoch", span.ended_at - span.started_at)
+    return select(
+        span.account_id,
+        span.ended_at.label("at"),
+        func.ceil(seconds).label("active"),
+        span.max_session_seconds.label("limit"),
+        literal("max_session_seconds").label("rule"),
+    ).where(seconds > span.max_session_seconds)
 
 
 def _running_sum(change: ColumnElement[int], events: CTE, *of_each: str) -> ColumnElement[int]:

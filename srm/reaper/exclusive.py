@@ -3,20 +3,31 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from sqlalchemy import Connection, func, literal_column, select, true
 
 from srm.db.connection import Cursor
 from srm.db.database import Database
-from srm.db.sql import compiled, constant
+from srm.db.sql import compiled, constant, reader
 
 ADVISORY_LOCK = 0x53524D5245  # "SRMRE"
 
+
+class LockAttempt(NamedTuple):
+    """Outcome of TAKE_LOCK; `is_taken` is False when another reaper has the lock."""
+
+    is_taken: bool
+    synchronous_commit: str
+    """Setting of the transaction from now on."""
+
+
 TAKE_LOCK = select(
     func.pg_try_advisory_xact_lock(literal_column(str(ADVISORY_LOCK))).label("is_taken"),
-    func.set_config(constant("synchronous_commit"), constant("off"), true()),
+    func.set_config(constant("synchronous_commit"), constant("off"), true()).label("synchronous_commit"),
 )
 TAKE_LOCK_COMPILED = compiled(TAKE_LOCK)
+read_lock_attempt = reader(TAKE_LOCK, LockAttempt)
 
 
 class Busy(Exception):
@@ -72,8 +83,8 @@ class Exclusive:
         """
         self._check_not_stopped()
         with self._database.request() as db:
-            ((is_taken, _),) = db.execute(TAKE_LOCK_COMPILED).fetchall()
-            if not is_taken:
+            (row,) = db.execute(TAKE_LOCK_COMPILED).fetchall()
+            if not read_lock_attempt(row).is_taken:
                 raise Busy
             yield db
 

@@ -22,19 +22,15 @@ TEXTS = ARRAY(Text)
 class ListField:
     """A list field. Its table has a row for each item.
 
-    `item` is the text of an item, made from the columns of its row. `columns` makes from the text the columns that
-    follow the owner.
+    `owner` is the column with the key of the resource that has the item. `item` is the text of an item, made from the
+    columns of its row. `columns` makes from the text the columns beside the owner, by name.
     """
 
     name: str
     table: Table
+    owner: Column[str]
     item: ColumnElement[str]
-    columns: Callable[[ColumnElement[str]], tuple[ColumnElement[str], ...]]
-
-    @property
-    def owner(self) -> Column[str]:
-        """Column with the key of the resource that has the item."""
-        return self.table.columns[0]
+    columns: Callable[[ColumnElement[str]], dict[str, ColumnElement[str]]]
 
     def items_of(self, key: ColumnElement[str]) -> ColumnElement[list[str]]:
         """Array of the items that the resource with this key has, in an order that no database's collation changes."""
@@ -54,11 +50,14 @@ def content_id_of(item: ColumnElement[str]) -> ColumnElement[str]:
 
 _groups, _contents = table_of(models.ContentGroup), table_of(models.ProductContent)
 LIST_FIELDS: dict[Kind, ListField] = {
-    CONTENTS: ListField("groups", _groups, _groups.c.content_group, lambda item: (item,)),
+    CONTENTS: ListField(
+        "groups", _groups, _groups.c.content_id, _groups.c.content_group, lambda item: {"content_group": item}
+    ),
     PRODUCTS: ListField(
         "contents",
         _contents,
+        _contents.c.product_id,
         func.concat(_contents.c.content_type, ":", _contents.c.content_id),
-        lambda item: (func.split_part(item, ":", 1), content_id_of(item)),
+        lambda item: {"content_type": func.split_part(item, ":", 1), "content_id": content_id_of(item)},
     ),
 }

@@ -126,9 +126,9 @@ class MergeStatements:
         items = staging.batch.c[field.name]
         is_written = and_(or_(is_new(staging), is_changed(staging)), staging.is_named(staging.batch, field.name))
         item = func.unnest(items).column_valued("item", joins_implicitly=True)
-        rows = select(key, *field.columns(item)).where(is_written)
-        names = [column.name for column in field.table.columns]
+        columns = {field.owner.name: key, **field.columns(item)}
+        rows = select(*columns.values()).where(is_written)
         return (
             delete(field.table).where(field.owner == key, is_written, field.item != func.all(items)),
-            upsert(field.table).from_select(names, rows.order_by(key)).on_conflict_do_nothing(),
+            upsert(field.table).from_select(list(columns), rows.order_by(key)).on_conflict_do_nothing(),
         )
