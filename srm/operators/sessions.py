@@ -8,17 +8,16 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, or_, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Select, and_, func, not_, select, tuple_, union_all
 from sqlalchemy.orm import Session
 
 from srm.db.models import Denial, Device, EndReason, PlaybackSession, SessionColumns, SessionHistory, sessions
-from srm.db.sql import constant
 from srm.errors import ResourceNotFound, SessionNotFound
 from srm.operators import change_log, rows
 from srm.operators.cursors import InstantCursor, SessionCursor
 from srm.operators.resources import ReadModel
 from srm.playback import ending
-from srm.playback.expiry import is_active, is_lapsed, lapsed_at
+from srm.playback.expiry import end_reason_as_seen, ended_at_as_seen, is_active
 from srm.playback.model import EndedSession
 
 State = Literal["active", "ended", "all"]
@@ -99,7 +98,7 @@ def list_account_sessions(
         started_at, session_id = sessions.started_at, sessions.session_id
     else:
         if state == "ended":
-            recent = recent.where(or_(sessions.ended_at.is_not(None), is_lapsed()))
+            recent = recent.where(not_(is_active()))
         both = union_all(recent, _archived_sessions(account_id)).subquery("both")
         query = select(both)
         started_at, session_id = both.c.started_at, both.c.session_id
@@ -200,12 +199,10 @@ def _is_known(db: Session, account_id: str, session_id: UUID) -> bool:
 
 def _recent_sessions() -> Select[Any]:
     """Query for all sessions that are not archived, with the columns of SessionView."""
-    ended_at = case((sessions.ended_at.is_not(None), sessions.ended_at), (is_lapsed(), lapsed_at()))
-    end_reason = case((sessions.ended_at.is_not(None), sessions.end_reason), (is_lapsed(), constant("expired")))
     return select(
         *_columns_before_end(PlaybackSession),
-        ended_at.label("ended_at"),
-        end_reason.label("end_reason"),
+        ended_at_as_seen().label("ended_at"),
+        end_reason_as_seen().label("end_reason"),
         sessions.ended_by,
     )
 

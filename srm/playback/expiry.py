@@ -6,7 +6,7 @@ test compares the two.
 
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Update, and_, func, literal_column, or_, update
+from sqlalchemy import ColumnElement, Update, and_, case, func, literal_column, null, or_, update
 
 from srm.db.models import PlaybackSession, sessions
 from srm.db.sql import constant
@@ -51,6 +51,16 @@ def lapsed_at() -> ColumnElement[datetime]:
     silent_for_timeout = func.timezone(utc, SILENT_SINCE) + seconds(sessions.timeout_seconds)
     longest_life_over = func.timezone(utc, sessions.started_at) + seconds(sessions.max_session_seconds)
     return func.timezone(utc, func.least(silent_for_timeout, longest_life_over))
+
+
+def ended_at_as_seen() -> ColumnElement[datetime | None]:
+    """Instant at which a session ended or lapsed; null while it is active."""
+    return case((is_active(), null()), else_=func.coalesce(sessions.ended_at, lapsed_at()))
+
+
+def end_reason_as_seen() -> ColumnElement[str | None]:
+    """Reason why a session ended, `expired` for a lapsed session that nobody has ended; null while it is active."""
+    return case((is_active(), null()), else_=func.coalesce(sessions.end_reason, constant("expired")))
 
 
 def end_if_lapsed(which: ColumnElement[bool]) -> Update:
