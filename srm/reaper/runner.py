@@ -7,6 +7,7 @@ number of reapers may run; one at a time works (srm.reaper.exclusive).
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -23,6 +24,17 @@ log = structlog.get_logger("srm.reaper")
 
 STATEMENT_TIMEOUT_SECONDS = 10
 """Limit of one statement of the reaper. `srm serve` waits longer than that for the reaper to stop."""
+
+
+class TaskResult(NamedTuple):
+    """Outcome of one task of the reaper."""
+
+    value: object = None
+    """Value that the task returned; None when it failed or was not done."""
+    failure: str | None = None
+    """Task and first line of its error; None when it did not fail."""
+    goes_on: bool = True
+    """False when the remaining tasks are pointless."""
 
 
 class Reaper:
@@ -61,29 +73,17 @@ class Reaper:
             "archived": self.archive,
             "dropped": self.drop_partitions,
         }
-        done: dict[str, object] = {}
-        failures: list[str] = []
-        is_complete = all(self._try(name, task, done, failures) for name, task in tasks.items())
+        results: dict[str, TaskResult] = {}
+        for name, task in tasks.items():
+            results[name] = result = _try(name, task)
+            if not result.goes_on:
+                break
+        done = {name: result.value for name, result in results.items() if result.value is not None}
         if any(done.values()):
             log.info("reaped", **done)
-        if is_complete:
-            self._try("state", lambda: self._record_run(failures), {}, [])
-
-    def _try(self, name: str, task: Callable[[], object], done: dict[str, object], failures: list[str]) -> bool:
-        """Do one task, and note its result or its failure. Return False when the remaining tasks are pointless."""
-        try:
-            done[name] = task()
-        except (Busy, Stopping):
-            return False
-        except DependencyUnavailable as error:
-            cause = first_line(error.__cause__)
-            log.warning("database unavailable", piece=name, cause=cause)
-            failures.append(f"{name}: {cause}")
-            return is_timeout(error)  # otherwise the database is away for the other tasks too
-        except Exception as error:
-            log.exception("reaper failed", piece=name)
-            failures.append(f"{name}: {first_line(error)}")
-        return True
+        if all(result.goes_on for result in results.values()):
+            failures = [result.failure for result in results.values() if result.failure is not None]
+            _try("state", lambda: self._record_run(failures))
 
     def _record_run(self, failures: list[str]) -> None:
         failed_at = func.statement_timestamp() if failures else None
@@ -92,6 +92,22 @@ class Reaper:
             db.execute(
                 update(ReaperState).values(ran_at=func.statement_timestamp(), failed_at=failed_at, failure=failure)
             )
+
+
+def _try(name: str, task: Callable[[], object]) -> TaskResult:
+    """Do one task. Log its error, if any, and never raise it."""
+    try:
+        return TaskResult(task())
+    except (Busy, Stopping):
+        return TaskResult(goes_on=False)
+    except DependencyUnavailable as error:
+        cause = first_line(error.__cause__)
+        log.warning("database unavailable", piece=name, cause=cause)
+        # Without a timeout the database is away for the other tasks too.
+        return TaskResult(failure=f"{name}: {cause}", goes_on=is_timeout(error))
+    except Exception as error:
+        log.exception("reaper failed", piece=name)
+        return TaskResult(failure=f"{name}: {first_line(error)}")
 
 
 def run_forever(reaper: Reaper, interval_seconds: float) -> None:
