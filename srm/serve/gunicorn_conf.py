@@ -103,15 +103,18 @@ def on_exit(_: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """Finish a worker that has loaded the application.
 
-    The worker gets its metric and its drain time. The entitlement client gets the number of threads, which `--threads`
-    may have set. Loaded objects leave the garbage collector, which would otherwise scan them in every full run.
+    The worker gets its metric and its drain time, and from now on tells the application of a stop. The entitlement
+    client gets the number of threads, which `--threads` may have set. Loaded objects leave the garbage collector, which
+    would otherwise scan them in every full run.
     """
-    from srm.api import telemetry  # imports srm.metrics, which the master must not do
+    from srm.api import parts, telemetry  # both import prometheus_client, which the master must not do
 
     worker.observe_wait = telemetry.WAITED.observe
     worker.drain_seconds = DRAIN_SECONDS if load().trusted_proxies else 0
-    parts = getattr(worker.wsgi, "extensions", {}).get("srm.parts")
-    if parts is not None and parts.entitlement_service is not None:
-        parts.entitlement_service.set_worker_threads(worker.cfg.threads)
+    installed = getattr(worker.wsgi, "extensions", {}).get(parts.KEY)
+    if installed is not None:
+        worker.announce_stop = installed.draining.set
+        if installed.entitlement_service is not None:
+            installed.entitlement_service.set_worker_threads(worker.cfg.threads)
     gc.collect()
     gc.freeze()

@@ -44,6 +44,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     observe_wait: Callable[[float], None] = staticmethod(lambda _: None)
     """Called with the seconds that each request waited for a thread. srm.serve.gunicorn_conf sets it."""
 
+    announce_stop: Callable[[], None] = staticmethod(lambda: None)
+    """Called on SIGTERM. srm.serve.gunicorn_conf sets it."""
+
     _drained_at: float | None = None
     _first_word_by: float = 0
 
@@ -128,8 +131,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         worker takes no new requests and finishes the requests in progress.
         """
         self._drain()
-        if (parts := getattr(getattr(self, "wsgi", None), "extensions", {}).get("srm.parts")) is not None:
-            parts.draining.set()
+        self.announce_stop()
         self.method_queue.defer(lambda: None)  # wake the loop after the events that are waiting now
 
     def _drain(self) -> None:
