@@ -14,7 +14,7 @@ from srm.db.models import OperatorChange
 from srm.logs import CORRELATION_ID
 from srm.operators import documents
 from srm.operators.cursors import InstantCursor
-from srm.operators.resources import ReadModel
+from srm.operators.resources import ReadModel, path_in_account
 from srm.playback.model import EndedSession
 
 
@@ -35,8 +35,9 @@ class Change(ReadModel):
 class NewChange(NamedTuple):
     """A change to record.
 
-    `resource` is its path, as `Kind.path` makes it. `account_id` is empty when no account was changed. `before` and
-    `after` are documents (`documents.py`); None where the resource did not exist, or no longer exists.
+    `resource` is its path, as `Kind.path` or `path_in_account` makes it. `account_id` is empty when no account was
+    changed. `before` and `after` are documents (`documents.py`); None where the resource did not exist, or no longer
+    exists.
     """
 
     operator: str
@@ -67,7 +68,7 @@ def record_ended(db: Connection, operator: str, ended: Sequence[EndedSession]) -
             NewChange(
                 operator,
                 "end",
-                f"accounts/{session.account_id}/sessions/{session.session_id}",
+                path_in_account(session.account_id, "sessions", str(session.session_id)),
                 account_id=session.account_id,
                 before=documents.before_end(session),
                 after=documents.after_end(session),

@@ -219,8 +219,14 @@ class Kind:
         Without the last part of the key, return the path of the list: `accounts/a/devices`. The change log and the API
         both use these paths.
         """
-        account = ("accounts", key[0]) if len(self.key) > 1 else ()
-        return "/".join((*account, self.plural, *key[len(self.key) - 1 :]))
+        if len(self.key) == 1:
+            return "/".join((self.plural, *key))
+        return path_in_account(key[0], self.plural, *key[1:])
+
+
+def path_in_account(account_id: str, *parts: str) -> str:
+    """Return the path of a thing that belongs to an account, such as `accounts/a/sessions/1`."""
+    return "/".join((ACCOUNTS.plural, account_id, *parts))
 
 
 ACCOUNTS = Kind("accounts", Account, models.Account, ("account_id",))
