@@ -3,7 +3,7 @@
 from srm.db.connection import Executor
 from srm.errors import AccountNotEnabled, DeviceNotEnabled
 from srm.playback.model import ListedSession, Principal
-from srm.playback.statements import LIST_SESSIONS, read_asker, read_listed_session
+from srm.playback.statements import LIST_SESSIONS, read_list_state, read_listed_session
 
 
 def list_sessions(db: Executor, principal: Principal) -> list[ListedSession]:
@@ -15,10 +15,9 @@ def list_sessions(db: Executor, principal: Principal) -> list[ListedSession]:
     rows = db.execute(LIST_SESSIONS, params).fetchall()
     if not rows:
         raise AccountNotEnabled
-    asker = read_asker(rows[0])
-    if not asker.account_enabled:
+    states = [read_list_state(row) for row in rows]
+    if not states[0].account_enabled:
         raise AccountNotEnabled
-    if not asker.device_enabled:
+    if not states[0].device_enabled:
         raise DeviceNotEnabled
-    listed = [read_listed_session(row) for row in rows]
-    return [session for session in listed if session.session_id is not None]
+    return [read_listed_session(row) for row, state in zip(rows, states, strict=True) if state.session_id is not None]

@@ -71,7 +71,7 @@ class Terms(NamedTuple):
     device_enabled: bool | None
     """None = the account has no such device."""
     device_name: str | None
-    device_group: str
+    device_group: str | None
     """None only where `device_enabled` is, and then the setup is denied."""
     granted: bool
     """The account holds an entitlement to the content, by the local tables."""

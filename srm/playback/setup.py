@@ -84,10 +84,11 @@ def set_up(db: Cursor, request: SetupRequest) -> Result[Admission]:
     params |= {"profile_id": account.profile_id, "account_max_sessions": account.max_sessions}
     state = _read_state_and_end_lapsed(db, params)
     try:
+        requested = _requested(request, state.terms)
         _check_access(state.terms, request.access)
         repeated = _find_repeated(state.active, request)
         if repeated is None:
-            decision = limits.decide(state.limits, state.active, _requested(request, state.terms), request.take_over)
+            decision = limits.decide(state.limits, state.active, requested, request.take_over)
     except SrmError as denial:
         return _denied(db, denial, state.ended)
     if repeated is None:
@@ -119,9 +120,7 @@ def _read_state_and_end_lapsed(db: Cursor, params: dict[str, object]) -> Account
 
 
 def _check_access(terms: Terms, access: Access) -> None:
-    """Raise DeviceNotEnabled, or the denial of content access."""
-    if not terms.device_enabled:
-        raise DeviceNotEnabled
+    """Raise the denial of content access, if there is one."""
     if access.denial is not None:
         raise access.denial
     if access.ask_tables and not terms.granted:
@@ -144,6 +143,9 @@ def _find_repeated(active: Sequence[ActiveSession], request: SetupRequest) -> Ac
 
 
 def _requested(request: SetupRequest, terms: Terms) -> RequestedSession:
+    """Return the session that the device asks for. Raises DeviceNotEnabled."""
+    if not terms.device_enabled or terms.device_group is None:
+        raise DeviceNotEnabled
     return RequestedSession(
         device_id=request.principal.device_id,
         device_group=terms.device_group,

@@ -313,11 +313,14 @@ read_end = reader(_END, SessionEnd)
 # List of the active sessions of an account.
 
 
-class Asker(NamedTuple):
-    """State of the account and device that ask; `device_enabled` is None when the account has no such device."""
+class ListState(NamedTuple):
+    """State of the account and device that ask, and the id of one active session of the account."""
 
     account_enabled: bool
     device_enabled: bool | None
+    """None = the account has no such device."""
+    session_id: UUID | None
+    """None = the account has no active session."""
 
 
 OTHER_DEVICE = aliased(Device)
@@ -340,7 +343,7 @@ _LIST = (
     .order_by(*OLDEST_FIRST)
 )
 LIST_SESSIONS = compiled(_LIST)
-read_asker = reader(_LIST, Asker)
+read_list_state = reader(_LIST, ListState)
 read_listed_session = reader(_LIST, ListedSession)
 
 
