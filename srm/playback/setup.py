@@ -84,20 +84,12 @@ def set_up(db: Cursor, request: SetupRequest) -> Result[Admission]:
     params |= {"profile_id": account.profile_id, "account_max_sessions": account.max_sessions}
     state = _read_state_and_end_lapsed(db, params)
     try:
-        requested = _requested(request, state.terms)
-        _check_access(state.terms, request.access)
-        repeated = _find_repeated(state.active, request)
-        if repeated is None:
-            decision = limits.decide(state.limits, state.active, requested, request.take_over)
+        found = _find_repeated_or_decide(state, request)
     except SrmError as denial:
         return _denied(db, denial, state.ended)
-    if repeated is None:
-        return _admit(db, params, request, state, decision)
-    if keep_alive(db, request.principal, repeated.session_id):
-        return Result(Admission(repeated.session_id, repeated.timeout_seconds), state.ended)
-    # The session has ended since it was listed, so its key is free: start again, without it.
-    result = set_up(db, request)
-    return Result(result.outcome, [*state.ended, *result.ended])
+    if isinstance(found, Decision):
+        return _admit(db, params, request, state, found)
+    return _repeat(db, request, state, found)
 
 
 def _denied(db: Cursor, denial: SrmError, ended: Sequence[EndedSession] = ()) -> Result[Admission]:
@@ -117,6 +109,28 @@ def _read_state_and_end_lapsed(db: Cursor, params: dict[str, object]) -> Account
     ended = ended_sessions(db.execute(END_LAPSED, params))
     active = [ActiveSession(*row) for row in db.execute(LIST_ACTIVE, params).fetchall()]
     return AccountState(terms, limits_, active, ended)
+
+
+def _find_repeated_or_decide(state: AccountState, request: SetupRequest) -> ActiveSession | Decision:
+    """Return the session that the request repeats, or else the decision for a new session.
+
+    Raises the errors of `set_up` other than AccountNotEnabled.
+    """
+    requested = _requested(request, state.terms)
+    _check_access(state.terms, request.access)
+    repeated = _find_repeated(state.active, request)
+    if repeated is not None:
+        return repeated
+    return limits.decide(state.limits, state.active, requested, request.take_over)
+
+
+def _repeat(db: Cursor, request: SetupRequest, state: AccountState, repeated: ActiveSession) -> Result[Admission]:
+    """Keep the repeated session alive and return it. If it has ended since it was listed, set up a new session."""
+    if keep_alive(db, request.principal, repeated.session_id):
+        return Result(Admission(repeated.session_id, repeated.timeout_seconds), state.ended)
+    # The ended session is listed no more, and its key is free: start again.
+    result = set_up(db, request)
+    return Result(result.outcome, [*state.ended, *result.ended])
 
 
 def _check_access(terms: Terms, access: Access) -> None:
