@@ -14,7 +14,14 @@ from tests.support import ROOT
 
 SQL_PACKAGES = ("db", "playback", "operators", "reaper")
 SQL = re.compile(
-    r"\s*(SELECT\s|INSERT\s+INTO\s|UPDATE\s+\w+|DELETE\s+FROM\s|WITH\s+\w+\s+AS\s|SET\s+(LOCAL\s+)?\w+\s*(=|TO)|BEGIN\b|COMMIT\b)"
+    r"""\s*(
+        SELECT\s | INSERT\s+INTO\s | UPDATE\s+\w+ | DELETE\s+FROM\s | WITH\s+\w+\s+AS\s
+        | COPY\s*\( | COPY\s+[\w."]+\s*(\(|FROM\b|TO\b)
+        | LOCK\s+TABLE\s | LOCK\s+[\w."]+(\s+IN\s|\s*;?\s*$)
+        | SET\s+(LOCAL\s+)?\w+\s*(=|TO) | BEGIN\b | COMMIT\b | ROLLBACK\b | (RELEASE\s+)?SAVEPOINT\s+\w+
+        | (ALTER|CREATE|DROP)\s+(DATABASE|FUNCTION|INDEX|ROLE|SCHEMA|SEQUENCE|SYSTEM|TABLE|USER|VIEW)\s
+    )""",
+    re.VERBOSE,
 )
 
 WIRE_PACKAGES = ("api",)
@@ -96,6 +103,17 @@ def test_a_module_with_a_contract_of_its_own_is_there(path: str) -> None:
         (SQL, "SELECT 1 FROM srm.sessions"),
         (SQL, "\n    INSERT INTO srm.accounts VALUES (1)"),
         (SQL, "SET LOCAL lock_timeout = 10"),
+        (SQL, "COPY srm.accounts FROM STDIN"),
+        (SQL, "COPY srm.accounts (account_id) TO STDOUT"),
+        (SQL, "COPY (SELECT 1) TO STDOUT"),
+        (SQL, "LOCK TABLE srm.sessions IN SHARE MODE"),
+        (SQL, "LOCK srm.sessions"),
+        (SQL, "SAVEPOINT before_insert"),
+        (SQL, "RELEASE SAVEPOINT before_insert"),
+        (SQL, "ROLLBACK"),
+        (SQL, "ROLLBACK TO SAVEPOINT before_insert"),
+        (SQL, "ALTER TABLE srm.sessions ADD COLUMN x text"),
+        (SQL, "ALTER ROLE srm SET lock_timeout = 10"),
         (CAMEL_CASE, "sessionId"),
         (CAMEL_CASE, "contentID"),
         (CAMEL_CASE, "errorResponse"),
@@ -104,3 +122,19 @@ def test_a_module_with_a_contract_of_its_own_is_there(path: str) -> None:
 )
 def test_the_patterns_recognise_what_they_are_for(pattern: re.Pattern[str], text: str) -> None:
     assert pattern.match(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Copy the file to the server",
+        "copy from a backup",
+        "Lock the account until the transaction ends",
+        "Alter the role of an operator",
+        "Select an operator",
+        "LOCK_ACCOUNT",
+        "COPY_BUFFER",
+    ],
+)
+def test_english_is_not_taken_for_sql(text: str) -> None:
+    assert not SQL.match(text)
