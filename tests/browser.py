@@ -15,7 +15,7 @@ import httpx
 from tests import tools
 from tests.support import Process, running, wait_until
 
-PATIENCE_SECONDS = 30
+TEST_DEADLINE_SECONDS = 30
 """Longest wait for the browser or a page; after that the test fails instead of hanging."""
 
 OPTIONS = (
@@ -88,9 +88,9 @@ class Site:
     def report(self) -> Any:
         """Return the next report of the page. AssertionError when the script throws, or reports nothing in time."""
         try:
-            report = self._reports.get(timeout=PATIENCE_SECONDS)
+            report = self._reports.get(timeout=TEST_DEADLINE_SECONDS)
         except Empty:
-            raise AssertionError(f"nothing was reported in {PATIENCE_SECONDS} s") from None
+            raise AssertionError(f"nothing was reported in {TEST_DEADLINE_SECONDS} s") from None
         assert not (isinstance(report, dict) and "thrown" in report), report["thrown"]
         return report
 
@@ -114,7 +114,7 @@ class Browser:
     """A browser with an empty profile: it remembers nothing, no preflight either."""
 
     def __init__(self, port: int) -> None:
-        self._remote = httpx.Client(base_url=f"http://127.0.0.1:{port}/json", timeout=PATIENCE_SECONDS)
+        self._remote = httpx.Client(base_url=f"http://127.0.0.1:{port}/json", timeout=TEST_DEADLINE_SECONDS)
 
     def open(self, url: str) -> str:
         """Open a page in a new tab; return the id of the tab."""

@@ -65,8 +65,8 @@ class Call:
 
     def again_and_again(self, data: bytes, every_seconds: float = 0) -> None:
         """Send the data repeatedly until the test is over."""
-        give_up_at = time.monotonic() + ENDLESS_SECONDS
-        while time.monotonic() < give_up_at and not self.server.over.wait(every_seconds):
+        deadline = time.monotonic() + ENDLESS_SECONDS
+        while time.monotonic() < deadline and not self.server.over.wait(every_seconds):
             self.send(data)
 
     def drip(self, byte: bytes = b"x") -> None:

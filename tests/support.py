@@ -310,9 +310,9 @@ def running(
 
 def wait_until(condition: Any, timeout: float = 30, every: float = 0.05) -> None:
     """Wait until the condition is true. AssertionError after `timeout` seconds."""
-    give_up_at = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < give_up_at, f"not true after {timeout} s: {condition}"
+        assert time.monotonic() < deadline, f"not true after {timeout} s: {condition}"
         time.sleep(every)
 
 

@@ -273,8 +273,8 @@ def test_a_product_with_18000_contents_is_handled_and_a_larger_body_gets_413(adm
 
 
 def test_a_page_of_100_products_with_500_contents_each_is_listed(admin: Admin, url: str) -> None:
-    patient = Database(url, application_name="srm-tests", statement_timeout_seconds=30)
-    with patient.transaction() as db:
+    with_long_timeout = Database(url, application_name="srm-tests", statement_timeout_seconds=30)
+    with with_long_timeout.transaction() as db:
         db.exec_driver_sql("INSERT INTO srm.contents SELECT 'c-' || n FROM generate_series(1, 500) n")
         db.exec_driver_sql(
             "INSERT INTO srm.products SELECT 'p-' || lpad(n::text, 3, '0'), 'x' FROM generate_series(1, 100) n"
@@ -283,7 +283,7 @@ def test_a_page_of_100_products_with_500_contents_each_is_listed(admin: Admin, u
             "INSERT INTO srm.product_contents SELECT product_id, 'LIVE', content_id FROM srm.products, srm.contents "
             "WHERE product_id LIKE 'p-%%' AND content_id LIKE 'c-%%'"
         )
-    patient.dispose()
+    with_long_timeout.dispose()
 
     page = admin("GET", "products?after=other")
 

@@ -272,10 +272,10 @@ class TestReset:
     def test_several_resets_at_once_give_the_demo_data(self, url: str, loaded: Database) -> None:
         before = demo_rows(loaded)
         change(loaded, "DELETE FROM srm.accounts WHERE account_id LIKE 'demo-%%'")
-        patient = Database(url, application_name="srm-tests", statement_timeout_seconds=60)  # as commands are
+        with_long_timeout = Database(url, application_name="srm-tests", statement_timeout_seconds=60)  # as commands are
 
         with ThreadPoolExecutor() as threads:
-            list(threads.map(lambda _: self.reset(patient), range(4)))
+            list(threads.map(lambda _: self.reset(with_long_timeout), range(4)))
 
-        patient.dispose()
+        with_long_timeout.dispose()
         assert demo_rows(loaded) == before

@@ -33,7 +33,7 @@ TIMEOUT_SECONDS = 1
 SEEN_ENOUGH = 16
 """Times that each event of a Tally has to happen in a process before its players stop."""
 
-PATIENCE_SECONDS = 60
+PLAY_DEADLINE_SECONDS = 60
 """Longest time that players play, whatever has happened."""
 
 
@@ -217,12 +217,12 @@ def _share(barrier: Barrier) -> None:
 def _play(place: Place, players: list[tuple[str, str]], seconds: float, jitter_seconds: float) -> Tally:
     """Let the players of one process play, each in a thread, for `seconds` and until SEEN_ENOUGH."""
     tallies: list[Tally] = []
-    _started.wait(PATIENCE_SECONDS)
+    _started.wait(PLAY_DEADLINE_SECONDS)
     started_at = time.time()
 
     def goes_on() -> bool:
         played = time.time() - started_at
-        return played < seconds or (played < PATIENCE_SECONDS and sum(tallies, Tally()).least() < SEEN_ENOUGH)
+        return played < seconds or (played < PLAY_DEADLINE_SECONDS and sum(tallies, Tally()).least() < SEEN_ENOUGH)
 
     def play(account: str, device: str) -> Tally:
         with place.player(account, device) as service:

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 FILM = ContentRef("COD", "film")
 
-PATIENCE_SECONDS = 30
+TEST_DEADLINE_SECONDS = 30
 """Longest wait for anything. After it the test fails instead of hanging."""
 
 LOST = (OSError, HTTPException)
@@ -63,7 +63,7 @@ class Player:
     """Device of an account. Each call sends one request, and raises one of LOST when the connection breaks."""
 
     def __init__(self, base: str, account: str, device: str) -> None:
-        self._connection = HTTPConnection(base.removeprefix("http://"), timeout=PATIENCE_SECONDS)
+        self._connection = HTTPConnection(base.removeprefix("http://"), timeout=TEST_DEADLINE_SECONDS)
         self._headers = {"Client-Token": issue_token(account, device)}
 
     def request(self, method: str, path: str, body: str | None = None, **headers: str) -> Answer:
@@ -99,7 +99,7 @@ class Player:
 @contextmanager
 def connections(url: str) -> Iterator[Database]:
     """Connections for one thread that does without HTTP what a request does."""
-    database = Database(url, application_name="srm-tests", statement_timeout_seconds=PATIENCE_SECONDS)
+    database = Database(url, application_name="srm-tests", statement_timeout_seconds=TEST_DEADLINE_SECONDS)
     try:
         yield database
     finally:
@@ -116,23 +116,23 @@ def set_up(database: Database, account: str, device: str) -> UUID | None:
     return outcome.session_id
 
 
-def patiently(ask: Callable[[], Answer]) -> Answer:
+def ask_until_deadline(ask: Callable[[], Answer]) -> Answer:
     """Ask again while the answer is 503, as a client of an overloaded service does."""
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TEST_DEADLINE_SECONDS
     while True:
         answer = ask()
-        if answer.status != 503 or time.monotonic() > give_up_at:
+        if answer.status != 503 or time.monotonic() > deadline:
             return answer
         time.sleep(0.2)
 
 
 class Race:
-    """Runs until each goal has been counted as often as wanted. Fails after PATIENCE_SECONDS."""
+    """Runs until each goal has been counted as often as wanted. Fails after TEST_DEADLINE_SECONDS."""
 
     def __init__(self, **goals: int) -> None:
         self._goals = goals
         self._lock = threading.Lock()
-        self._give_up_at = time.monotonic() + PATIENCE_SECONDS
+        self._deadline = time.monotonic() + TEST_DEADLINE_SECONDS
         self.counts: Counter[str] = Counter()
 
     def count(self, name: str) -> None:
@@ -143,13 +143,13 @@ class Race:
     def goes_on(self) -> bool:
         """Return True while a goal is missing. AssertionError when that takes too long."""
         missing = {name: goal for name, goal in self._goals.items() if self.counts[name] < goal}
-        assert not missing or time.monotonic() < self._give_up_at, f"{self.counts}, expected {missing}"
+        assert not missing or time.monotonic() < self._deadline, f"{self.counts}, expected {missing}"
         return bool(missing)
 
 
 def at_once(count: int, work: Callable[[int, threading.Barrier], Result]) -> list[Result]:
     """Run `work(index, barrier)` in so many threads at once; return the results. All threads share the barrier."""
-    barrier = threading.Barrier(count, timeout=PATIENCE_SECONDS)
+    barrier = threading.Barrier(count, timeout=TEST_DEADLINE_SECONDS)
 
     def guarded(index: int) -> Result:
         try:

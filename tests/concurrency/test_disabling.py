@@ -15,7 +15,7 @@ import pytest
 from srm.db.database import Database
 from tests import support
 from tests.concurrency.conftest import Service
-from tests.concurrency.players import Player, at_once, patiently
+from tests.concurrency.players import Player, ask_until_deadline, at_once
 from tests.support import Factory, rows
 
 PLAYERS = 6
@@ -72,7 +72,7 @@ class Round:
             barrier.wait()
             while True:
                 is_last = self._is_disabled.is_set()
-                answer = patiently(player.set_up)
+                answer = ask_until_deadline(player.set_up)
                 admitted += answer.session_id is not None
                 if is_last:
                     assert answer.error_code == call.error_code, answer.body

@@ -40,8 +40,8 @@ def test_a_setup_counts_a_session_kept_alive_at_the_last_moment(
     session_id = factory.session("a", silent_for=29, max_sessions=1)
 
     def keep_alive() -> bool:
-        patient = "-c statement_timeout=30s -c lock_timeout=30s"
-        with psycopg.connect(own_url, options=patient) as connection, connection.cursor() as cursor:
+        with_long_timeout = "-c statement_timeout=30s -c lock_timeout=30s"
+        with psycopg.connect(own_url, options=with_long_timeout) as connection, connection.cursor() as cursor:
             return rules.keep_alive(cursor, Principal("a", "tv"), session_id)
 
     def set_up_too() -> UUID | None:

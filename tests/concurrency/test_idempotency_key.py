@@ -5,7 +5,7 @@ from functools import partial
 
 from tests import support
 from tests.concurrency.conftest import Service
-from tests.concurrency.players import Player, at_once, patiently
+from tests.concurrency.players import Player, ask_until_deadline, at_once
 from tests.support import Factory
 
 CLIENTS = 20
@@ -18,10 +18,10 @@ def repeat(base: str, barrier: threading.Barrier) -> list[str | None]:
     with Player(base, "a", "tv") as player:
         for number in range(ROUNDS):
             barrier.wait()
-            given.append(patiently(partial(player.set_up, **{"Idempotency-Key": f"round-{number}"})))
+            given.append(ask_until_deadline(partial(player.set_up, **{"Idempotency-Key": f"round-{number}"})))
             barrier.wait()
             if (session_id := given[-1].session_id) is not None:
-                assert patiently(partial(player.tear_down, session_id)).status == 200
+                assert ask_until_deadline(partial(player.tear_down, session_id)).status == 200
     return [answer.session_id for answer in given]
 
 

@@ -14,7 +14,7 @@ from srm.playback.model import Principal
 from srm.playback.teardown import tear_down_or_explain
 from tests import support
 from tests.concurrency.conftest import Service
-from tests.concurrency.players import Answer, Player, at_once, connections, patiently, set_up
+from tests.concurrency.players import Answer, Player, ask_until_deadline, at_once, connections, set_up
 from tests.support import Factory
 
 CLIENTS = 32
@@ -35,11 +35,11 @@ def race(base: str, device: str, barrier: threading.Barrier, rounds: int) -> lis
     with Player(base, "a", device) as player:
         for _ in range(rounds):
             barrier.wait()
-            answer = patiently(player.set_up)
+            answer = ask_until_deadline(player.set_up)
             answers.append(answer)
             barrier.wait()
             if (session_id := answer.session_id) is not None:
-                assert patiently(partial(player.tear_down, session_id)).status == 200
+                assert ask_until_deadline(partial(player.tear_down, session_id)).status == 200
     return answers
 
 

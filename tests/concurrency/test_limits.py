@@ -19,7 +19,7 @@ from srm.db.models import AccountProfile, ProfileContentGroup, ProfileDeviceGrou
 from srm.playback.limits import Limits
 from tests import rules, support
 from tests.concurrency.conftest import Service
-from tests.concurrency.players import Player, Race, at_once, patiently
+from tests.concurrency.players import Player, Race, ask_until_deadline, at_once
 from tests.support import Factory
 
 CLIENTS = 32
@@ -72,16 +72,16 @@ def zap(base: str, device: str, barrier: threading.Barrier, race: Race, *, and_t
             address = random.choice(ADDRESSES)
             forwarded = address if address[0] == "1" else f"{address}{random.randrange(1, 0xFFFF):x}"
             ask = partial(player.request, "POST", "/srm/v1/sessions", json.dumps({"content": content}))
-            answer = patiently(partial(ask, **{"X-Forwarded-For": forwarded}))
+            answer = ask_until_deadline(partial(ask, **{"X-Forwarded-For": forwarded}))
             if (session_id := answer.session_id) is None:
                 assert answer.error_code == "SRM-0006"
                 race.count("refused")
                 continue
             race.count("admitted")
-            assert patiently(partial(player.keep_alive, session_id)).status in (200, 410)
+            assert ask_until_deadline(partial(player.keep_alive, session_id)).status in (200, 410)
             if and_tear_down:
                 time.sleep(random.uniform(0, 0.02))
-                assert patiently(partial(player.tear_down, session_id)).status in (200, 410)
+                assert ask_until_deadline(partial(player.tear_down, session_id)).status in (200, 410)
 
 
 def play(service: Service, race: Race, *, and_tear_down: bool) -> None:

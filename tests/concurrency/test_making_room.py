@@ -16,7 +16,7 @@ from srm.db.database import Database
 from srm.db.models import AccountProfile
 from tests import support
 from tests.concurrency.conftest import Service
-from tests.concurrency.players import Player, Race, at_once, patiently
+from tests.concurrency.players import Player, Race, ask_until_deadline, at_once
 from tests.support import SETUP, Factory
 
 CLIENTS = 16
@@ -37,7 +37,7 @@ def zap(base: str, device: str, barrier: threading.Barrier, race: Race) -> None:
     with Player(base, "a", device) as player:
         barrier.wait()
         while race.goes_on():
-            answer = patiently(player.set_up)
+            answer = ask_until_deadline(player.set_up)
             if answer.session_id is None:
                 assert answer.error_code == "SRM-0006"
                 race.count("refused")
@@ -45,7 +45,7 @@ def zap(base: str, device: str, barrier: threading.Barrier, race: Race) -> None:
             race.count("admitted")
             session_id = answer.session_id
             for _ in range(random.randint(0, 2)):
-                assert patiently(lambda: player.keep_alive(session_id)).status in (200, 410)  # noqa: B023 at once
+                assert ask_until_deadline(lambda: player.keep_alive(session_id)).status in (200, 410)  # noqa: B023 at once
 
 
 @pytest.mark.parametrize("on_limit", ["evict_oldest", "evict_newest"])
@@ -89,13 +89,13 @@ def zap_and_tear_down(base: str, device: str, barrier: threading.Barrier, race: 
         barrier.wait()
         while race.goes_on():
             time.sleep(random.uniform(0, 0.01))  # Long enough for others to tear down.
-            answer = patiently(player.set_up)
+            answer = ask_until_deadline(player.set_up)
             if (session_id := answer.session_id) is None:
                 assert answer.error_code == "SRM-0006"
                 continue
             time.sleep(random.uniform(0, 0.003))
             if random.random() < 0.8:
-                answer = patiently(partial(player.tear_down, session_id))
+                answer = ask_until_deadline(partial(player.tear_down, session_id))
                 assert answer.status in (200, 410)
                 race.count({200: "torn_down", 410: "too_late"}[answer.status])
 
@@ -128,7 +128,7 @@ def take_over(
         for number in range(rounds):
             barrier.wait()
             body = json.dumps({**SETUP, "options": {"takeOver": [occupants[number]]}})
-            answer = patiently(partial(player.request, "POST", "/srm/v1/sessions", body))
+            answer = ask_until_deadline(partial(player.request, "POST", "/srm/v1/sessions", body))
             given.append(answer.session_id)
             if answer.session_id is not None:
                 occupants.append(answer.session_id)

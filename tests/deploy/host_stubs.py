@@ -150,7 +150,7 @@ def stop(unit: str) -> None:
     pid = int((PIDS / unit).read_text())
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
-    give_up_at = time.monotonic() + 30
+    deadline = time.monotonic() + 30
     while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
-        assert time.monotonic() < give_up_at, f"{unit} does not stop"
+        assert time.monotonic() < deadline, f"{unit} does not stop"
         time.sleep(0.1)

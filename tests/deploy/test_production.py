@@ -56,8 +56,8 @@ def type_passwords(terminal: int, process: subprocess.Popen[bytes]) -> str:
     shown = ""
     answered_to = 0
     who = ""
-    give_up_at = time.monotonic() + SECONDS
-    while time.monotonic() < give_up_at:
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
         try:
             data = os.read(terminal, 4096)
         except OSError:  # EIO: everybody has closed the terminal

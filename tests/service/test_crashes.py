@@ -27,7 +27,7 @@ from srm.errors import StartupError
 from srm.operators import demo
 from srm.reaper.runner import Reaper
 from tests import support
-from tests.concurrency.players import LOST, PATIENCE_SECONDS, Answer, Player
+from tests.concurrency.players import LOST, TEST_DEADLINE_SECONDS, Answer, Player
 from tests.support import Factory, wait_until
 
 ACCOUNTS = [f"account-{index}" for index in range(4)]
@@ -82,8 +82,8 @@ class Load:
 
     def _tear_down(self, player: Player, session_id: str) -> None:
         """Repeat the request until there is an answer, as clients do."""
-        give_up_at = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < give_up_at:
+        deadline = time.monotonic() + TEST_DEADLINE_SECONDS
+        while time.monotonic() < deadline:
             answer = self._ask(partial(player.tear_down, session_id))
             if answer is not None and answer.status == 200:
                 self.torn_down.append(session_id)
@@ -196,14 +196,14 @@ def start_again(server: EmbeddedServer) -> None:
 
 def wait_until_connectable(url: str) -> float:
     """Wait until the database accepts connections; return the time."""
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TEST_DEADLINE_SECONDS
     while True:
         try:
             with psycopg.connect(url, connect_timeout=2) as connection:
                 connection.execute("SELECT 1")
             return time.time()
         except psycopg.OperationalError:
-            if time.monotonic() > give_up_at:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 

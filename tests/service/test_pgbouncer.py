@@ -178,9 +178,9 @@ def test_statements_are_bounded_in_time_by_the_server(
 
 def test_a_longer_statement_timeout_holds_for_its_own_statements_only(pooled: Pooled) -> None:
     """The next user of the server connection has its own, shorter timeout."""
-    patient = Database(pooled.url, application_name="srm-tests", statement_timeout_seconds=10)
-    assert rows(patient, "SELECT 1 FROM pg_sleep(1.8)") == [(1,)]
-    patient.dispose()
+    with_long_timeout = Database(pooled.url, application_name="srm-tests", statement_timeout_seconds=10)
+    assert rows(with_long_timeout, "SELECT 1 FROM pg_sleep(1.8)") == [(1,)]
+    with_long_timeout.dispose()
 
     for _ in range(SERVER_CONNECTIONS * 2):
         with psycopg.connect(pooled.url, autocommit=True) as connection:
