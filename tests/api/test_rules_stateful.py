@@ -6,6 +6,7 @@ from itertools import count
 from typing import Any, get_args
 from uuid import uuid4
 
+import pytest
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -272,7 +273,10 @@ class Playback(RuleBasedStateMachine):
         assert [(row[1], row[2], set(map(str, row[3])), row[4]) for row in recorded] == self.denials
 
 
-def test_service_and_model_never_differ(client: FlaskClient, database: Database, factory: Factory) -> None:
+@pytest.mark.parametrize("examples", [50, pytest.param(500, marks=pytest.mark.long(120))])
+def test_service_and_model_never_differ(
+    client: FlaskClient, database: Database, factory: Factory, examples: int
+) -> None:
     for content in ("race", "match"):
         factory.content(content, groups=CONTENTS[content])
     factory.product("sports", ("COD", "race"), ("COD", "match"))
@@ -284,6 +288,6 @@ def test_service_and_model_never_differ(client: FlaskClient, database: Database,
     run_state_machine_as_test(
         PlaybackHere,
         settings=settings(
-            max_examples=250, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=examples, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
