@@ -33,6 +33,9 @@ from tests.support import Factory, wait_until
 ACCOUNTS = [f"account-{index}" for index in range(4)]
 DEVICES = ["tv", "phone", "tablet"]
 TIMEOUT_SECONDS = 1
+PAUSE_SECONDS = 0.02
+"""Between two requests of a player."""
+
 GRACE_SECONDS = 3
 """From this time after the return of the database, no request may fail."""
 
@@ -96,11 +99,10 @@ class Load:
         try:
             answer = question()
         except LOST:
-            time.sleep(0.02)
+            time.sleep(PAUSE_SECONDS)
             return None
         self.answers.append(answer)
-        if answer.status == 503:
-            time.sleep(0.02)
+        time.sleep(PAUSE_SECONDS)
         return answer
 
     def failed_between(self, start: float, end: float) -> list[Answer]:

@@ -15,8 +15,6 @@ from tests.cli.command import srm
 from tests.concurrency.players import Player
 from tests.support import Factory, environment, python_m, rows
 
-ACCOUNTS = 20_000
-KILLS = 10
 DUMP = {
     "accounts": "SELECT * FROM srm.accounts ORDER BY account_id",
     "devices": "SELECT * FROM srm.devices ORDER BY account_id, device_id",
@@ -24,10 +22,17 @@ DUMP = {
 }
 
 
+@pytest.fixture(params=[5_000, pytest.param(20_000, marks=pytest.mark.long(30))])
+def accounts(request: pytest.FixtureRequest) -> int:
+    """How many accounts are imported."""
+    number: int = request.param
+    return number
+
+
 @pytest.fixture
-def files(tmp_path: Path) -> dict[str, Path]:
+def files(tmp_path: Path, accounts: int) -> dict[str, Path]:
     """A file for each kind, in random order; that of accounts has repeated keys and bad rows."""
-    numbers = list(range(ACCOUNTS))
+    numbers = list(range(accounts))
     random.Random(1).shuffle(numbers)
     lines = {
         "accounts": ["accountId,profileId,enabled,maxSessions"]
@@ -77,7 +82,7 @@ def state(url: str) -> dict[str, list[object]]:
 
 
 def test_an_import_killed_many_times_and_repeated_gives_the_rows_of_an_undisturbed_one(
-    clone: Callable[[], str], files: dict[str, Path]
+    clone: Callable[[], str], files: dict[str, Path], accounts: int
 ) -> None:
     undisturbed, killed = make_database(clone), make_database(clone)
     seconds = {}
@@ -88,7 +93,7 @@ def test_an_import_killed_many_times_and_repeated_gives_the_rows_of_an_undisturb
         assert process.returncode == (1 if kind == "accounts" else 0), output + errors
         seconds[kind] = time.monotonic() - started_at
     kills = 0
-    while kills < KILLS:
+    while kills < accounts // 1500:
         kind = random.choice(list(files))
         process = start(killed, kind, files[kind])
         try:
@@ -101,10 +106,12 @@ def test_an_import_killed_many_times_and_repeated_gives_the_rows_of_an_undisturb
         start(killed, kind, file).communicate()
 
     assert state(killed) == state(undisturbed)
-    assert len(state(killed)["accounts"]) == ACCOUNTS + 1
+    assert len(state(killed)["accounts"]) == accounts + 1
 
 
-def test_merged_rows_stay_when_an_import_is_killed(clone: Callable[[], str], files: dict[str, Path]) -> None:
+def test_merged_rows_stay_when_an_import_is_killed(
+    clone: Callable[[], str], files: dict[str, Path], accounts: int
+) -> None:
     url = make_database(clone)
     database = Database(url, application_name="srm-tests")
     process = start(url, "accounts", files["accounts"])
@@ -116,7 +123,7 @@ def test_merged_rows_stay_when_an_import_is_killed(clone: Callable[[], str], fil
 
     (count,) = rows(database, "SELECT count(*) FROM srm.accounts")[0]
     database.dispose()
-    assert 2 < count < ACCOUNTS
+    assert 2 < count < accounts
 
 
 def test_two_imports_of_one_file_at_once_give_the_rows_of_one(clone: Callable[[], str], files: dict[str, Path]) -> None:
@@ -167,6 +174,7 @@ def test_nothing_that_an_import_disables_has_an_active_session_despite_quick_set
     def play(account: str) -> None:
         with Player(base, account, "tv") as player:
             while not done.is_set():
+                time.sleep(0.02)
                 answer = player.set_up()
                 if answer.session_id is not None:
                     admitted.append(answer.session_id)
