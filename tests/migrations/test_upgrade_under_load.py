@@ -35,8 +35,11 @@ ACCOUNTS = 20_000
 CLIENTS = 6
 FORGETFUL_ACCOUNTS = 1000
 """Accounts whose sessions get no keep-alive and no teardown. They lapse after a second, and the reaper ends them."""
-MOST_SECONDS = 1
-"""Longest wait for a lock that is allowed."""
+PAUSE_SECONDS = 0.01
+"""Time between two requests of a client."""
+READING_SECONDS = 3
+MOST_SECONDS = 2
+"""Longest wait for a lock that is allowed: less than READING_SECONDS."""
 SOME_SECONDS = 1
 """Duration of each stage."""
 
@@ -104,6 +107,7 @@ class Viewer:
 
     def _ask(self, what: str, ask: Callable[[Player], Answer]) -> Answer | None:
         """Return a successful answer; note every other one."""
+        time.sleep(PAUSE_SECONDS)
         base = random.choice(self._load.bases)
         self.asked.append(base)
         if base not in self._players:
@@ -250,14 +254,14 @@ def make_roles(url: str) -> None:
 
 @contextmanager
 def somebody_reading(url: str) -> Iterator[None]:
-    """Read for a second and a half. No request must wait for it."""
+    """Read for READING_SECONDS. No request must wait for it."""
     reading = threading.Event()
 
     def read() -> None:
         with psycopg.connect(url) as reader:
             reader.execute("SELECT count(*) FROM srm.sessions")
             reading.set()
-            time.sleep(1.5)
+            time.sleep(READING_SECONDS)
 
     with ThreadPoolExecutor(1) as thread:
         reader = thread.submit(read)

@@ -18,7 +18,7 @@ from tests.concurrency.players import Player
 from tests.entitlement_server import EntitlementServer, entitlement_server
 from tests.support import ROOT, Factory, Process, api, wait_until
 
-WORKERS = 3
+WORKERS = 2
 GRANTED = 'srm_entitlement_answers_total{answer="granted",source="service"}'
 OPEN = "srm_entitlement_breakers_open"
 COUNT = 'srm_request_seconds_count{{method="{method}",outcome="{outcome}",route="{route}"}}'
