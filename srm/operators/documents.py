@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
-from srm.operators.resources import Kind, Resource, with_names
+from srm.operators.naming import to_json, with_names
+from srm.operators.resources import Kind, Resource
 from srm.playback.model import EndedSession
 
 _IRREGULAR = {"content_id": "contentID", "channel_id": "channelID"}
@@ -20,13 +21,13 @@ def field_name(field: str) -> str:
 
 
 def model_of(kind: Kind) -> type[Resource]:
-    """Return the model of a row in a file: the resource of the kind, with the names of documents."""
+    """Return the model that parses documents of the kind."""
     return with_names(kind.resource, field_name)
 
 
 def of_resource(resource: Resource) -> dict[str, Any]:
     """Return the document of a resource."""
-    return with_names(type(resource), field_name).of_row(resource).as_json()
+    return to_json(resource, field_name)
 
 
 def of_fields(**fields: object) -> dict[str, Any]:

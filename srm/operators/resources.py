@@ -4,10 +4,9 @@ Fields have the names of the table columns. JSON and CSV have names of their own
 and the change log, `wire.py` of each API version for HTTP.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Annotated, Any, Self, TypeAlias, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Self, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -16,7 +15,6 @@ from srm.db.models import Mode, OnLimit, SameDevice
 from srm.values import STORED, Instant, Limit, Seconds, Text
 
 Item = TypeVar("Item")
-Model = TypeVar("Model", bound="ReadModel")
 ResourceKey: TypeAlias = tuple[str, ...]
 """The values of the key fields of a resource, in the order of `Kind.key`."""
 
@@ -29,11 +27,7 @@ class ReadModel(BaseModel):
     @classmethod
     def of_row(cls, row: object) -> Self:
         """Read an object with these attributes, or a dict with these members. Stored values are taken unchecked."""
-        return cls.model_validate(row, by_name=True, by_alias=False, context=STORED)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return JSON values, under the names that `with_names` gave the fields."""
-        return self.model_dump(mode="json", by_alias=True)
+        return cls.model_validate(row, context=STORED)
 
 
 class Resource(ReadModel):
@@ -47,39 +41,6 @@ class Resource(ReadModel):
     def values(self) -> frozenset[object]:
         """Return every text, number and time in the resource, at any depth."""
         return frozenset(_leaves(self.model_dump()))
-
-
-def with_names(model: type[Model], name_of: Callable[[str], str]) -> type[Model]:
-    """Return a subclass of the model whose members in JSON are called `name_of(field)`.
-
-    Models inside lists and dicts are renamed too. The subclass keeps the name of the model; it becomes the name of the
-    schema in an OpenAPI document.
-    """
-    return cast("type[Model]", _with_names(model, name_of))
-
-
-@cache
-def _with_names(model: type[ReadModel], name_of: Callable[[str], str]) -> type[ReadModel]:
-    annotations = {name: _renamed(field.annotation, name_of) for name, field in model.model_fields.items()}
-    changed = {name: type_ for name, type_ in annotations.items() if type_ != model.model_fields[name].annotation}
-    members = {
-        "__doc__": model.__doc__,
-        "__module__": model.__module__,
-        "__annotations__": changed,
-        **{name: model.model_fields[name] for name in changed},
-        "model_config": ConfigDict(alias_generator=name_of),
-    }
-    metaclass: Any = type(model)
-    return cast("type[ReadModel]", metaclass(model.__name__, (model,), members))
-
-
-def _renamed(annotation: Any, name_of: Callable[[str], str]) -> Any:
-    """Return the type of a field with the models in it replaced by their renamed subclasses."""
-    if isinstance(annotation, type) and issubclass(annotation, ReadModel):
-        return _with_names(annotation, name_of)
-    if (container := get_origin(annotation)) in (list, dict):
-        return container[tuple(_renamed(argument, name_of) for argument in get_args(annotation))]
-    return annotation
 
 
 def _leaves(value: object) -> Iterator[object]:

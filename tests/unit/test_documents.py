@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from srm.operators import documents
-from srm.operators.resources import GroupRule, Product, ProductContent, Profile, with_names
+from srm.operators.naming import to_json, with_names
+from srm.operators.resources import GroupRule, Product, ProductContent, Profile
 from srm.playback.model import EndedSession
 
 PROFILE = Profile(profile_id="p", max_ip_addresses=2, device_groups={"a_group": GroupRule(max_sessions=1)})
@@ -41,7 +42,7 @@ def test_the_end_of_a_session_is_documented_as_before_and_after() -> None:
 
 def test_another_version_of_the_api_can_rename_all_fields() -> None:
     """At any depth, in both directions, without a change to the resources."""
-    shown = with_names(Profile, another_name).of_row(PROFILE).as_json()
+    shown = to_json(PROFILE, another_name)
 
     assert shown["max-ip-addresses"] == 2
     assert shown["device-groups"] == {"a_group": {"max-sessions": 1, "counts": True}}
@@ -54,7 +55,7 @@ def test_another_version_of_the_api_can_rename_all_fields() -> None:
 def test_renaming_leaves_the_resource_itself_alone() -> None:
     with_names(Product, another_name)
 
-    assert PRODUCT.as_json() == {
+    assert PRODUCT.model_dump() == {
         "product_id": "x",
         "name": "X",
         "contents": [{"content_type": "COD", "content_id": "film"}],

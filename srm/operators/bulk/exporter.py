@@ -6,7 +6,6 @@ from typing import Any
 from sqlalchemy import Text, bindparam, select, tuple_
 
 from srm.db.database import Database
-from srm.operators import documents
 from srm.operators.bulk.staging import Staging
 from srm.operators.resources import PRODUCTS, Kind, Resource
 
@@ -15,7 +14,7 @@ PAGE_ROWS = 5_000
 
 
 def export_resources(database: Database, kind: Kind) -> Iterator[Resource]:
-    """Yield all resources of the kind in the order of their keys, with the names of documents.
+    """Yield all resources of the kind in the order of their keys.
 
     Each page shows its resources at its own instant, so that no transaction stays open for long.
     """
@@ -38,4 +37,4 @@ def _resource(kind: Kind, row: dict[str, Any]) -> Resource:
     if kind is PRODUCTS:
         items = (item.partition(":") for item in row["contents"])
         row["contents"] = [{"content_type": type_, "content_id": id_} for type_, _, id_ in items]
-    return documents.model_of(kind).of_row(row)
+    return kind.resource.of_row(row)

@@ -19,10 +19,10 @@ from typing import IO, Literal, NamedTuple, cast
 from pydantic import ValidationError
 
 from srm.errors import CommandError
+from srm.operators import documents
 from srm.operators.bulk import lines
 from srm.operators.bulk.lines import Line, UnreadableFile, read_lines
 from srm.operators.bulk.parsing import Parser, csv_parser, json_parser, reason_of
-from srm.operators.documents import field_name
 from srm.operators.resources import Kind, Resource
 
 Format = Literal["csv", "jsonl"]
@@ -141,10 +141,10 @@ def writing(kind: Kind, name: str, format_: Format) -> Iterator[Callable[[Resour
 
 def _writer(kind: Kind, file: IO[str], format_: Format) -> Callable[[Resource], object]:
     if format_ == "jsonl":
-        return lambda resource: file.write(json.dumps(resource.as_json(), ensure_ascii=False) + "\n")
+        return lambda resource: file.write(json.dumps(documents.of_resource(resource), ensure_ascii=False) + "\n")
     rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(field_name(name) for name in kind.resource.model_fields)
-    return lambda resource: rows.writerow(_cell(value) for value in resource.as_json().values())
+    rows.writerow(documents.field_name(name) for name in kind.resource.model_fields)
+    return lambda resource: rows.writerow(_cell(value) for value in documents.of_resource(resource).values())
 
 
 def _cell(value: object) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 from flask import Response
 
 from srm.operators import documents
-from srm.operators.resources import Model, ReadModel, Resource, with_names
+from srm.operators.naming import Model, to_json, with_names
+from srm.operators.resources import ReadModel, Resource
 
 
 def field_name(field: str) -> str:
@@ -23,7 +24,7 @@ def schema_of(model: type[Model]) -> type[Model]:
 
 def as_json(shown: ReadModel) -> dict[str, Any]:
     """Return the JSON of a resource, session, denial or change."""
-    return schema_of(type(shown)).of_row(shown).as_json()
+    return to_json(shown, field_name)
 
 
 def etag(content: dict[str, Any]) -> str:
