@@ -1,12 +1,19 @@
 """Idempotency-Key: a repeated setup, whose answer got lost, takes no second slot."""
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 from flask.testing import FlaskClient
 
+from srm.db.connection import Cursor
 from srm.db.database import Database
 from srm.db.models import Account, AccountProfile, Device
+from srm.playback import setup
+from srm.playback.keep_alive import keep_alive
+from srm.playback.model import Admission, ContentRef, Principal
+from srm.playback.setup import SetupRequest
+from srm.playback.teardown import tear_down
 from tests.support import SETUP, Factory, error_of, issue_token, rows
 
 OTHER_CONTENT = {"content": {"contentID": "film", "contentType": "NPVR"}}
@@ -95,6 +102,30 @@ def test_the_key_of_a_torn_down_session_may_be_used_again(client: FlaskClient) -
     client.delete(f"/srm/v1/sessions/{first}", headers={"Client-Token": issue_token("a", "tv")})
 
     assert admitted(client, "key") != first
+
+
+def test_a_repeat_whose_session_ends_meanwhile_gets_a_new_session(
+    client: FlaskClient, factory: Factory, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session ends between the list and the keep-alive of the repeat; then the repeat starts again."""
+    first = UUID(admitted(client, "key"))
+    lapsed = factory.session("a", "phone", silent_for=60)
+
+    def tear_down_first(db: Cursor, principal: Principal, session_id: UUID) -> bool:
+        monkeypatch.undo()
+        assert session_id == first
+        assert tear_down(db, principal, session_id)
+        return keep_alive(db, principal, session_id)
+
+    monkeypatch.setattr(setup, "keep_alive", tear_down_first)
+    with database.request() as db:
+        request = SetupRequest(Principal("a", "tv"), ContentRef("COD", "film"), idempotency_key="key")
+        result = setup.set_up(db, request)
+
+    assert isinstance(result.outcome, Admission)
+    assert result.outcome.session_id != first
+    assert [(session.session_id, session.end_reason) for session in result.ended] == [(lapsed, "expired")]
+    assert admitted(client, "key") == str(result.outcome.session_id)
 
 
 def test_devices_may_use_the_same_key_for_different_sessions(
