@@ -253,9 +253,11 @@ def test_repeated_items_of_a_list_are_stored_once(admin: Admin, method: str) -> 
     assert content["groups"] == ["a", "b"]
 
 
-def test_a_product_with_18000_contents_is_handled_and_a_larger_body_gets_413(admin: Admin, database: Database) -> None:
+@pytest.mark.parametrize("count", [2_000, pytest.param(18_000, marks=pytest.mark.long(10))])
+def test_a_product_with_thousands_of_contents_is_handled_and_a_larger_body_gets_413(
+    admin: Admin, database: Database, count: int
+) -> None:
     """18,000 contents nearly fill a body. They are put, put again, replaced, listed and deleted."""
-    count = 18_000
     with database.transaction() as db:
         db.exec_driver_sql(f"INSERT INTO srm.contents SELECT 'c-' || n FROM generate_series(1, {2 * count}) n")
     contents, other_contents = (
@@ -272,12 +274,13 @@ def test_a_product_with_18000_contents_is_handled_and_a_larger_body_gets_413(adm
     assert error_of(admin("PUT", "products/new", {"name": "x" * 2**20})) == (413, "ERROR", "SRM-0002")
 
 
-def test_a_page_of_100_products_with_500_contents_each_is_listed(admin: Admin, url: str) -> None:
+@pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.long(5))])
+def test_a_page_of_products_with_500_contents_each_is_listed(admin: Admin, url: str, count: int) -> None:
     with_long_timeout = Database(url, application_name="srm-tests", statement_timeout_seconds=30)
     with with_long_timeout.transaction() as db:
         db.exec_driver_sql("INSERT INTO srm.contents SELECT 'c-' || n FROM generate_series(1, 500) n")
         db.exec_driver_sql(
-            "INSERT INTO srm.products SELECT 'p-' || lpad(n::text, 3, '0'), 'x' FROM generate_series(1, 100) n"
+            f"INSERT INTO srm.products SELECT 'p-' || lpad(n::text, 3, '0'), 'x' FROM generate_series(1, {count}) n"
         )
         db.exec_driver_sql(
             "INSERT INTO srm.product_contents SELECT product_id, 'LIVE', content_id FROM srm.products, srm.contents "
@@ -288,7 +291,7 @@ def test_a_page_of_100_products_with_500_contents_each_is_listed(admin: Admin, u
     page = admin("GET", "products?after=other")
 
     assert page.status_code == 200
-    assert [len(product["contents"]) for product in page.get_json()["products"]] == [500] * 100
+    assert [len(product["contents"]) for product in page.get_json()["products"]] == [500] * count
 
 
 @pytest.mark.parametrize(
