@@ -252,7 +252,7 @@ class TestEviction:
         assert denial(limits, active_on("a")) == ("device_group:tv", 0, [])
 
     @pytest.mark.parametrize("on_limit", ["evict_oldest", "evict_newest"])
-    def test_the_search_for_sessions_to_evict_is_bounded_in_time(self, on_limit: OnLimit) -> None:
+    def test_the_search_for_sessions_to_evict_takes_a_bounded_time_of_the_processor(self, on_limit: OnLimit) -> None:
         """Several limits were lowered under thousands of sessions. The account is locked during the search."""
         active = sessions(
             *(
@@ -261,11 +261,11 @@ class TestEviction:
             )
         )
         limits = Limits(100, 40, max_sessions_of_device_group=70, on_limit=on_limit)
-        began_at = time.monotonic()
+        began_at = time.process_time()
 
         decision = decide(limits, active, TV)
 
-        assert time.monotonic() - began_at < 1
+        assert time.process_time() - began_at < 1
         stay = [session for session in active if session not in set(decision.evicted)]
         assert len(stay) == 99
         assert len([session for session in stay if session.content_id == "film"]) <= 39
