@@ -9,7 +9,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compi
 PIP_INSTALL_LOCKED := $(PIP_INSTALL) --require-hashes
 PYTEST := $(BIN)/python -m pytest
 # Four processes, even on two cores: many tests wait most of their time.
-AT_ONCE := --numprocesses 4 --dist worksteal
+AT_ONCE := --numprocesses 2 --dist worksteal
 
 # Many containers set it. Then each process would compile all that it imports, which takes seconds at each start.
 unexport PYTHONDONTWRITEBYTECODE
