@@ -10,9 +10,11 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+from srm.cli.main import COMMANDS
 from tests.support import python_m, running, wait_until
 
 CLIENT = """
@@ -43,7 +45,8 @@ def commands(program: Path) -> Iterator[None]:
 
 def serve(address: str) -> NoReturn:
     """Run each requested command in a fork, until this process is killed."""
-    import srm.cli.main  # noqa: F401 forks have the modules that are imported here
+    for command in COMMANDS.values():  # forks have the modules that are imported here
+        import_module(f"srm.cli.{command.partition('.')[0]}")
 
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)

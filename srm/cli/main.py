@@ -1,16 +1,40 @@
 """The `srm` command: its commands, and its exit code and one line of text after an error."""
 
 import sys
+from importlib import import_module
 
 import click
-from alembic.util import CommandError as MigrationError
-from psycopg.errors import DataError, InsufficientPrivilege
-from sqlalchemy.exc import DBAPIError
 
 from srm import version
-from srm.cli import bulk, db, demo, limit_check, operators, processes, tokens
-from srm.db.breaker import is_unavailable
-from srm.errors import CommandError, Conflict, DependencyUnavailable, StartupError, first_line
+
+COMMANDS = {
+    "serve": "processes.serve",
+    "reaper": "processes.reaper",
+    "token": "tokens.token",
+    "operator": "operators.operator_group",
+    "db": "db.db",
+    "audit": "limit_check.audit",
+    "demo": "demo.demo_group",
+    "import": "bulk.import_",
+    "export": "bulk.export",
+}
+"""Commands, each with its module in this package and its name there."""
+
+
+class LazyGroup(click.Group):
+    """The commands of COMMANDS. A call imports the module of its command only: all modules together take a second."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names of all commands."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Return the command; None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(".")
+        command: click.Command = getattr(import_module(f"srm.cli.{module}"), name)
+        return command
 
 
 def _print_version(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
@@ -19,7 +43,7 @@ def _print_version(context: click.Context, _: click.Parameter, is_asked: bool) -
         context.exit()
 
 
-@click.group()
+@click.group(cls=LazyGroup)
 @click.option(
     "--version",
     is_flag=True,
@@ -32,35 +56,14 @@ def cli() -> None:
     """Session Resource Manager. Environment variables SRM_… configure it: see docs/configuration.md."""
 
 
-for command in (
-    processes.serve,
-    processes.reaper,
-    tokens.token,
-    operators.operator_group,
-    db.db,
-    limit_check.audit,
-    demo.demo_group,
-    bulk.import_,
-    bulk.export,
-):
-    cli.add_command(command)
-
-
 def main() -> None:
     """Run the command. An error that an operator can mend is one line on standard error, with exit code 1."""
     try:
         cli()
-    except (StartupError, CommandError, MigrationError, Conflict) as error:
-        sys.exit(f"srm: {error}")
-    except DependencyUnavailable as error:
-        sys.exit(f"srm: database unavailable: {_first_line(error.__cause__)}")
-    except DBAPIError as error:
-        if is_unavailable(error):
-            sys.exit(f"srm: database unavailable: {_first_line(error)}")
-        if not isinstance(error.orig, InsufficientPrivilege | DataError):
+    except Exception as error:
+        from srm.cli.failures import one_line  # SQLAlchemy and Alembic, which not every command imports
+
+        line = one_line(error)
+        if line is None:
             raise
-        sys.exit(f"srm: database: {_first_line(error)}")
-
-
-def _first_line(error: BaseException | None) -> str:
-    return first_line(error.orig if isinstance(error, DBAPIError) else error)
+        sys.exit(f"srm: {line}")
