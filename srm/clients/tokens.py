@@ -4,7 +4,6 @@ import json
 import secrets
 import threading
 import time
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -142,14 +141,29 @@ class TokenVerifier:
                 "verify_iat": False,
             },
         }
-        self._verified = lru_cache(CACHED_TOKENS)(self._decode)
+        self._verified: dict[str, tuple[Principal, float]] = {}
+        self._adding = threading.Lock()
 
     def verify(self, token: str) -> Principal:
         """Return account and device of the token. Raises TokenNotValid, whatever is wrong with the token."""
-        principal, expires_at = self._verified(token)
+        principal, expires_at = self._verified.get(token) or self._verify_new(token)
         if expires_at <= time.time():
             raise TokenNotValid
         return principal
+
+    def cached(self, token: str) -> Principal | None:
+        """Return account and device of a token that was verified before and has not expired; None for any other."""
+        found = self._verified.get(token)
+        return None if found is None or found[1] <= time.time() else found[0]
+
+    def _verify_new(self, token: str) -> tuple[Principal, float]:
+        """Verify a token, and cache it in the place of the one that was cached first."""
+        verified = self._decode(token)
+        with self._adding:
+            while len(self._verified) >= CACHED_TOKENS:
+                del self._verified[next(iter(self._verified))]
+            self._verified[token] = verified
+        return verified
 
     def _decode(self, token: str) -> tuple[Principal, float]:
         """Return account and device of the token, and its expiry as seconds since 1970."""

@@ -362,14 +362,21 @@ def test_a_token_is_verified_once() -> None:
     assert key.count == 1
 
 
+def test_a_token_that_was_never_verified_is_not_cached() -> None:
+    assert verifier_of(CountingKey()).cached(issue_token("a", "tv")) is None
+
+
 def test_a_cached_token_is_refused_when_it_expires() -> None:
     expires_at = int(time.time()) + 2
     token = issue_token("a", "tv", exp=expires_at)
     verifier = verifier_of(CountingKey())
     verifier.verify(token)
 
+    assert verifier.cached(token) == Principal("a", "tv")
+
     wait_until(lambda: time.time() > expires_at)
 
+    assert verifier.cached(token) is None
     with pytest.raises(TokenNotValid):
         verifier.verify(token)
 
@@ -382,7 +389,7 @@ def test_a_full_cache_drops_the_oldest_token(monkeypatch: pytest.MonkeyPatch) ->
 
     for token in (first, second, third):
         verifier.verify(token)
-    assert verifier._verified.cache_info().currsize == 2
+    assert [verifier.cached(token) is not None for token in (first, second, third)] == [False, True, True]
     verifier.verify(third)
     assert key.count == 3
     verifier.verify(first)
@@ -396,9 +403,9 @@ def test_invalid_tokens_are_not_cached() -> None:
     for token in ("garbage", "garbage", sign({**CLAIMS, "accountId": 1}), sign({**CLAIMS, "accountId": 1})):
         with pytest.raises(TokenNotValid):
             verifier.verify(token)
+        assert verifier.cached(token) is None
 
     assert key.count == 4
-    assert verifier._verified.cache_info().currsize == 0
 
 
 @pytest.mark.parametrize("expires_at", [10**12, 10**30, 1e300, pytest.param(CLAIMS["exp"] + 0.5, id="a fraction")])
