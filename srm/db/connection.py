@@ -1,13 +1,14 @@
-"""Connections to PostgreSQL that are bounded in time, and a pool that keeps one for each thread."""
+"""Connections to PostgreSQL that are bounded in time, and pools that are bounded in number."""
 
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 from urllib.parse import quote, urlencode
-from weakref import WeakSet
 
 import psycopg
 from prometheus_client import Counter, Histogram
@@ -18,7 +19,8 @@ from psycopg.types.datetime import TimestamptzLoader
 from sqlalchemy.engine import URL, make_url
 
 from srm.db.breaker import CircuitBreaker, ServerSilent
-from srm.deadline import DEADLINE, GRACE_SECONDS
+from srm.deadline import DEADLINE, GRACE_SECONDS, MAX_QUEUE_SECONDS
+from srm.errors import DependencyUnavailable
 from srm.metrics import REGISTRY
 
 Value = TypeVar("Value")
@@ -29,14 +31,24 @@ Executor: TypeAlias = "Cursor | ConnectionPool"
 CONNECT_TIMEOUT_SECONDS = 2
 """Limit for one server of the URL. libpq accepts nothing less."""
 
+MOST_PER_ACCOUNT = 2
+"""Connections of one pool that one account may hold at a time."""
+
+NEVER = float("inf")
+
 CONNECT_SECONDS = Histogram(
     "srm_database_connect_seconds",
-    "Seconds that a thread waited for a new connection to the database",
+    "Seconds that a request waited for a new connection to the database",
     buckets=(0.005, 0.01, 0.025, 0.1, 0.3, 1, 3),
     registry=REGISTRY,
 )
 CONNECT_FAILURES = Counter(
     "srm_database_connect_failures", "Connections to the database that could not be had", registry=REGISTRY
+)
+NO_CONNECTION = Counter(
+    "srm_database_pool_refused",
+    "Requests for which no connection of their pool became free in time",
+    registry=REGISTRY,
 )
 
 
@@ -111,82 +123,156 @@ def waive_durability(cursor: Cursor) -> None:
     connection_of(cursor).is_durable = False
 
 
-class ThreadCursor(threading.local):
-    """The cursor that a thread keeps from one request to the next."""
+class Turns:
+    """At most MOST_PER_ACCOUNT requests of one account at a time, so that its locks do not take a whole pool."""
 
-    cursor: Cursor | None = None
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._turns: dict[str, tuple[threading.Semaphore, list[None]]] = {}
+
+    @contextmanager
+    def of(self, account: str, until: float) -> Iterator[None]:
+        """Run the block in a turn of the account. Raises DependencyUnavailable when it has none by `until`."""
+        with self._lock:
+            turn, users = self._turns.setdefault(account, (threading.Semaphore(MOST_PER_ACCOUNT), []))
+            users.append(None)
+        try:
+            _acquire(turn, until)
+            try:
+                yield
+            finally:
+                turn.release()
+        finally:
+            with self._lock:
+                users.pop()
+                if not users:
+                    del self._turns[account]
 
 
 class ConnectionPool:
-    """One open connection for each thread that asks; threads never wait for each other."""
+    """A share of the connections of a process: at most `size`, opened when needed and kept open.
+
+    Safe to share between threads and greenlets. A request waits at most MAX_QUEUE_SECONDS for a connection.
+    """
 
     def __init__(
-        self, connect: Callable[[], BoundedConnection], breaker: CircuitBreaker, timeout_seconds: float
+        self, connect: Callable[[], BoundedConnection], breaker: CircuitBreaker, timeout_seconds: float, size: int
     ) -> None:
         self._connect = connect
         self._breaker = breaker
         self._timeout_seconds = timeout_seconds
-        self._local = ThreadCursor()
-        self._all: WeakSet[BoundedConnection] = WeakSet()
+        self._free = threading.Semaphore(size)
+        self._idle: deque[BoundedConnection] = deque()
+        self._turns = Turns()
 
-    def execute(self, statement: str, parameters: dict[str, object], timeout_seconds: float | None = None) -> Cursor:
+    def execute(self, statement: str, parameters: dict[str, Any], timeout_seconds: float | None = None) -> Cursor:
         """Execute one `compiled` statement as a transaction of its own.
 
         The statement must be safe to repeat: it is sent again when the connection turns out to be broken. Raises
-        DependencyUnavailable when the database is away, after `timeout_seconds`, and at the deadline of the request.
-        """
-        with self._breaker:
-            return self._first(lambda cursor: cursor.execute(statement, parameters), timeout_seconds)
-
-    def begin(self, spent_seconds: float = 0) -> Cursor:
-        """Begin a transaction for a request that has spent `spent_seconds` of its time already."""
-
-        def send_begin(cursor: Cursor) -> Cursor:
-            connection = connection_of(cursor)
-            connection.command(connection.begin)
-            connection.is_durable = True
-            return cursor
-
-        return self._first(send_begin, self._timeout_seconds - spent_seconds)
-
-    def _first(self, ask: Callable[[Cursor], Cursor], timeout_seconds: float | None = None) -> Cursor:
-        """Send the first command of a transaction; repeat it once when the connection turns out to be broken.
-
-        Testing the connection first would cost a system call and a switch of threads for each request. The deadline set
-        here holds for every statement of the transaction.
+        DependencyUnavailable when the database is away, when no connection becomes free, after `timeout_seconds`, and
+        at the deadline of the request. A parameter `account_id` names the account whose turn it is.
         """
         timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        deadline = time.monotonic() + timeout
-        deadline = min(deadline, DEADLINE.get() or deadline)
-        cursor = self._cursor(deadline)
-        try:
-            return ask(cursor)
-        except psycopg.OperationalError:
-            if not cursor.connection.broken:
-                raise
-            return ask(self._cursor(deadline))
 
-    def _cursor(self, deadline: float) -> Cursor:
-        """Return this thread's cursor; open a new one when a request left its transaction unfinished."""
-        cursor = self._local.cursor
-        if cursor is None or cursor.connection.pgconn.transaction_status != TransactionStatus.IDLE:
-            cursor = self._new_cursor()
-        connection_of(cursor).deadline = deadline
+        def ask(cursor: Cursor) -> None:
+            cursor.execute(statement, parameters)
+
+        with self._lent(timeout, parameters.get("account_id"), ask) as cursor:
+            return cursor
+
+    @contextmanager
+    def request(self, spent_seconds: float = 0, account: str | None = None) -> Iterator[Cursor]:
+        """Run the block in a transaction of a client's request.
+
+        The cursor takes `compiled` statements. `spent_seconds`: the part of the request's time that went to something
+        else, such as the entitlement service. `account`: whose turn it is. Raises DependencyUnavailable when the
+        database is away, or no connection becomes free.
+
+        The commit waits for the disk, unless the block calls `waive_durability`. Every exception rolls back. Return a
+        denial instead of raising it: lapsed sessions that were ended on the way must stay ended. (A rollback would also
+        make psycopg forget its prepared statements.)
+        """
+        with self._lent(self._timeout_seconds - spent_seconds, account, _begin) as cursor:
+            connection = connection_of(cursor)
+            try:
+                yield cursor
+            except BaseException:
+                with suppress(psycopg.Error):
+                    connection.command(b"ROLLBACK")
+                raise
+            connection.command(b"COMMIT" if connection.is_durable else b"SET LOCAL synchronous_commit = off; COMMIT")
+
+    @contextmanager
+    def _lent(self, timeout_seconds: float, account: str | None, ask: Callable[[Cursor], object]) -> Iterator[Cursor]:
+        """Lend a cursor whose first command has been sent, to an account that has its turn."""
+        now = time.monotonic()
+        deadline = min(now + timeout_seconds, DEADLINE.get() or NEVER)
+        until = min(now + MAX_QUEUE_SECONDS, deadline)
+        with nullcontext() if account is None else self._turns.of(account, until):
+            _acquire(self._free, until)
+            try:
+                with self._breaker:
+                    cursor = self._first(ask, deadline)
+                    try:
+                        yield cursor
+                    finally:
+                        self._take_back(connection_of(cursor))
+            finally:
+                self._free.release()
+
+    def _first(self, ask: Callable[[Cursor], object], deadline: float) -> Cursor:
+        """Send the first command of a transaction; repeat it once when the connection turns out to be broken.
+
+        Testing the connection first would cost a system call for each request. The deadline set here holds for every
+        statement of the transaction.
+        """
+        with suppress(IndexError):
+            idle = self._idle.pop()
+            try:
+                return self._ask(idle, ask, deadline)
+            except psycopg.OperationalError:
+                if not idle.broken:
+                    raise
+        new = self._connect()
+        new.autocommit = True
+        return self._ask(new, ask, deadline)
+
+    def _ask(self, connection: BoundedConnection, ask: Callable[[Cursor], object], deadline: float) -> Cursor:
+        connection.deadline = deadline
+        cursor = connection.cursor()
+        try:
+            ask(cursor)
+        except BaseException:
+            self._take_back(connection)
+            raise
         return cursor
 
-    def _new_cursor(self) -> Cursor:
-        if self._local.cursor is not None:
-            self._local.cursor.connection.close()
-        connection = self._connect()
-        connection.autocommit = True
-        self._all.add(connection)
-        self._local.cursor = connection.cursor()
-        return self._local.cursor
+    def _take_back(self, connection: BoundedConnection) -> None:
+        """Keep a connection for the next request; close one whose transaction is unfinished."""
+        if connection.pgconn.transaction_status == TransactionStatus.IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
 
     def close(self) -> None:
-        """Close all connections. No thread may use the pool any more."""
-        for connection in list(self._all):
-            connection.close()
+        """Close all connections. No one may use the pool any more."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+def _begin(cursor: Cursor) -> None:
+    connection = connection_of(cursor)
+    connection.command(connection.begin)
+    connection.is_durable = True
+
+
+def _acquire(semaphore: threading.Semaphore, until: float) -> None:
+    """Acquire the semaphore. Raises DependencyUnavailable when that takes longer than `until`."""
+    if semaphore.acquire(blocking=False):
+        return
+    if not semaphore.acquire(timeout=max(0.0, until - time.monotonic())):
+        NO_CONNECTION.inc()
+        raise DependencyUnavailable from TimeoutError("no connection of the pool became free")
 
 
 def is_hung_up(connection: psycopg.Connection[Any]) -> bool:
