@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 from urllib.parse import quote, urlencode
@@ -19,6 +19,7 @@ from psycopg.types.datetime import TimestamptzLoader
 from sqlalchemy.engine import URL, make_url
 
 from srm.db.breaker import CircuitBreaker, ServerSilent
+from srm.db.waiting import SocketWaiter, is_cooperative
 from srm.deadline import DEADLINE, GRACE_SECONDS, MAX_QUEUE_SECONDS
 from srm.errors import DependencyUnavailable
 from srm.metrics import REGISTRY
@@ -68,6 +69,19 @@ class BoundedConnection(psycopg.Connection[Any]):
     """True when the commit of the open transaction waits for the disk."""
     deadline: float | None = None
     """Deadline of the request that uses the connection, by `time.monotonic()`."""
+    _waiter: SocketWaiter | None = None
+
+    def wait_cooperatively(self) -> None:
+        """Let other requests go on during each wait, if the process has an event loop."""
+        if is_cooperative():
+            self._waiter = SocketWaiter(self.fileno())
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._waiter is not None:
+            self._waiter.close()
+            self._waiter = None
+        super().close()
 
     def wait(self, gen: PQGen[Value], interval: float = 0.1, timeout: float | None = None) -> Value:
         """Wait for the server; psycopg calls this for everything it asks. Closes the connection on a timeout.
@@ -80,7 +94,9 @@ class BoundedConnection(psycopg.Connection[Any]):
             if self.deadline is not None:
                 timeout = max(0.0, min(timeout, self.deadline - time.monotonic()))
         try:
-            return super().wait(gen, interval, timeout)
+            if self._waiter is None:
+                return super().wait(gen, interval, timeout)
+            return self._waiter.wait(gen, timeout)
         except psycopg.OperationalError as error:
             is_answered = error.sqlstate is not None
             if is_answered or self.closed or self.pgconn.transaction_status != TransactionStatus.ACTIVE:
@@ -123,30 +139,91 @@ def waive_durability(cursor: Cursor) -> None:
     connection_of(cursor).is_durable = False
 
 
+class Result:
+    """Rows of a statement, and the number of rows that it found or changed."""
+
+    __slots__ = ("_rows", "rowcount")
+
+    def __init__(self, cursor: Cursor) -> None:
+        self.rowcount = cursor.rowcount
+        self._rows: list[Any] = cursor.fetchall() if cursor.description else []
+
+    def fetchone(self) -> Any:
+        """Return the next row, None after the last."""
+        return self._rows.pop(0) if self._rows else None
+
+    def fetchall(self) -> list[Any]:
+        """Return the rows that are left."""
+        return self._rows
+
+
+class Slots:
+    """A semaphore whose waiters have their turn in order. It costs a microsecond when nobody waits."""
+
+    __slots__ = ("_free", "_lock", "_waiters")
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._lock = threading.Lock()
+        self._waiters: deque[Any] = deque()
+
+    def take(self, until: float) -> None:
+        """Take a slot. Raises DependencyUnavailable when none is free by `until`."""
+        with self._lock:
+            if self._free > 0:
+                self._free -= 1
+                return
+            waiter = threading.Lock()
+            waiter.acquire()
+            self._waiters.append(waiter)
+        if waiter.acquire(timeout=max(0.0, until - time.monotonic())):
+            return
+        with self._lock:
+            if waiter in self._waiters:  # otherwise it got its turn at the last moment
+                self._waiters.remove(waiter)
+                NO_CONNECTION.inc()
+                raise DependencyUnavailable from TimeoutError("no connection of the pool became free")
+
+    def give_back(self) -> None:
+        """Give a slot back, to whoever has waited longest."""
+        with self._lock:
+            if self._waiters:
+                self._waiters.popleft().release()
+            else:
+                self._free += 1
+
+
 class Turns:
-    """At most MOST_PER_ACCOUNT requests of one account at a time, so that its locks do not take a whole pool."""
+    """MOST_PER_ACCOUNT slots for each account, so that a locked account does not take a whole pool."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._turns: dict[str, tuple[threading.Semaphore, list[None]]] = {}
+        self._accounts: dict[str, tuple[Slots, list[None]]] = {}
 
-    @contextmanager
-    def of(self, account: str, until: float) -> Iterator[None]:
-        """Run the block in a turn of the account. Raises DependencyUnavailable when it has none by `until`."""
+    def take(self, account: str, until: float) -> None:
+        """Take a slot of the account. Raises DependencyUnavailable when none is free by `until`."""
         with self._lock:
-            turn, users = self._turns.setdefault(account, (threading.Semaphore(MOST_PER_ACCOUNT), []))
+            slots, users = self._accounts.get(account) or self._accounts.setdefault(
+                account, (Slots(MOST_PER_ACCOUNT), [])
+            )
             users.append(None)
         try:
-            _acquire(turn, until)
-            try:
-                yield
-            finally:
-                turn.release()
-        finally:
-            with self._lock:
-                users.pop()
-                if not users:
-                    del self._turns[account]
+            slots.take(until)
+        except DependencyUnavailable:
+            self._forget(account)
+            raise
+
+    def give_back(self, account: str) -> None:
+        """Give the slot of an account back."""
+        self._accounts[account][0].give_back()
+        self._forget(account)
+
+    def _forget(self, account: str) -> None:
+        with self._lock:
+            users = self._accounts[account][1]
+            users.pop()
+            if not users:
+                del self._accounts[account]
 
 
 class ConnectionPool:
@@ -161,24 +238,29 @@ class ConnectionPool:
         self._connect = connect
         self._breaker = breaker
         self._timeout_seconds = timeout_seconds
-        self._free = threading.Semaphore(size)
-        self._idle: deque[BoundedConnection] = deque()
+        self._slots = Slots(size)
         self._turns = Turns()
+        self._idle: deque[Cursor] = deque()
+        """Cursors, because a new one would look up how to convert each type again."""
 
-    def execute(self, statement: str, parameters: dict[str, Any], timeout_seconds: float | None = None) -> Cursor:
+    def execute(self, statement: str, parameters: dict[str, Any], timeout_seconds: float | None = None) -> Result:
         """Execute one `compiled` statement as a transaction of its own.
 
         The statement must be safe to repeat: it is sent again when the connection turns out to be broken. Raises
         DependencyUnavailable when the database is away, when no connection becomes free, after `timeout_seconds`, and
         at the deadline of the request. A parameter `account_id` names the account whose turn it is.
         """
-        timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-
-        def ask(cursor: Cursor) -> None:
-            cursor.execute(statement, parameters)
-
-        with self._lent(timeout, parameters.get("account_id"), ask) as cursor:
-            return cursor
+        account: str | None = parameters.get("account_id")
+        deadline = self._take_slots(account, self._timeout_seconds if timeout_seconds is None else timeout_seconds)
+        try:
+            with self._breaker:
+                cursor = self._first(lambda cursor: cursor.execute(statement, parameters), deadline)
+                try:
+                    return Result(cursor)
+                finally:
+                    self._keep(cursor)
+        finally:
+            self._give_slots_back(account)
 
     @contextmanager
     def request(self, spent_seconds: float = 0, account: str | None = None) -> Iterator[Cursor]:
@@ -192,33 +274,41 @@ class ConnectionPool:
         denial instead of raising it: lapsed sessions that were ended on the way must stay ended. (A rollback would also
         make psycopg forget its prepared statements.)
         """
-        with self._lent(self._timeout_seconds - spent_seconds, account, _begin) as cursor:
-            connection = connection_of(cursor)
-            try:
-                yield cursor
-            except BaseException:
-                with suppress(psycopg.Error):
-                    connection.command(b"ROLLBACK")
-                raise
-            connection.command(b"COMMIT" if connection.is_durable else b"SET LOCAL synchronous_commit = off; COMMIT")
+        deadline = self._take_slots(account, self._timeout_seconds - spent_seconds)
+        try:
+            with self._breaker:
+                cursor = self._first(_begin, deadline)
+                try:
+                    yield cursor
+                    _commit(connection_of(cursor))
+                except BaseException:
+                    with suppress(psycopg.Error):
+                        connection_of(cursor).command(b"ROLLBACK")
+                    raise
+                finally:
+                    self._keep(cursor)
+        finally:
+            self._give_slots_back(account)
 
-    @contextmanager
-    def _lent(self, timeout_seconds: float, account: str | None, ask: Callable[[Cursor], object]) -> Iterator[Cursor]:
-        """Lend a cursor whose first command has been sent, to an account that has its turn."""
+    def _take_slots(self, account: str | None, timeout_seconds: float) -> float:
+        """Wait for the turn of the account and for a free connection; return the deadline of the request."""
         now = time.monotonic()
         deadline = min(now + timeout_seconds, DEADLINE.get() or NEVER)
         until = min(now + MAX_QUEUE_SECONDS, deadline)
-        with nullcontext() if account is None else self._turns.of(account, until):
-            _acquire(self._free, until)
-            try:
-                with self._breaker:
-                    cursor = self._first(ask, deadline)
-                    try:
-                        yield cursor
-                    finally:
-                        self._take_back(connection_of(cursor))
-            finally:
-                self._free.release()
+        if account is not None:
+            self._turns.take(account, until)
+        try:
+            self._slots.take(until)
+        except DependencyUnavailable:
+            if account is not None:
+                self._turns.give_back(account)
+            raise
+        return deadline
+
+    def _give_slots_back(self, account: str | None) -> None:
+        self._slots.give_back()
+        if account is not None:
+            self._turns.give_back(account)
 
     def _first(self, ask: Callable[[Cursor], object], deadline: float) -> Cursor:
         """Send the first command of a transaction; repeat it once when the connection turns out to be broken.
@@ -226,38 +316,43 @@ class ConnectionPool:
         Testing the connection first would cost a system call for each request. The deadline set here holds for every
         statement of the transaction.
         """
-        with suppress(IndexError):
-            idle = self._idle.pop()
+        idle = self._pop_idle()
+        if idle is not None:
             try:
                 return self._ask(idle, ask, deadline)
             except psycopg.OperationalError:
-                if not idle.broken:
+                if not idle.connection.broken:
                     raise
-        new = self._connect()
-        new.autocommit = True
-        return self._ask(new, ask, deadline)
+        connection = self._connect()
+        connection.autocommit = True
+        return self._ask(connection.cursor(), ask, deadline)
 
-    def _ask(self, connection: BoundedConnection, ask: Callable[[Cursor], object], deadline: float) -> Cursor:
-        connection.deadline = deadline
-        cursor = connection.cursor()
+    def _pop_idle(self) -> Cursor | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def _ask(self, cursor: Cursor, ask: Callable[[Cursor], object], deadline: float) -> Cursor:
+        connection_of(cursor).deadline = deadline
         try:
             ask(cursor)
         except BaseException:
-            self._take_back(connection)
+            self._keep(cursor)
             raise
         return cursor
 
-    def _take_back(self, connection: BoundedConnection) -> None:
+    def _keep(self, cursor: Cursor) -> None:
         """Keep a connection for the next request; close one whose transaction is unfinished."""
-        if connection.pgconn.transaction_status == TransactionStatus.IDLE:
-            self._idle.append(connection)
+        if cursor.connection.pgconn.transaction_status == TransactionStatus.IDLE:
+            self._idle.append(cursor)
         else:
-            connection.close()
+            cursor.connection.close()
 
     def close(self) -> None:
         """Close all connections. No one may use the pool any more."""
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop().connection.close()
 
 
 def _begin(cursor: Cursor) -> None:
@@ -266,13 +361,8 @@ def _begin(cursor: Cursor) -> None:
     connection.is_durable = True
 
 
-def _acquire(semaphore: threading.Semaphore, until: float) -> None:
-    """Acquire the semaphore. Raises DependencyUnavailable when that takes longer than `until`."""
-    if semaphore.acquire(blocking=False):
-        return
-    if not semaphore.acquire(timeout=max(0.0, until - time.monotonic())):
-        NO_CONNECTION.inc()
-        raise DependencyUnavailable from TimeoutError("no connection of the pool became free")
+def _commit(connection: BoundedConnection) -> None:
+    connection.command(b"COMMIT" if connection.is_durable else b"SET LOCAL synchronous_commit = off; COMMIT")
 
 
 def is_hung_up(connection: psycopg.Connection[Any]) -> bool:

@@ -121,6 +121,7 @@ class Database:
                 keepalives_count=3,
                 options=" ".join(f"-c {name}={value}" for name, value in settings.items()),
             )
+        connection.wait_cooperatively()
         connection.adapters.register_loader("inet", TextLoader)  # addresses are only compared and shown
         connection.adapters.register_loader("timestamptz", InstantLoader)
         connection.statement_timeout_seconds = self._statement_timeout_seconds
