@@ -37,6 +37,9 @@ from bench.service import (
 from srm.db.embedded import programs
 from srm.serve import gunicorn_conf
 
+CLIENTS_AT_ONCE = 8
+"""Clients of pgbench."""
+
 RESULTS = Path("var/bench.json")
 EMPTY_PORT = PORT + 1
 NO_TELEMETRY_PORT = PORT + 2
@@ -48,6 +51,9 @@ In production a token lives for hours and comes every few seconds, so each worke
 nearly every worker has all of these 5,000. `keep_alive_new_token` shows the cost of a token that is not cached.
 """
 WARM_UP_SECONDS = 20
+EMPTY_VIEW = (gunicorn_conf.CORES + 1, "--worker-class", "gthread", "--threads", "2")
+"""Processes and options of gunicorn for the empty view: those of SRM 0.1."""
+
 ROUNDS = 3
 
 SEED = f"""
@@ -140,7 +146,7 @@ class Bench:
     folder: Path
     seconds: int
     clients: int
-    """Requests that the service handles at once."""
+    """Clients of pgbench."""
 
     def wrk(self, port: int, name: str, seconds: int) -> dict[str, float]:
         """Send the requests of a file to the port; return the numbers of wrk."""
@@ -270,14 +276,14 @@ def write_request_files(folder: Path) -> None:
     write_requests(folder / "setup_denied", setups("full", PLAYERS))
 
 
-def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
+def measure(bench: Bench, workers: int) -> dict[str, Any]:
     """Run all measurements; return the content of bench.json without the result of `srm audit`."""
     write_request_files(bench.folder)
     comparison = Comparison(bench)
     with (
-        gunicorn("wsgi:app", PORT, bench.url, workers, threads),
-        gunicorn("bench.empty:app", EMPTY_PORT, bench.url, workers, threads),
-        gunicorn("bench.no_telemetry:app", NO_TELEMETRY_PORT, bench.url, workers, threads),
+        gunicorn("wsgi:app", PORT, bench.url, workers),
+        gunicorn("bench.empty:app", EMPTY_PORT, bench.url, *EMPTY_VIEW),
+        gunicorn("bench.no_telemetry:app", NO_TELEMETRY_PORT, bench.url, workers),
         process([sys.executable, "-m", "srm.cli", "reaper"], SRM_DATABASE_URL=bench.url),
     ):
         comparison.keep_alives()
@@ -286,7 +292,7 @@ def measure(bench: Bench, workers: int, threads: int) -> dict[str, Any]:
         comparison.teardowns()
     return {
         **comparison.report(),
-        "settings": settings(workers, threads, live_sessions=LIVE_SESSIONS, seconds=bench.seconds),
+        "settings": settings(workers, live_sessions=LIVE_SESSIONS, seconds=bench.seconds),
     }
 
 
@@ -307,12 +313,11 @@ def show(report: dict[str, Any]) -> None:
 @click.command()
 @click.option("--seconds", type=click.IntRange(ROUNDS), default=12, show_default=True, help="Of each measurement")
 @click.option("--workers", type=click.IntRange(1), default=gunicorn_conf.workers, help="Default: as shipped")
-@click.option("--threads", type=click.IntRange(1), default=gunicorn_conf.threads, help="Default: as shipped")
-def main(seconds: int, workers: int, threads: int) -> None:
+def main(seconds: int, workers: int) -> None:
     """Measure the service, print a table and write var/bench.json."""
     with prepared(SEED, f"{LIVE_SESSIONS:,} live sessions") as (url, folder):
         print(f"bench: measuring, {seconds} s each")
-        report = measure(Bench(url, folder, seconds, workers * threads), workers, threads)
+        report = measure(Bench(url, folder, seconds, CLIENTS_AT_ONCE), workers)
         audit = subprocess.run(
             [sys.executable, "-m", "srm.cli", "audit"],
             env={**os.environ, "SRM_DATABASE_URL": url},

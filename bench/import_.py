@@ -162,7 +162,7 @@ def main(count: int, rest: int) -> None:
         requests = folder / "requests"
         write_requests(requests, on_session("PUT", range(LIVE_SESSIONS)))
         with (
-            gunicorn("wsgi:app", PORT, url, gunicorn_conf.workers, gunicorn_conf.threads),
+            gunicorn("wsgi:app", PORT, url, gunicorn_conf.workers),
             process([sys.executable, "-m", "srm.cli", "reaper"], SRM_DATABASE_URL=url),
         ):
             result(keep_alives(requests, 10), "warm-up")

@@ -178,7 +178,7 @@ def main(count: int, rest: int) -> None:
     """Measure the reaper, print a table and write var/bench-reaper.json; exit with 1 when a target is missed."""
     with (
         prepared("", f"{count:,} live sessions") as (url, folder),
-        gunicorn("wsgi:app", PORT, url, gunicorn_conf.workers, gunicorn_conf.threads),
+        gunicorn("wsgi:app", PORT, url, gunicorn_conf.workers),
         psycopg.connect(url, autocommit=True) as connection,
     ):
         bench = Bench(connection, folder / "requests")

@@ -105,14 +105,11 @@ def on_session(method: str, numbers: Iterable[int]) -> Iterator[Request]:
         )
 
 
-def settings(
-    workers: int = gunicorn_conf.workers, threads: int = gunicorn_conf.threads, **own: int
-) -> dict[str, object]:
+def settings(workers: int = gunicorn_conf.workers, **own: int) -> dict[str, object]:
     """Return the settings of a run for its report. `own`: settings of this measurement only."""
     return {
         **own,
         "workers": workers,
-        "threads": threads,
         "connections": CONNECTIONS,
         "cores": os.cpu_count(),
         "python": sys.version.split()[0],
@@ -134,10 +131,10 @@ def process(command: list[str], **variables: str) -> Iterator[None]:
 
 
 @contextmanager
-def gunicorn(application: str, port: int, url: str, workers: int, threads: int) -> Iterator[None]:
+def gunicorn(application: str, port: int, url: str, workers: int, *options: str) -> Iterator[None]:
     """Run an application with the shipped settings of gunicorn during the block."""
     command = [sys.executable, "-m", "gunicorn", "--config", "python:srm.gunicorn_conf", "--log-level", "error"]
-    command += ["--bind", f"127.0.0.1:{port}", "--workers", str(workers), "--threads", str(threads), application]
+    command += ["--bind", f"127.0.0.1:{port}", "--workers", str(workers), *options, application]
     with process(command, SRM_DATABASE_URL=url):
         give_up_at = time.monotonic() + 30
         while True:

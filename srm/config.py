@@ -29,9 +29,6 @@ DEFAULT_PORTS = {("http", "80"), ("https", "443")}
 HOST = re.compile(r"[^\s%/@]+")
 ADDRESS = re.compile(r"([^\s:/]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}|unix:\S+")
 
-ENTITLEMENT_CALLS_AT_ONCE = 6
-"""Most concurrent calls of the entitlement service in one process. Each call holds a thread."""
-
 OnFailure = Literal["deny", "allow", "unavailable"]
 Name = Annotated[str, StringConstraints(min_length=1)]
 

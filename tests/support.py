@@ -321,19 +321,18 @@ def api(
     url: str,
     output: Path,
     workers: int = 2,
-    threads: int | None = 2,
     cwd: Path = ROOT,
     up: str = "/readyz",
     variables: Mapping[str, str] = {},
 ) -> Iterator[tuple[str, Process]]:
     """Run the API under gunicorn; yield its base URL and the gunicorn master.
 
-    `threads`: None keeps the shipped number. `cwd`: folder with the code. `up`: path that answers 200 once the API is
+    `cwd`: folder with the code. `up`: path that answers 200 once the API is
     ready.
     """
     port = free_port()
     command = python_m("gunicorn", "--config", "python:srm.gunicorn_conf", "--bind", f"127.0.0.1:{port}")
-    command += ["--workers", str(workers), *([] if threads is None else ["--threads", str(threads)]), "wsgi:app"]
+    command += ["--workers", str(workers), "wsgi:app"]
     base = f"http://127.0.0.1:{port}"
     all_variables = {
         "SRM_DATABASE_URL": url,

@@ -26,7 +26,7 @@ def show_ready() -> Response:
     if parts().draining.is_set():
         raise DependencyUnavailable("draining: this process is about to stop")
     try:
-        with parts().database.transaction() as db:
+        with parts().database.monitoring() as db:
             schema.check_not_behind(db)
     except StartupError as error:
         raise DependencyUnavailable(str(error)) from error

@@ -11,18 +11,16 @@ from srm.serve import supervisor
 
 @click.command()
 @click.option("--bind", help="Address to listen on: host:port or unix:/path. Default: SRM_BIND")
-@click.option("--workers", type=click.IntRange(1), help="Worker processes. Default: cores + 1, at most 32")
-@click.option(
-    "--threads",
-    type=click.IntRange(1),
-    help="Threads of each worker. Default: 2, and 6 more with SRM_ENTITLEMENTS=http",
-)
+@click.option("--workers", type=click.IntRange(1), help="Worker processes. Default: one for each core, at most 32")
+@click.option("--threads", type=click.IntRange(1), hidden=True)
 @click.option("--demo", "with_demo", is_flag=True, help="Load the demo data into the embedded database")
 def serve(bind: str | None, workers: int | None, threads: int | None, with_demo: bool) -> None:
     """Run the API and the reaper until Ctrl-C. Without SRM_DATABASE_URL, run the embedded database too."""
+    if threads is not None:
+        click.echo("srm: --threads has no effect any more: workers have no threads", err=True)
     settings = config.load() if bind is None else config.load(bind=bind)
     logs.configure(settings.log_format)
-    supervisor.serve(settings, workers=workers, threads=threads, with_demo=with_demo)
+    supervisor.serve(settings, workers=workers, with_demo=with_demo)
 
 
 @click.command()

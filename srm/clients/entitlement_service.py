@@ -4,7 +4,7 @@ A setup asks the service before it locks anything. Within the timeout the setup 
 without one. The service cannot slow down anything else:
 
 - one deadline ends the whole exchange, however slowly the bytes come (srm.clients.bounded_http);
-- the number of concurrent calls is limited, so that some threads never wait for the service (`set_worker_threads`);
+- the number of concurrent calls is limited (CALLS_AT_ONCE);
 - after several failures in a row a circuit breaker keeps calls away for a while (srm.clients.breaker).
 """
 
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from srm.clients.bounded_http import BoundedBackend, ExchangeDeadline
 from srm.clients.breaker import FailureBreaker
-from srm.config import ENTITLEMENT_CALLS_AT_ONCE, OnFailure
+from srm.config import OnFailure
 from srm.deadline import DEADLINE
 from srm.errors import ContentAccessDenied, DependencyUnavailable, SrmError
 from srm.logs import CORRELATION_ID
@@ -45,11 +45,11 @@ MAX_KEEP_SECONDS = 3600
 CACHED_ANSWERS = 100_000
 """Most answers in the cache of one process; about 110 MB."""
 
+CALLS_AT_ONCE = 32
+"""Most concurrent calls of the service in one process."""
+
 IDLE_SECONDS = 30
 """An unused connection is closed after this time."""
-
-THREADS_FOR_OTHERS = 2
-"""Threads of a worker that never wait for the service."""
 
 ANSWERS = Counter(
     "srm_entitlement_answers",
@@ -115,20 +115,14 @@ class EntitlementService:
         self._pool = httpcore.ConnectionPool(
             # One context for all: reading the certificates takes longer than connecting.
             ssl_context=httpcore.default_ssl_context() if parts.scheme == "https" else None,
+            max_connections=CALLS_AT_ONCE,
             keepalive_expiry=IDLE_SECONDS,
             network_backend=BoundedBackend(self._deadline),
         )
-        self._calls = threading.Semaphore(ENTITLEMENT_CALLS_AT_ONCE)
+        self._calls = threading.Semaphore(CALLS_AT_ONCE)
         self._breaker = FailureBreaker(timeout_seconds)
         self._cache: TLRUCache[Question, Answer] = TLRUCache(CACHED_ANSWERS, _cached_until, time.monotonic)
         self._cache_lock = threading.Lock()
-
-    def set_worker_threads(self, threads: int) -> None:
-        """Limit concurrent calls so that THREADS_FOR_OTHERS of the worker's threads stay free.
-
-        At least one call is allowed. Call this method before the first request.
-        """
-        self._calls = threading.Semaphore(max(1, min(ENTITLEMENT_CALLS_AT_ONCE, threads - THREADS_FOR_OTHERS)))
 
     def access_to(self, principal: Principal, content: ContentRef) -> Access:
         """Return what the service says, or what `on_failure` says without an answer. Never raises."""
@@ -138,7 +132,7 @@ class EntitlementService:
         if answer is not None:
             return Access(denial=_denial(answer, "cache"))
         began_at = time.monotonic()
-        if began_at >= (DEADLINE.get() or math.inf):  # the request has waited too long for a thread
+        if began_at >= (DEADLINE.get() or math.inf):
             return Access(denial=DependencyUnavailable())
         try:
             answer = self._ask(principal, content)
@@ -178,8 +172,7 @@ class EntitlementService:
 
     def _ask(self, principal: Principal, content: ContentRef) -> Answer:
         """Ask the service. Raises NoAnswer when it does not answer or must not be asked now."""
-        calls = self._calls
-        if not calls.acquire(blocking=False):
+        if not self._calls.acquire(blocking=False):
             raise NoAnswer("busy", "too many calls are under way")
         try:
             if not self._breaker.allows_call():
@@ -193,7 +186,7 @@ class EntitlementService:
             self._breaker.succeeded()
             return answer
         finally:
-            calls.release()
+            self._calls.release()
 
     def _exchange(self, principal: Principal, content: ContentRef) -> bytes:
         """Send the question and return the body of the answer. Try twice if the connection breaks. Raises NoAnswer."""

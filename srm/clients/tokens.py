@@ -2,11 +2,12 @@
 
 import json
 import secrets
+import sys
 import threading
 import time
-from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import httpx
 import jwt
@@ -21,8 +22,17 @@ JWKS_REREAD_SECONDS = 10
 
 JWKS_TIMEOUT_SECONDS = 2
 
-CACHED_TOKENS = 100_000
-"""Most verified tokens in the cache of one process; about 60 MB."""
+CACHE_BYTES = 32 * 1024 * 1024
+"""Most memory that the verified tokens of one process take: some 40,000 tokens of 400 characters."""
+
+ENTRY_BYTES = 320
+"""Bytes of a verified token in the cache, beside its key and the two ids."""
+
+LONG_TOKEN = 1024
+"""Characters. The cache keeps the digest of a longer token in its place."""
+
+MAX_TOKEN_LENGTH = 8192
+"""Characters. A longer token is not valid, and is not decoded."""
 
 SECRET_FILE = "token_secret"  # noqa: S105 a file name
 MAX_CLAIM_LENGTH = 255
@@ -123,8 +133,65 @@ class KeySet:
         return Path(self._source).read_bytes()
 
 
+class VerifiedToken(NamedTuple):
+    """Facts that a valid token proves. `expires_at`: seconds since 1970."""
+
+    principal: Principal
+    expires_at: float
+
+
+CacheKey: TypeAlias = str | bytes
+"""A token, or the SHA-256 of a long one."""
+
+
+def _digest(token: str) -> bytes:
+    return sha256(token.encode(errors="surrogatepass")).digest()
+
+
+class TokenCache:
+    """Verified tokens by the time of their last use, in at most `capacity` bytes. Safe to share between threads.
+
+    The cache has two generations. A token that is used moves to the young one. When the young one has half of the
+    capacity, it becomes the old one, and the old one goes. So a hit costs one look into a dict.
+    """
+
+    def __init__(self, capacity: int = CACHE_BYTES) -> None:
+        self._half = capacity // 2
+        self._lock = threading.Lock()
+        self._young: dict[CacheKey, VerifiedToken] = {}
+        self._old: dict[CacheKey, VerifiedToken] = {}
+        self._young_bytes = 0
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self._young) + len(self._old)
+
+    def get(self, token: str) -> VerifiedToken | None:
+        """Return the facts of the token; None when the cache does not have it."""
+        key: CacheKey = token if len(token) <= LONG_TOKEN else _digest(token)
+        found = self._young.get(key)
+        if found is None and (found := self._old.get(key)) is not None:
+            self._add(key, found)
+        return found
+
+    def add(self, token: str, verified: VerifiedToken) -> None:
+        """Keep the facts of a token; drop the tokens that were not used for longest, if it has no room."""
+        self._add(token if len(token) <= LONG_TOKEN else _digest(token), verified)
+
+    def _add(self, key: CacheKey, verified: VerifiedToken) -> None:
+        account_id, device_id = verified.principal.account_id, verified.principal.device_id
+        size = ENTRY_BYTES + sys.getsizeof(key) + sys.getsizeof(account_id) + sys.getsizeof(device_id)
+        with self._lock:
+            self._old.pop(key, None)
+            if key not in self._young:
+                if self._young_bytes + size > self._half:
+                    self._old, self._young, self._young_bytes = self._young, {}, 0
+                self._young_bytes += size
+            self._young[key] = verified
+
+
 class TokenVerifier:
-    """Verifies Client-Tokens. Caches valid ones until they expire, at most CACHED_TOKENS.
+    """Verifies Client-Tokens. Caches valid ones until they expire, as far as CACHE_BYTES allow.
 
     Safe to share between threads. Setup checks whether account and device are enabled.
     """
@@ -142,17 +209,27 @@ class TokenVerifier:
                 "verify_iat": False,
             },
         }
-        self._verified = lru_cache(CACHED_TOKENS)(self._decode)
+        self.cache = TokenCache()
 
     def verify(self, token: str) -> Principal:
         """Return account and device of the token. Raises TokenNotValid, whatever is wrong with the token."""
-        principal, expires_at = self._verified(token)
-        if expires_at <= time.time():
+        verified = self.cache.get(token)
+        if verified is None:
+            verified = self._decode(token)
+            self.cache.add(token, verified)
+        if verified.expires_at <= time.time():
             raise TokenNotValid
-        return principal
+        return verified.principal
 
-    def _decode(self, token: str) -> tuple[Principal, float]:
-        """Return account and device of the token, and its expiry as seconds since 1970."""
+    def cached(self, token: str) -> Principal | None:
+        """Return account and device of a token that was verified before and has not expired; else None."""
+        verified = self.cache.get(token)
+        return None if verified is None or verified.expires_at <= time.time() else verified.principal
+
+    def _decode(self, token: str) -> VerifiedToken:
+        """Return the facts of the token. Raises TokenNotValid."""
+        if len(token) > MAX_TOKEN_LENGTH:
+            raise TokenNotValid
         try:
             claims = self._key.decode(token, **self._expected)
         except (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
@@ -161,7 +238,7 @@ class TokenVerifier:
         expires_at = claims["exp"]
         if not isinstance(expires_at, int | float):
             raise TokenNotValid
-        return Principal(*(self._identifier(claims.get(name)) for name in self._claims)), expires_at
+        return VerifiedToken(Principal(*(self._identifier(claims.get(name)) for name in self._claims)), expires_at)
 
     @staticmethod
     def _identifier(value: object) -> str:

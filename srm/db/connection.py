@@ -1,13 +1,14 @@
-"""Connections to PostgreSQL that are bounded in time, and a pool that keeps one for each thread."""
+"""Connections to PostgreSQL that are bounded in time, and pools that are bounded in number."""
 
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 from urllib.parse import quote, urlencode
-from weakref import WeakSet
 
 import psycopg
 from prometheus_client import Counter, Histogram
@@ -18,7 +19,9 @@ from psycopg.types.datetime import TimestamptzLoader
 from sqlalchemy.engine import URL, make_url
 
 from srm.db.breaker import CircuitBreaker, ServerSilent
-from srm.deadline import DEADLINE, GRACE_SECONDS
+from srm.db.waiting import SocketWaiter, is_cooperative
+from srm.deadline import DEADLINE, GRACE_SECONDS, MAX_QUEUE_SECONDS
+from srm.errors import DependencyUnavailable
 from srm.metrics import REGISTRY
 
 Value = TypeVar("Value")
@@ -29,14 +32,24 @@ Executor: TypeAlias = "Cursor | ConnectionPool"
 CONNECT_TIMEOUT_SECONDS = 2
 """Limit for one server of the URL. libpq accepts nothing less."""
 
+MOST_PER_ACCOUNT = 2
+"""Connections of one pool that one account may hold at a time."""
+
+NEVER = float("inf")
+
 CONNECT_SECONDS = Histogram(
     "srm_database_connect_seconds",
-    "Seconds that a thread waited for a new connection to the database",
+    "Seconds that a request waited for a new connection to the database",
     buckets=(0.005, 0.01, 0.025, 0.1, 0.3, 1, 3),
     registry=REGISTRY,
 )
 CONNECT_FAILURES = Counter(
     "srm_database_connect_failures", "Connections to the database that could not be had", registry=REGISTRY
+)
+NO_CONNECTION = Counter(
+    "srm_database_pool_refused",
+    "Requests for which no connection of their pool became free in time",
+    registry=REGISTRY,
 )
 
 
@@ -56,6 +69,19 @@ class BoundedConnection(psycopg.Connection[Any]):
     """True when the commit of the open transaction waits for the disk."""
     deadline: float | None = None
     """Deadline of the request that uses the connection, by `time.monotonic()`."""
+    _waiter: SocketWaiter | None = None
+
+    def wait_cooperatively(self) -> None:
+        """Let other requests go on during each wait, if the process has an event loop."""
+        if is_cooperative():
+            self._waiter = SocketWaiter(self.fileno())
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._waiter is not None:
+            self._waiter.close()
+            self._waiter = None
+        super().close()
 
     def wait(self, gen: PQGen[Value], interval: float = 0.1, timeout: float | None = None) -> Value:
         """Wait for the server; psycopg calls this for everything it asks. Closes the connection on a timeout.
@@ -68,7 +94,9 @@ class BoundedConnection(psycopg.Connection[Any]):
             if self.deadline is not None:
                 timeout = max(0.0, min(timeout, self.deadline - time.monotonic()))
         try:
-            return super().wait(gen, interval, timeout)
+            if self._waiter is None:
+                return super().wait(gen, interval, timeout)
+            return self._waiter.wait(gen, timeout)
         except psycopg.OperationalError as error:
             is_answered = error.sqlstate is not None
             if is_answered or self.closed or self.pgconn.transaction_status != TransactionStatus.ACTIVE:
@@ -111,82 +139,230 @@ def waive_durability(cursor: Cursor) -> None:
     connection_of(cursor).is_durable = False
 
 
-class ThreadCursor(threading.local):
-    """The cursor that a thread keeps from one request to the next."""
+class Result:
+    """Rows of a statement, and the number of rows that it found or changed."""
 
-    cursor: Cursor | None = None
+    __slots__ = ("_rows", "rowcount")
+
+    def __init__(self, cursor: Cursor) -> None:
+        self.rowcount = cursor.rowcount
+        self._rows: list[Any] = cursor.fetchall() if cursor.description else []
+
+    def fetchone(self) -> Any:
+        """Return the next row, None after the last."""
+        return self._rows.pop(0) if self._rows else None
+
+    def fetchall(self) -> list[Any]:
+        """Return the rows that are left."""
+        return self._rows
+
+
+class Slots:
+    """A semaphore whose waiters have their turn in order. It costs a microsecond when nobody waits."""
+
+    __slots__ = ("_free", "_lock", "_waiters")
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._lock = threading.Lock()
+        self._waiters: deque[Any] = deque()
+
+    def take(self, until: float) -> None:
+        """Take a slot. Raises DependencyUnavailable when none is free by `until`."""
+        with self._lock:
+            if self._free > 0:
+                self._free -= 1
+                return
+            waiter = threading.Lock()
+            waiter.acquire()
+            self._waiters.append(waiter)
+        if waiter.acquire(timeout=max(0.0, until - time.monotonic())):
+            return
+        with self._lock:
+            if waiter in self._waiters:  # otherwise it got its turn at the last moment
+                self._waiters.remove(waiter)
+                NO_CONNECTION.inc()
+                raise DependencyUnavailable from TimeoutError("no connection of the pool became free")
+
+    def give_back(self) -> None:
+        """Give a slot back, to whoever has waited longest."""
+        with self._lock:
+            if self._waiters:
+                self._waiters.popleft().release()
+            else:
+                self._free += 1
+
+
+class Turns:
+    """MOST_PER_ACCOUNT slots for each account, so that a locked account does not take a whole pool."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._accounts: dict[str, tuple[Slots, list[None]]] = {}
+
+    def take(self, account: str, until: float) -> None:
+        """Take a slot of the account. Raises DependencyUnavailable when none is free by `until`."""
+        with self._lock:
+            slots, users = self._accounts.get(account) or self._accounts.setdefault(
+                account, (Slots(MOST_PER_ACCOUNT), [])
+            )
+            users.append(None)
+        try:
+            slots.take(until)
+        except DependencyUnavailable:
+            self._forget(account)
+            raise
+
+    def give_back(self, account: str) -> None:
+        """Give the slot of an account back."""
+        self._accounts[account][0].give_back()
+        self._forget(account)
+
+    def _forget(self, account: str) -> None:
+        with self._lock:
+            users = self._accounts[account][1]
+            users.pop()
+            if not users:
+                del self._accounts[account]
 
 
 class ConnectionPool:
-    """One open connection for each thread that asks; threads never wait for each other."""
+    """A share of the connections of a process: at most `size`, opened when needed and kept open.
+
+    Safe to share between threads and greenlets. A request waits at most MAX_QUEUE_SECONDS for a connection.
+    """
 
     def __init__(
-        self, connect: Callable[[], BoundedConnection], breaker: CircuitBreaker, timeout_seconds: float
+        self, connect: Callable[[], BoundedConnection], breaker: CircuitBreaker, timeout_seconds: float, size: int
     ) -> None:
         self._connect = connect
         self._breaker = breaker
         self._timeout_seconds = timeout_seconds
-        self._local = ThreadCursor()
-        self._all: WeakSet[BoundedConnection] = WeakSet()
+        self._slots = Slots(size)
+        self._turns = Turns()
+        self._idle: deque[Cursor] = deque()
+        """Cursors, because a new one would look up how to convert each type again."""
 
-    def execute(self, statement: str, parameters: dict[str, object], timeout_seconds: float | None = None) -> Cursor:
+    def execute(self, statement: str, parameters: dict[str, Any], timeout_seconds: float | None = None) -> Result:
         """Execute one `compiled` statement as a transaction of its own.
 
         The statement must be safe to repeat: it is sent again when the connection turns out to be broken. Raises
-        DependencyUnavailable when the database is away, after `timeout_seconds`, and at the deadline of the request.
+        DependencyUnavailable when the database is away, when no connection becomes free, after `timeout_seconds`, and
+        at the deadline of the request. A parameter `account_id` names the account whose turn it is.
         """
-        with self._breaker:
-            return self._first(lambda cursor: cursor.execute(statement, parameters), timeout_seconds)
+        account: str | None = parameters.get("account_id")
+        deadline = self._take_slots(account, self._timeout_seconds if timeout_seconds is None else timeout_seconds)
+        try:
+            with self._breaker:
+                cursor = self._first(lambda cursor: cursor.execute(statement, parameters), deadline)
+                try:
+                    return Result(cursor)
+                finally:
+                    self._keep(cursor)
+        finally:
+            self._give_slots_back(account)
 
-    def begin(self, spent_seconds: float = 0) -> Cursor:
-        """Begin a transaction for a request that has spent `spent_seconds` of its time already."""
+    @contextmanager
+    def request(self, spent_seconds: float = 0, account: str | None = None) -> Iterator[Cursor]:
+        """Run the block in a transaction of a client's request.
 
-        def send_begin(cursor: Cursor) -> Cursor:
-            connection = connection_of(cursor)
-            connection.command(connection.begin)
-            connection.is_durable = True
-            return cursor
+        The cursor takes `compiled` statements. `spent_seconds`: the part of the request's time that went to something
+        else, such as the entitlement service. `account`: whose turn it is. Raises DependencyUnavailable when the
+        database is away, or no connection becomes free.
 
-        return self._first(send_begin, self._timeout_seconds - spent_seconds)
+        The commit waits for the disk, unless the block calls `waive_durability`. Every exception rolls back. Return a
+        denial instead of raising it: lapsed sessions that were ended on the way must stay ended. (A rollback would also
+        make psycopg forget its prepared statements.)
+        """
+        deadline = self._take_slots(account, self._timeout_seconds - spent_seconds)
+        try:
+            with self._breaker:
+                cursor = self._first(_begin, deadline)
+                try:
+                    yield cursor
+                    _commit(connection_of(cursor))
+                except BaseException:
+                    with suppress(psycopg.Error):
+                        connection_of(cursor).command(b"ROLLBACK")
+                    raise
+                finally:
+                    self._keep(cursor)
+        finally:
+            self._give_slots_back(account)
 
-    def _first(self, ask: Callable[[Cursor], Cursor], timeout_seconds: float | None = None) -> Cursor:
+    def _take_slots(self, account: str | None, timeout_seconds: float) -> float:
+        """Wait for the turn of the account and for a free connection; return the deadline of the request."""
+        now = time.monotonic()
+        deadline = min(now + timeout_seconds, DEADLINE.get() or NEVER)
+        until = min(now + MAX_QUEUE_SECONDS, deadline)
+        if account is not None:
+            self._turns.take(account, until)
+        try:
+            self._slots.take(until)
+        except DependencyUnavailable:
+            if account is not None:
+                self._turns.give_back(account)
+            raise
+        return deadline
+
+    def _give_slots_back(self, account: str | None) -> None:
+        self._slots.give_back()
+        if account is not None:
+            self._turns.give_back(account)
+
+    def _first(self, ask: Callable[[Cursor], object], deadline: float) -> Cursor:
         """Send the first command of a transaction; repeat it once when the connection turns out to be broken.
 
-        Testing the connection first would cost a system call and a switch of threads for each request. The deadline set
-        here holds for every statement of the transaction.
+        Testing the connection first would cost a system call for each request. The deadline set here holds for every
+        statement of the transaction.
         """
-        timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        deadline = time.monotonic() + timeout
-        deadline = min(deadline, DEADLINE.get() or deadline)
-        cursor = self._cursor(deadline)
-        try:
-            return ask(cursor)
-        except psycopg.OperationalError:
-            if not cursor.connection.broken:
-                raise
-            return ask(self._cursor(deadline))
-
-    def _cursor(self, deadline: float) -> Cursor:
-        """Return this thread's cursor; open a new one when a request left its transaction unfinished."""
-        cursor = self._local.cursor
-        if cursor is None or cursor.connection.pgconn.transaction_status != TransactionStatus.IDLE:
-            cursor = self._new_cursor()
-        connection_of(cursor).deadline = deadline
-        return cursor
-
-    def _new_cursor(self) -> Cursor:
-        if self._local.cursor is not None:
-            self._local.cursor.connection.close()
+        idle = self._pop_idle()
+        if idle is not None:
+            try:
+                return self._ask(idle, ask, deadline)
+            except psycopg.OperationalError:
+                if not idle.connection.broken:
+                    raise
         connection = self._connect()
         connection.autocommit = True
-        self._all.add(connection)
-        self._local.cursor = connection.cursor()
-        return self._local.cursor
+        return self._ask(connection.cursor(), ask, deadline)
+
+    def _pop_idle(self) -> Cursor | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def _ask(self, cursor: Cursor, ask: Callable[[Cursor], object], deadline: float) -> Cursor:
+        connection_of(cursor).deadline = deadline
+        try:
+            ask(cursor)
+        except BaseException:
+            self._keep(cursor)
+            raise
+        return cursor
+
+    def _keep(self, cursor: Cursor) -> None:
+        """Keep a connection for the next request; close one whose transaction is unfinished."""
+        if cursor.connection.pgconn.transaction_status == TransactionStatus.IDLE:
+            self._idle.append(cursor)
+        else:
+            cursor.connection.close()
 
     def close(self) -> None:
-        """Close all connections. No thread may use the pool any more."""
-        for connection in list(self._all):
-            connection.close()
+        """Close all connections. No one may use the pool any more."""
+        while self._idle:
+            self._idle.pop().connection.close()
+
+
+def _begin(cursor: Cursor) -> None:
+    connection = connection_of(cursor)
+    connection.command(connection.begin)
+    connection.is_durable = True
+
+
+def _commit(connection: BoundedConnection) -> None:
+    connection.command(b"COMMIT" if connection.is_durable else b"SET LOCAL synchronous_commit = off; COMMIT")
 
 
 def is_hung_up(connection: psycopg.Connection[Any]) -> bool:

@@ -1,22 +1,26 @@
 """The ways into the database. All are bounded in time and READ COMMITTED, and raise one error when it is away.
 
-Frequent statements are written with SQLAlchemy, `compiled` once, and sent by psycopg on a connection that the thread
-keeps. SQLAlchemy's own execution costs several times as much as the statement. Choose a way in:
+Each way in has connections of its own, so that no kind of request can take those of another. Frequent statements are
+written with SQLAlchemy, `compiled` once, and sent by psycopg. SQLAlchemy's own execution costs several times as much as
+the statement. Choose a way in:
 
 - `hot`: one statement that may be lost in a crash of the database because the client repeats it, such as a keep-alive;
 - `durable`: one statement that must survive a crash;
 - `request()`: several statements of a client's request in one durable transaction;
+- `setups`: the transactions of setups, which may have to wait for the lock of their account;
+- `keys`: the look at an Operator-Key;
 - `transaction()`, `orm()`: everything that is not done thousands of times a second, with plain SQLAlchemy;
+- `monitoring()`: a transaction for /readyz and /metrics;
 - `connection()`: several transactions on one connection, with settings and temporary tables that last.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import psycopg
 from psycopg.types.string import TextLoader
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import Session
 
@@ -25,21 +29,37 @@ from srm.db.connection import (
     CONNECT_FAILURES,
     CONNECT_SECONDS,
     CONNECT_TIMEOUT_SECONDS,
+    NO_CONNECTION,
     BoundedConnection,
     ConnectionPool,
     Cursor,
     InstantLoader,
-    connection_of,
     conninfo,
     is_hung_up,
     sqlalchemy_url,
 )
-from srm.deadline import DEADLINE, GRACE_SECONDS, STATEMENT_TIMEOUT_SECONDS
-from srm.errors import CommandError
+from srm.deadline import DEADLINE, GRACE_SECONDS, MAX_QUEUE_SECONDS, STATEMENT_TIMEOUT_SECONDS
+from srm.errors import CommandError, DependencyUnavailable
+
+HOT_CONNECTIONS = 4
+DURABLE_CONNECTIONS = 4
+SETUP_CONNECTIONS = 8
+KEY_CONNECTIONS = 1
+OPERATOR_CONNECTIONS = 4
+MONITORING_CONNECTIONS = 2
+CONNECTIONS = (
+    HOT_CONNECTIONS
+    + DURABLE_CONNECTIONS
+    + SETUP_CONNECTIONS
+    + KEY_CONNECTIONS
+    + OPERATOR_CONNECTIONS
+    + MONITORING_CONNECTIONS
+)
+"""Most connections of one `Database`. Each share opens its connections when requests need them."""
 
 
 class Database:
-    """The connections of one process. Each thread keeps its own, and they stay open."""
+    """The connections of one process. They are opened when needed, and stay open."""
 
     def __init__(
         self,
@@ -61,20 +81,33 @@ class Database:
         self._limits = "; ".join(f"SET LOCAL {name} = {value}" for name, value in limits.items()).encode()
         self._statement_timeout_seconds = statement_timeout_seconds
         self._breaker = CircuitBreaker()
-        timeout_seconds = statement_timeout_seconds + GRACE_SECONDS
-        self.hot = ConnectionPool(lambda: self._connect(synchronous_commit="off"), self._breaker, timeout_seconds)
+        self.hot = self._pool(HOT_CONNECTIONS, synchronous_commit="off")
         """Commits do not wait for the disk. A crash of the database may lose the last fraction of a second."""
-        self.durable = ConnectionPool(self._connect, self._breaker, timeout_seconds)
+        self.durable = self._pool(DURABLE_CONNECTIONS)
         """Commits wait for the disk."""
-        self._engine = create_engine(
+        self.setups = self._pool(SETUP_CONNECTIONS)
+        self.keys = self._pool(KEY_CONNECTIONS)
+        self._engine = self._create_engine(OPERATOR_CONNECTIONS)
+        self._monitoring = self._create_engine(MONITORING_CONNECTIONS)
+
+    def _pool(self, size: int, **options: str) -> ConnectionPool:
+        timeout_seconds = self._statement_timeout_seconds + GRACE_SECONDS
+        return ConnectionPool(lambda: self._connect(**options), self._breaker, timeout_seconds, size)
+
+    def _create_engine(self, size: int) -> Engine:
+        engine = create_engine(
             self.url,
             creator=self._connect,
             isolation_level="READ COMMITTED",
-            pool_size=0,  # no limit: the number of threads limits it
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=MAX_QUEUE_SECONDS,
+            pool_use_lifo=True,
             use_native_hstore=False,
         )
-        event.listen(self._engine, "checkout", _check_out)
-        event.listen(self._engine, "begin", self._set_limits)
+        event.listen(engine, "checkout", _check_out)
+        event.listen(engine, "begin", self._set_limits)
+        return engine
 
     def _connect(self, **options: Any) -> BoundedConnection:
         settings = {**self._settings, **options}
@@ -88,6 +121,7 @@ class Database:
                 keepalives_count=3,
                 options=" ".join(f"-c {name}={value}" for name, value in settings.items()),
             )
+        connection.wait_cooperatively()
         connection.adapters.register_loader("inet", TextLoader)  # addresses are only compared and shown
         connection.adapters.register_loader("timestamptz", InstantLoader)
         connection.statement_timeout_seconds = self._statement_timeout_seconds
@@ -118,10 +152,25 @@ class Database:
     def transaction(self) -> Iterator[Connection]:
         """Run the block in a READ COMMITTED transaction; commit it to disk, or roll back on an exception.
 
-        Raises DependencyUnavailable when the database is away at any point.
+        Raises DependencyUnavailable when the database is away at any point, or no connection becomes free.
         """
-        with self._breaker, self._engine.begin() as db:
+        with self._transaction(self._engine) as db:
             yield db
+
+    @contextmanager
+    def monitoring(self) -> Iterator[Connection]:
+        """Run the block in a `transaction()` on a connection that only /readyz and /metrics use."""
+        with self._transaction(self._monitoring) as db:
+            yield db
+
+    @contextmanager
+    def _transaction(self, engine: Engine) -> Iterator[Connection]:
+        try:
+            with self._breaker, engine.begin() as db:
+                yield db
+        except exc.TimeoutError as error:
+            NO_CONNECTION.inc()
+            raise DependencyUnavailable from error
 
     @contextmanager
     def orm(self) -> Iterator[Session]:
@@ -145,33 +194,16 @@ class Database:
                 )
             yield db
 
-    @contextmanager
-    def request(self, spent_seconds: float = 0) -> Iterator[Cursor]:
-        """Run the block in a transaction of a client's request, on the connection that the thread keeps.
-
-        The cursor takes `compiled` statements. `spent_seconds`: the part of the request's time that went to something
-        else, such as the entitlement service. Raises DependencyUnavailable when the database is away.
-
-        The commit waits for the disk, unless the block calls `waive_durability`. Every exception rolls back. Return a
-        denial instead of raising it: lapsed sessions that were ended on the way must stay ended. (A rollback would also
-        make psycopg forget its prepared statements.)
-        """
-        with self._breaker:
-            cursor = self.durable.begin(spent_seconds)
-            connection = connection_of(cursor)
-            try:
-                yield cursor
-            except BaseException:
-                with suppress(psycopg.Error):
-                    connection.command(b"ROLLBACK")
-                raise
-            connection.command(b"COMMIT" if connection.is_durable else b"SET LOCAL synchronous_commit = off; COMMIT")
+    def request(self, spent_seconds: float = 0) -> AbstractContextManager[Cursor]:
+        """Run the block in a durable transaction of a client's request; `ConnectionPool.request` describes it."""
+        return self.durable.request(spent_seconds)
 
     def dispose(self) -> None:
-        """Close all connections. No thread may use the database any more."""
-        self._engine.dispose()
-        self.hot.close()
-        self.durable.close()
+        """Close all connections. No one may use the database any more."""
+        for engine in (self._engine, self._monitoring):
+            engine.dispose()
+        for pool in (self.hot, self.durable, self.setups, self.keys):
+            pool.close()
 
 
 def _check_out(connection: BoundedConnection, *_: object) -> None:

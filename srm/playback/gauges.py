@@ -131,7 +131,7 @@ class DatabaseGauges(Collector):
         for part, read in parts.items():
             began_at = time.monotonic()
             try:
-                with self._database.transaction() as db:
+                with self._database.monitoring() as db:
                     found += read(db)
                 is_up = True
                 failed.add_metric([part], 0)

@@ -1,9 +1,8 @@
 """Settings of gunicorn for `srm serve`; use them as `gunicorn --config python:srm.gunicorn_conf wsgi:app`.
 
-A request is a little Python around a few SQL statements. Each core has one process for the Python. One more process,
-and a second thread in each, work while others wait for the database or the disk. More threads only compete for the
-interpreter lock, more processes for the cores: measure with `make bench`, `--workers` and `--threads`. Worker threads
-keep client connections open; gunicorn's plain sync worker cannot.
+Each core has one process. Its event loop serves all connections of the process, and goes on with another request while
+one waits for the database, the entitlement service or its client. More processes only compete for the cores: measure
+with `make bench` and `--workers`.
 """
 
 import gc
@@ -12,10 +11,9 @@ import shutil
 import sys
 import tempfile
 from itertools import count
-from typing import Any
+from typing import Any, NoReturn
 
-from srm.clients.tokens import key_from
-from srm.config import ENTITLEMENT_CALLS_AT_ONCE, load
+from srm.config import load
 from srm.errors import StartupError
 
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -37,18 +35,10 @@ def _folder_in_memory() -> str | None:
     return shared_memory if "TMPDIR" not in os.environ and os.access(shared_memory, os.W_OK) else None
 
 
-def _setup_threads() -> int:
-    """Return the threads to add for setups that wait for the entitlement service, so that keep-alives still go on."""
-    try:
-        return ENTITLEMENT_CALLS_AT_ONCE if load().entitlements == "http" else 0
-    except StartupError:
-        return 0  # on_starting reports the wrong setting
-
-
 worker_class = "srm.serve.worker.Worker"
 logger_class = "srm.serve.worker.Logger"
-workers = min(CORES + 1, 32)
-threads = 2 + _setup_threads()
+workers = min(CORES, 32)
+worker_connections = 5_000  # of one process; further ones wait in the backlog
 keepalive = 75  # seconds; longer than in any proxy, so that the proxy closes first
 DRAIN_SECONDS = 5
 """Time for which a worker behind a proxy goes on after SIGTERM, for new connections too.
@@ -68,13 +58,32 @@ def on_starting(_: Any) -> None:
 
     The folder is always new: numbers of an earlier run, or of the master that this one replaces, do not belong in it.
     """
+    checker = os.fork()
+    if checker == 0:
+        _check_settings()
+    _, status = os.waitpid(checker, 0)
+    if status:
+        sys.exit(os.waitstatus_to_exitcode(status))
+    os.environ[METRICS_VARIABLE] = tempfile.mkdtemp(prefix="srm-metrics-", dir=_folder_in_memory())
+
+
+def _check_settings() -> NoReturn:
+    """Check the settings in a process of its own, and exit.
+
+    A worker makes the modules of the standard library cooperative before it imports what uses them. The master must
+    not have imported it already.
+    """
+    from srm.clients.tokens import key_from
+
     try:
         settings = load()
         settings.require_database_url()
         key_from(settings)
     except StartupError as error:
-        sys.exit(f"srm: {error}")
-    os.environ[METRICS_VARIABLE] = tempfile.mkdtemp(prefix="srm-metrics-", dir=_folder_in_memory())
+        sys.stderr.write(f"srm: {error}\n")
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
 
 
 def pre_fork(server: Any, worker: Any) -> None:
@@ -103,9 +112,8 @@ def on_exit(_: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """Finish a worker that has loaded the application.
 
-    The worker gets its metric and its drain time, and from now on tells the application of a stop. The entitlement
-    client gets the number of threads, which `--threads` may have set. Loaded objects leave the garbage collector, which
-    would otherwise scan them in every full run.
+    The worker gets its metric and its drain time, and from now on tells the application of a stop. Loaded objects leave
+    the garbage collector, which would otherwise scan them in every full run.
     """
     from srm.api import parts, telemetry  # both import prometheus_client, which the master must not do
 
@@ -114,7 +122,5 @@ def post_worker_init(worker: Any) -> None:
     installed = getattr(worker.wsgi, "extensions", {}).get(parts.KEY)
     if installed is not None:
         worker.announce_stop = installed.draining.set
-        if installed.entitlement_service is not None:
-            installed.entitlement_service.set_worker_threads(worker.cfg.threads)
     gc.collect()
     gc.freeze()

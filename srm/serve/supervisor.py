@@ -47,7 +47,7 @@ class Supervisor:
         self._children: list[Child] = []
         self._stopping = False
 
-    def serve(self, *, workers: int | None, threads: int | None, with_demo: bool) -> None:
+    def serve(self, *, workers: int | None, with_demo: bool) -> None:
         """Run until SIGTERM, SIGINT or SIGHUP; the function `serve` describes it."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
@@ -64,7 +64,7 @@ class Supervisor:
             has_demo = _prepare(url, load_demo=with_demo and self._server is not None)
             if settings.token_jwks is None:
                 tokens.shared_secret(settings, create=True)
-            self._start_children(url, workers, threads, stack)
+            self._start_children(url, workers, stack)
             self._wait_until_ready()
             if not self._stopping:
                 _greet(settings, with_example=has_demo)
@@ -74,11 +74,10 @@ class Supervisor:
     def _stop(self, _: int, __: FrameType | None) -> None:
         self._stopping = True
 
-    def _start_children(self, url: str, workers: int | None, threads: int | None, stack: ExitStack) -> None:
+    def _start_children(self, url: str, workers: int | None, stack: ExitStack) -> None:
         gunicorn = [sys.executable, "-m", "gunicorn", "--config", "python:srm.gunicorn_conf"]
         gunicorn += ["--bind", self._settings.bind]
         gunicorn += ["--workers", str(workers)] if workers else []
-        gunicorn += ["--threads", str(threads)] if threads else []
         commands = {
             "gunicorn": [*gunicorn, "wsgi:app"],
             "reaper": [sys.executable, "-m", "srm.cli", "reaper"],
@@ -126,14 +125,14 @@ class Supervisor:
             time.sleep(LOOK_SECONDS)
 
 
-def serve(settings: Settings, *, workers: int | None, threads: int | None, with_demo: bool) -> None:
+def serve(settings: Settings, *, workers: int | None, with_demo: bool) -> None:
     """Run until SIGTERM, SIGINT or SIGHUP. Then stop what was started, the embedded database last.
 
-    `workers` and `threads` of gunicorn: None means the default. The embedded database is migrated; a configured
+    `workers` of gunicorn: None means the default. The embedded database is migrated; a configured
     database must have the schema already. A process that dies is started again. Raises StartupError or
     DependencyUnavailable when the service does not start.
     """
-    Supervisor(settings).serve(workers=workers, threads=threads, with_demo=with_demo)
+    Supervisor(settings).serve(workers=workers, with_demo=with_demo)
 
 
 @contextmanager

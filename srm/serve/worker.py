@@ -1,126 +1,128 @@
-"""Gunicorn's thread worker and logger, changed where SRM needs another behaviour.
+"""Gunicorn worker on gevent, and gunicorn's logger in the format of SRM.
 
-The worker overrides methods of gunicorn 26 that are not documented; setup.cfg has the versions that it works with.
+One greenlet serves a connection, and all greenlets of a worker share one event loop. A client that waits, or that makes
+others wait, costs a few kilobytes and no thread.
 """
 
 import json
-import selectors
-import socket
+import os
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
-from threading import BoundedSemaphore
 from typing import Any
 from uuid import uuid4
 
-from gunicorn import glogging, util
-from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
-from gunicorn.workers.gthread import ThreadWorker
+import gevent
+from gevent import monkey
+from gevent import socket as gevent_socket
+from gevent.pool import Pool
+from gunicorn import glogging, http
+from gunicorn.http import wsgi
+from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, NoMoreData, ParseException
+from gunicorn.workers import base
 
 from srm import config, logs
-from srm.deadline import DEADLINE, DEADLINE_SECONDS, MAX_QUEUE_SECONDS
+from srm.deadline import DEADLINE, DEADLINE_SECONDS
 from srm.errors import InternalError, MalformedRequest, SrmError, StartupError
 from srm.logs import CORRELATION_ID
+from srm.serve.connection import Connection
+
+LOOK_SECONDS = 0.5
+"""Time between two looks at deadlines of clients, at the master, and at the number of requests."""
 
 FIRST_WORD_SECONDS = 0.1
-"""Longest wait of a stopping worker for the first request on a new connection."""
+"""Time that a worker which stops leaves a new connection for its first request."""
 
-HURRY_SECONDS = 0.0001
-"""Switch interval of the interpreter in a stopping worker; Python's default is 0.005."""
-
-MOST_CLOSERS = 50
-"""Most connections that may wait for their clients to hang up at one time."""
+NO_ROOM_SECONDS = 0.1
+"""Pause when the process has no file for another connection."""
 
 
-class Worker(ThreadWorker):  # type: ignore[misc]
-    """A thread worker that answers every request that it has read, also during a stop and after an unreadable one."""
+class Worker(base.Worker):  # type: ignore[misc]
+    """A worker that answers every request that it has read, also during a stop and after an unreadable one."""
 
     drain_seconds: float = 0
     """Time for which the worker takes new connections after SIGTERM. srm.serve.gunicorn_conf sets it."""
 
     observe_wait: Callable[[float], None] = staticmethod(lambda _: None)
-    """Called with the seconds that each request waited for a thread. srm.serve.gunicorn_conf sets it."""
+    """Called with the seconds that the event loop was late. srm.serve.gunicorn_conf sets it."""
 
     announce_stop: Callable[[], None] = staticmethod(lambda: None)
     """Called on SIGTERM. srm.serve.gunicorn_conf sets it."""
 
-    _drained_at: float | None = None
-    _first_word_by: float = 0
-
-    def enqueue_req(self, conn: Any) -> None:
-        """Queue a connection that is new or readable, so that a thread takes it. Called by gunicorn.
-
-        A new connection without data is not queued yet. Gunicorn would give it a thread at once, for five seconds. Load
-        balancers connect ahead of their requests; a few such connections would block all other clients.
-        """
-        if not conn.initialized and self.alive and not conn.wait_for_data(0):
-            self._await_first_word(conn)
-            return
-        if not conn.initialized:
-            conn.close = partial(self._close, conn.close)
-        conn.enqueued_at = time.monotonic()
-        super().enqueue_req(conn)
-
-    def _await_first_word(self, conn: Any) -> None:
-        conn.sock.setblocking(False)
-        conn.set_timeout()
-        self.pending_conns.append(conn)
-        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
-
-    def _close(self, close: Callable[..., None], graceful: bool = False) -> None:
-        """Close a connection. With `graceful`, wait up to two seconds for the client to hang up.
-
-        Gunicorn would wait in its only event loop; this worker waits in other threads. When MOST_CLOSERS connections
-        wait already, the next one is closed without a wait.
-        """
-        if not graceful or not self._may_wait.acquire(blocking=False):
-            close()
-            return
-        waiting = self._closers.submit(close, graceful=True)
-        waiting.add_done_callback(lambda _: self._may_wait.release())
-
-    def handle(self, conn: Any) -> Any:
-        """Answer the requests of a connection; return whether to keep it open. Called by gunicorn in a thread.
-
-        After one request gunicorn waits for the socket again. The next request may have been read already, together
-        with the end of a body that no view read. The socket would stay silent and the client would wait for ever. So
-        this method goes on while the buffer has data.
-        """
-        if not conn.initialized and not self.alive and not conn.wait_for_data(self._first_word_by - time.monotonic()):
-            conn.sock.shutdown(socket.SHUT_RDWR)  # otherwise gunicorn waits for the client to hang up
-            return False
-        conn.waited_seconds = time.monotonic() - conn.enqueued_at
-        self.observe_wait(conn.waited_seconds)
-        is_kept = super().handle(conn)
-        while is_kept is True and conn.parser.unreader.buf.tell() > 0:
-            conn.waited_seconds = 0
-            is_kept = super().handle(conn)
-        return is_kept
-
-    def handle_request(self, req: Any, conn: Any) -> Any:
-        """Set the deadline of a request that has been read, then answer it. Called by gunicorn.
-
-        The deadline counts from the moment the request began to wait for a thread. After MAX_QUEUE_SECONDS of waiting
-        the deadline is now: the database is slow, or there are too many requests. Otherwise each request in the queue
-        would still go to the database after its client has left, for minutes after the trouble is over.
-        """
-        left = DEADLINE_SECONDS - conn.waited_seconds if conn.waited_seconds < MAX_QUEUE_SECONDS else 0
-        DEADLINE.set(time.monotonic() + left)
-        return super().handle_request(req, conn)
-
     alive: bool
-    max_requests: int
+    nr: int
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._most_requests = self.max_requests
-        self._closers = ThreadPoolExecutor(MOST_CLOSERS, thread_name_prefix="closer")
-        self._may_wait = BoundedSemaphore(MOST_CLOSERS)
-        # At its own limit gunicorn would stop accepting, and still wait for idle connections.
-        self.max_requests = sys.maxsize
+    def init_process(self) -> None:
+        """Make whatever waits cooperative before the application is imported. Called by gunicorn after the fork."""
+        monkey.patch_all()
+        gevent.reinit()
+        self._drained_at: float | None = None
+        self._connections: set[Connection] = set()
+        self._greenlets = Pool(self.cfg.worker_connections)
+        super().init_process()
+
+    def run(self) -> None:
+        """Serve until the worker is told to stop. Called by gunicorn."""
+        listeners = [gevent_socket.socket(fileno=os.dup(listener.fileno())) for listener in self.sockets]
+        for listener in self.sockets:
+            listener.close()
+        acceptors = [gevent.spawn(self._accept_forever, listener) for listener in listeners]
+        while not self._is_drained():
+            self._look()
+            asleep_at = time.monotonic()
+            woken = self._sleep(LOOK_SECONDS)
+            if not woken:
+                self.observe_wait(max(0.0, time.monotonic() - asleep_at - LOOK_SECONDS))
+        gevent.killall(acceptors)
+        for listener in listeners:
+            self._accept_waiting(listener)
+            listener.close()  # at once: a client that connects between the two is reset
+        self._finish()
+
+    def _sleep(self, seconds: float) -> bool:
+        """Sleep, at most until a signal comes; return whether one came. gunicorn writes each signal to a pipe."""
+        try:
+            gevent_socket.wait_read(self.PIPE[0], seconds, TimeoutError)
+        except TimeoutError:
+            return False
+        with suppress(BlockingIOError):
+            os.read(self.PIPE[0], 4096)
+        return True
+
+    def _look(self) -> None:
+        """Tell the master that the loop runs, end waits for late clients, and begin a drain when it is time."""
+        self.notify()
+        now = time.monotonic()
+        for connection in list(self._connections):
+            if connection.end_if_late(now):
+                self.log.debug("client is late")
+        if self.nr >= self.max_requests and self._drained_at is None:
+            self.log.info("enough requests, making room for a new worker")
+            self._drain()
+
+    def _drain(self) -> None:
+        if self._drained_at is None:
+            self._drained_at = time.monotonic() + self.drain_seconds
+
+    def _is_drained(self) -> bool:
+        """True when the worker must take no new requests: its drain is over, or its master is gone."""
+        if self.ppid != os.getppid():
+            self.log.info("the master is gone, stopping")
+            return True
+        return self._drained_at is not None and time.monotonic() >= self._drained_at
+
+    def _finish(self) -> None:
+        """Answer the requests that have arrived; wait for them at most until the master loses its patience."""
+        self.alive = False
+        give_up_at = time.monotonic() + self.cfg.graceful_timeout
+        gevent.sleep(FIRST_WORD_SECONDS)
+        while self._connections and time.monotonic() < give_up_at:
+            for connection in self._connections:
+                if connection.is_idle:
+                    connection.end()
+            self._greenlets.join(timeout=LOOK_SECONDS)
+            self._look()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begin to drain. Called by gunicorn on SIGTERM, for a stop or a reload.
@@ -132,64 +134,70 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """
         self._drain()
         self.announce_stop()
-        self.method_queue.defer(lambda: None)  # wake the loop after the events that are waiting now
 
-    def _drain(self) -> None:
-        if self._drained_at is None:
-            self._drained_at = time.monotonic() + self.drain_seconds
-            self.max_keepalived = 0
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """Stop at once. Called by gunicorn on SIGINT and SIGQUIT. A signal handler must not wait, a greenlet may."""
+        gevent.spawn(super().handle_quit, sig, frame)
 
-    def murder_keepalived(self) -> None:
-        """Close idle connections, and end a drain that is over. Called by gunicorn each second and after each event."""
-        super().murder_keepalived()
-        if self.nr >= self._most_requests and self._drained_at is None:
-            self.log.info("enough requests, making room for a new worker")
-            self._drain()
-        if self._drained_at is not None and time.monotonic() >= self._drained_at:
-            self._hang_up()
+    def _accept_forever(self, listener: gevent_socket.socket) -> None:
+        while True:
+            self._greenlets.wait_available()
+            try:
+                client, address = listener.accept()
+            except OSError as error:
+                self.log.warning("cannot accept a connection: %s", error)
+                gevent.sleep(NO_ROOM_SECONDS)
+                continue
+            self._greenlets.spawn(self._serve, client, address, listener.getsockname())
+            gevent.sleep(0)  # Otherwise one worker would take all of many clients that connect at once.
 
-    def is_parent_alive(self) -> bool:
-        """Return whether the master lives. Called by gunicorn every second.
+    def _accept_waiting(self, listener: gevent_socket.socket) -> None:
+        """Accept the connections in the backlog. The system would reset them together with their requests."""
+        listener.settimeout(0)
+        with suppress(OSError):
+            while True:
+                client, address = listener.accept()
+                self._greenlets.spawn(self._serve, client, address, listener.getsockname())
 
-        When the master is gone, close the port, so that the next master can have it.
-        """
-        if super().is_parent_alive():
-            return True
-        self._hang_up()
-        return False
+    def _serve(self, client: gevent_socket.socket, address: Any, listener_name: Any) -> None:
+        """Answer the requests of a connection, then close it."""
+        connection = Connection(client, self.cfg.keepalive)
+        self._connections.add(connection)
+        request = None
+        try:
+            for request in http.get_parser(self.cfg, connection, address):
+                connection.await_body()
+                is_kept = self._answer(request, connection, address, listener_name)
+                connection.flush()
+                if not is_kept:
+                    break
+                connection.await_request()
+        except (OSError, NoMoreData) as error:
+            self.log.debug("client is gone: %s", error)
+        except Exception as error:
+            self.handle_error(request, connection, address, error)
+        finally:
+            connection.is_idle = False
+            connection.close()
+            self._connections.discard(connection)
 
-    def _hang_up(self) -> None:
-        """Stop listening: take the connections that wait in the backlog, and close the idle ones.
-
-        The system would reset connections in the backlog together with their requests. Gunicorn would wait for idle
-        connections.
-        """
-        if self.alive:
-            self.alive = False
-            self._first_word_by = time.monotonic() + FIRST_WORD_SECONDS
-        may_accept = self._accepting
-        self.set_accept_enabled(False)
-        sys.setswitchinterval(HURRY_SECONDS)
-        for listener in self.sockets:
-            if may_accept:
-                self._accept_all(listener)
-            listener.close()  # at once: a client that connects between the two is reset
-        while self.pending_conns:
-            new = self.pending_conns.popleft()
-            self.poller.unregister(new.sock)
-            self.enqueue_req(new)
-        while self.keepalived_conns:
-            idle = self.keepalived_conns.popleft()
-            with suppress(OSError, KeyError, ValueError):
-                self.poller.unregister(idle.sock)
-            self.nr_conns -= 1
-            idle.close()
-
-    def _accept_all(self, listener: Any) -> None:
-        before = -1
-        while before < self.nr_conns < self.worker_connections:
-            before = self.nr_conns
-            self.accept(listener)
+    def _answer(self, request: Any, connection: Connection, address: Any, listener_name: Any) -> bool:
+        """Let the application answer a request; return whether to keep the connection open."""
+        DEADLINE.set(time.monotonic() + DEADLINE_SECONDS)
+        response, environ = wsgi.create(request, connection, address, listener_name, self.cfg)
+        environ["wsgi.multithread"] = True
+        self.nr += 1
+        parts = self.wsgi(environ, response.start_response)
+        try:
+            if self._drained_at is not None or not self.alive:
+                response.force_close()
+            for part in parts:
+                response.write(part)
+            response.close()
+        finally:
+            if hasattr(parts, "close"):
+                parts.close()
+        return not response.should_close()
 
     def handle_error(self, req: object, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that did not reach the application, in the error envelope. Called by gunicorn."""
@@ -212,10 +220,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             "Connection: close\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
             f"X-Correlation-Id: {correlation_id}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        try:
-            util.write_nonblock(client, head.encode() + body)
-        except OSError:
-            self.log.debug("client is gone")
+        with suppress(OSError):
+            client.sendall(head.encode() + body)
+            client.flush()
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]

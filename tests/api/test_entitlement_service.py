@@ -18,7 +18,6 @@ import structlog
 from flask.testing import FlaskClient
 from structlog.testing import LogCapture
 
-from srm import config
 from srm.api import envelope
 from srm.api.parts import parts_of
 from srm.clients import breaker, entitlement_service
@@ -650,7 +649,7 @@ def test_the_number_of_concurrent_calls_is_limited(
     client: FlaskClient, server: EntitlementServer, lines: list[Any]
 ) -> None:
     server.behave = hang
-    calls = config.ENTITLEMENT_CALLS_AT_ONCE
+    calls = entitlement_service.CALLS_AT_ONCE
     with ThreadPoolExecutor(calls) as threads:
         hanging = [threads.submit(ask, client, str(number)) for number in range(calls)]
         wait_until(lambda: len(server.questions) == calls, timeout=TIMEOUT_SECONDS)
@@ -662,24 +661,11 @@ def test_the_number_of_concurrent_calls_is_limited(
     assert [line["content_id"] for line in lines if line.get("kind") == "busy"] == ["one more"]
 
 
-@pytest.mark.parametrize(("threads", "calls"), [(1, 1), (2, 1), (3, 1), (4, 2), (8, 6), (64, 6)])
-def test_some_threads_of_a_worker_never_wait_for_the_service(
-    client: FlaskClient, server: EntitlementServer, threads: int, calls: int
-) -> None:
-    service_of(client).set_worker_threads(threads)
-    server.behave = hang
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: ask(client, str(number)), range(8)))
-
-    assert len(server.questions) == calls
-
-
 def test_every_outcome_frees_its_place_among_the_concurrent_calls(
     client: FlaskClient, server: EntitlementServer
 ) -> None:
     """Each outcome comes more often than there are places."""
-    for number in range(config.ENTITLEMENT_CALLS_AT_ONCE + 1):
+    for number in range(entitlement_service.CALLS_AT_ONCE + 1):
         server.behave = lambda call: call.hang_up()
         assert set_up(client) == "SRM-0010"
         server.behave = grant

@@ -40,8 +40,8 @@ def test_a_keep_alive_updates_no_index(database: Database) -> None:
         for number, session in enumerate(sessions, start=1):
             assert keep_alive(database.hot, Principal(f"account {number}", "tv"), session)
     database.hot.execute("SELECT pg_stat_force_next_flush()", {})
-    cursor = database.hot.execute("SELECT 1", {})  # the counters are sent after the statement
-    cursor.connection.close()
+    database.hot.execute("SELECT 1", {})  # the counters are sent after the statement
+    database.hot.close()
 
     (counted,) = rows(
         database, "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relid = 'srm.sessions'::regclass"

@@ -3,7 +3,6 @@
 docs/design.md, Invariant 7: the service is asked while no lock is held.
 """
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ SLACK_SECONDS = 2
 """For a busy machine."""
 
 SETUPS_AT_ONCE = 24
-"""More than the process has threads."""
+"""Fewer than the calls that a process makes at once."""
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def server() -> Iterator[EntitlementServer]:
 
 
 @contextmanager
-def serving(clone: Callable[[], str], server: EntitlementServer, tmp_path: Path, threads: int | None) -> Iterator[str]:
+def serving(clone: Callable[[], str], server: EntitlementServer, tmp_path: Path) -> Iterator[str]:
     """Run one API process that asks the server; yield its base URL."""
     url = clone()
     database = Database(url, application_name="srm-tests")
@@ -44,7 +43,7 @@ def serving(clone: Callable[[], str], server: EntitlementServer, tmp_path: Path,
         "SRM_ENTITLEMENTS_URL": server.url,
         "SRM_ENTITLEMENTS_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS),
     }
-    with api(url, tmp_path / "log", workers=1, threads=threads, variables=variables) as (base, _):
+    with api(url, tmp_path / "log", workers=1, variables=variables) as (base, _):
         yield base
 
 
@@ -59,11 +58,10 @@ def keep_alives(player: Player, session: str, until: Callable[[], bool]) -> list
     return took
 
 
-@pytest.mark.parametrize("threads", [None, 4], ids=["as shipped", "4 threads"])
 def test_keep_alives_do_not_wait_while_setups_hang(
-    clone: Callable[[], str], server: EntitlementServer, tmp_path: Path, threads: int | None
+    clone: Callable[[], str], server: EntitlementServer, tmp_path: Path
 ) -> None:
-    with serving(clone, server, tmp_path, threads) as base, Player(base, "a", "tv") as viewer:
+    with serving(clone, server, tmp_path) as base, Player(base, "a", "tv") as viewer:
         session = viewer.set_up().session_id
         assert session is not None
         server.behave = hang
@@ -91,18 +89,6 @@ def test_keep_alives_do_not_wait_while_setups_hang(
     assert len(meanwhile) > 5
 
 
-@pytest.mark.parametrize(("entitlements", "threads"), [("local", 2), ("allow", 2), ("http", 8)])
-def test_a_worker_has_more_threads_when_setups_wait_for_the_service(entitlements: str, threads: int) -> None:
-    """Otherwise a worker has two threads."""
-    result = run(
-        [sys.executable, "-c", "from srm import gunicorn_conf; print(gunicorn_conf.threads)"],
-        SRM_ENTITLEMENTS=entitlements,
-        SRM_ENTITLEMENTS_URL="http://127.0.0.1:9/",
-    )
-
-    assert (result.returncode, result.stdout) == (0, f"{threads}\n"), result.stderr
-
-
 def test_the_service_does_not_start_without_an_entitlement_url(tmp_path: Path) -> None:
     result = run(python_m("gunicorn", "--config", "python:srm.gunicorn_conf", "wsgi:app"), SRM_ENTITLEMENTS="http")
 
@@ -114,7 +100,7 @@ def test_the_service_does_not_start_without_an_entitlement_url(tmp_path: Path) -
 def test_setups_are_admitted_again_when_the_service_answers_again(
     clone: Callable[[], str], server: EntitlementServer, tmp_path: Path
 ) -> None:
-    with serving(clone, server, tmp_path, None) as base, Player(base, "a", "tv") as viewer:
+    with serving(clone, server, tmp_path) as base, Player(base, "a", "tv") as viewer:
         server.behave = lambda call: call.hang_up()
         for _ in range(5):
             assert viewer.set_up().error_code == "SRM-0010"

@@ -143,7 +143,7 @@ def service(clone: Callable[[], str], tmp_path: Path) -> Iterator[tuple[str, str
     """Base URL of the API, URL of the database, connections to it."""
     url = clone()
     database = Database(url, application_name="srm-tests", statement_timeout_seconds=30)
-    with support.api(url, tmp_path / "api.log", workers=2, threads=4) as (base, _):
+    with support.api(url, tmp_path / "api.log", workers=2) as (base, _):
         yield base, url, database
     database.dispose()
 

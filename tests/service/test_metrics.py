@@ -109,7 +109,7 @@ def test_every_metric_is_shown_once(service: tuple[str, Process]) -> None:
     assert value(base, 'srm_active_sessions{content_type="COD",device_group="tv"}') > 0
     assert value(base, "srm_setups_total") == 5 * WORKERS
     assert value(base, "srm_database_connect_seconds_count") > 0
-    assert value(base, "srm_thread_wait_seconds_count") >= 5 * WORKERS
+    wait_until(lambda: value(base, "srm_thread_wait_seconds_count") > 0)  # the loop measures itself
 
 
 def test_a_new_worker_continues_the_metric_files_of_the_ended_one(service: tuple[str, Process], tmp_path: Path) -> None:

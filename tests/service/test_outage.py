@@ -103,7 +103,7 @@ def service_on(
         database.dispose()
         with TemporaryDirectory(prefix="srm-tests-") as elsewhere, ExitStack() as stack:
             log = Path(elsewhere) / "api.log"  # not on the disk of the database
-            base, _ = stack.enter_context(support.api(url_of(server), log, workers=WORKERS, threads=THREADS))
+            base, _ = stack.enter_context(support.api(url_of(server), log, workers=WORKERS))
             service = Service(base, server, data_dir, log)
             wait_until(service.is_well)  # every thread has its connections
             yield service

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
-from srm.db.database import Database
+from srm.db.database import CONNECTIONS, Database
 from srm.db.embedded import EmbeddedServer
 from tests import support
 from tests.concurrency.players import Answer, Player, at_once
@@ -244,7 +244,7 @@ class TestLocks:
             (connections,) = somebody.execute(backends).fetchone() or (0,)
 
         assert_in_time([answer for of_one in answers for answer in of_one])
-        assert connections <= 2 * 3 * WORKERS * THREADS  # some may be given up, and still wait for the lock
+        assert connections <= 2 * CONNECTIONS * WORKERS  # some may be given up, and still wait for the lock
         assert_well_soon(service)
 
     def test_a_locked_account_delays_no_other_account(self, service: Service) -> None:

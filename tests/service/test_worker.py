@@ -1,175 +1,256 @@
-"""The worker answers every request that arrives, with silent connections around it and at the moment of a stop.
+"""The worker serves everybody else while some clients are slow or silent, and answers what has arrived at a stop.
 
-These tests run gunicorn's loop step by step, because the system decides which of two events gunicorn sees first.
+These tests run gunicorn with a small application, so that they say how long each request takes.
 """
 
 import os
-import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from threading import BoundedSemaphore
-from typing import Any
-from unittest.mock import Mock
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
+import psutil
 import pytest
-from gunicorn.config import Config
 
-from srm.serve import worker as gunicorn_worker
-from srm.serve.worker import Worker
+from srm.serve.connection import MAX_REQUEST_BYTES
+from tests.support import Process, free_port, python_m, running, wait_until
 
-AT_ONCE_SECONDS = 4
-"""Less than the five seconds that gunicorn gives to a single silent connection, and long for a busy machine."""
+APPLICATION = """
+import time
 
-REQUEST = b"GET / HTTP/1.1\r\nHost: srm\r\n\r\n"
+from srm.serve import connection
 
-
-def application(_: Any, start_response: Any) -> Iterable[bytes]:
-    start_response("200 OK", [("Content-Length", "0")])
-    return []
+connection.HEAD_SECONDS = connection.BODY_SECONDS = connection.WRITE_SECONDS = 2
 
 
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    """A worker with one thread that listens, in this process and without a master."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        worker = Worker(1, os.getppid(), [listener], None, 30, Config(), Mock())
-        worker.wsgi = application
-        worker.tpool = worker.get_thread_pool()
-        worker.poller = selectors.DefaultSelector()
-        worker.method_queue.init()
-        worker.poller.register(worker.method_queue.fileno(), selectors.EVENT_READ, worker.method_queue.run_callbacks)
-        worker.set_accept_enabled(True)
-        yield worker
-        for left in (*worker.keepalived_conns, *worker.pending_conns):
-            left.close()
-        worker.tpool.shutdown()
-        worker._closers.shutdown()
-        worker.poller.close()
-        worker.method_queue.close()
-        worker.tmp.close()
+def app(environ, start_response):
+    path, body = environ["PATH_INFO"], environ["wsgi.input"].read()
+    if path == "/sleep":
+        time.sleep(1)
+    while path == "/stuck":
+        pass
+    answer = b"x" * 50_000_000 if path == "/large" else b"%d" % len(body)
+    start_response("200 OK", [("Content-Length", str(len(answer)))])
+    return [answer]
+"""
+
+LATE_SECONDS = 2
+"""Deadline of a client in APPLICATION."""
+
+SLACK_SECONDS = 3
+"""Allowance for a busy machine."""
+
+SLOW = 60
+"""Clients of each kind that are slow at one time."""
 
 
-def run(worker: Worker, until: Callable[[], bool]) -> None:
-    """Run the loop of ThreadWorker.run step by step until the condition holds."""
-    for _ in range(200):
-        if until():
-            return
-        worker.wait_for_and_dispatch_events(timeout=1.0)
-        worker.murder_keepalived()
-        worker.murder_pending()
-    pytest.fail("the condition never held")
+@contextmanager
+def serving(folder: Path, *options: str) -> Iterator[tuple[int, Process]]:
+    """Run the application in one worker; yield its port and the gunicorn master."""
+    (folder / "application.py").write_text(APPLICATION)
+    port = free_port()
+    command = python_m("gunicorn", "--worker-class", "srm.serve.worker.Worker", "--bind", f"127.0.0.1:{port}")
+    command += ["--keep-alive", "75", "--pythonpath", str(folder), *options, "application:app"]
+    with running(command, folder / "log") as process:
+        wait_until(lambda: is_up(port))
+        yield port, process
 
 
-def has_ended(worker: Worker) -> bool:
-    return not worker.alive and worker.nr_conns == 0
+def is_up(port: int) -> bool:
+    with suppress(OSError):
+        return ask(port).startswith(b"HTTP/1.1 200 ")
+    return False
 
 
-def connect(worker: Worker) -> socket.socket:
-    return socket.create_connection(worker.sockets[0].getsockname(), timeout=20)
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The application, for tests that leave it as it was."""
+    with serving(tmp_path_factory.mktemp("worker")) as (port, _):
+        yield port
 
 
-@pytest.fixture
-def silent(worker: Worker) -> Iterator[socket.socket]:
-    """The first of eight connections without a request. The worker has a single thread."""
-    with ExitStack() as clients:
-        first, *_ = [clients.enter_context(connect(worker)) for _ in range(8)]
-        run(worker, until=lambda: worker.nr_conns == 8)
-        yield first
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=20)
 
 
-def test_silent_connections_do_not_keep_a_request_waiting(worker: Worker, silent: socket.socket) -> None:
-    with connect(worker) as client:
-        client.sendall(REQUEST)
+def request(path: str = "/", *headers: str) -> bytes:
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: srm", *headers, "", ""]).encode()
+
+
+def ask(port: int, path: str = "/") -> bytes:
+    """Return the answer to a request on a connection of its own."""
+    with connect(port) as client:
+        client.sendall(request(path))
+        return client.recv(4096)
+
+
+def is_ended(client: socket.socket) -> bool:
+    """True when the server ends the connection. Reads what it has sent before."""
+    try:
+        while client.recv(1_000_000):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+    return True
+
+
+def slow_clients(stack: ExitStack, port: int) -> dict[str, list[socket.socket]]:
+    """Connect clients with half a header, with half a body, and others that do not read their answer."""
+    sent = {
+        "half a header": b"GET / HTTP/1.1\r\nHost:",
+        "half a body": request("/", "Content-Length: 100") + b"x" * 50,
+        "half a chunk": request("/", "Transfer-Encoding: chunked") + b"64\r\nxxx",
+        "no reading": request("/large"),
+    }
+    clients: dict[str, list[socket.socket]] = {kind: [] for kind in sent}
+    for kind, data in sent.items():
+        for _ in range(1 if kind == "no reading" else SLOW):
+            client = stack.enter_context(connect(port))
+            client.sendall(data)
+            clients[kind].append(client)
+    return clients
+
+
+def test_requests_wait_at_once(port: int) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(port)) for _ in range(50)]
         began_at = time.monotonic()
-        run(worker, until=lambda: len(worker.keepalived_conns) == 1)
+        for client in clients:
+            client.sendall(request("/sleep"))
+        answers = [client.recv(4096) for client in clients]
+        took = time.monotonic() - began_at
 
-        assert time.monotonic() - began_at < AT_ONCE_SECONDS
-        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
-
-    silent.sendall(REQUEST)
-    run(worker, until=lambda: len(worker.keepalived_conns) == 1 and len(worker.pending_conns) == 7)
-    assert silent.recv(4096).startswith(b"HTTP/1.1 200 ")
-
-
-@pytest.mark.usefixtures("silent")
-def test_a_silent_connection_does_not_delay_a_stop(worker: Worker) -> None:
-    began_at = time.monotonic()
-
-    worker.handle_exit(signal.SIGTERM, None)
-    run(worker, until=lambda: has_ended(worker))
-
-    assert time.monotonic() - began_at < AT_ONCE_SECONDS
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+    assert took < 1 + SLACK_SECONDS
 
 
-@pytest.mark.usefixtures("silent")
-def test_silent_connections_do_not_keep_a_request_waiting_during_a_stop(worker: Worker) -> None:
-    """There are 68 of them, more than the worker could wait for one after the other."""
-    with ExitStack() as clients:
-        for _ in range(60):
-            clients.enter_context(connect(worker))
-        run(worker, until=lambda: worker.nr_conns == 68)
-        client = clients.enter_context(connect(worker))
-        client.sendall(REQUEST)
+def test_slow_clients_delay_nobody_and_are_dropped(port: int) -> None:
+    with ExitStack() as stack:
         began_at = time.monotonic()
+        clients = slow_clients(stack, port)
+        answers = [ask(port) for _ in range(20)]
+        answered_at = time.monotonic()
 
-        worker.handle_exit(signal.SIGTERM, None)
-        worker.murder_keepalived()
-        run(worker, until=lambda: has_ended(worker))
-
-        assert time.monotonic() - began_at < AT_ONCE_SECONDS
-        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+        assert answered_at - began_at < SLACK_SECONDS
+        assert all(is_ended(client) for of_kind in clients.values() for client in of_kind)
+        assert time.monotonic() - began_at < LATE_SECONDS + 2 * SLACK_SECONDS
 
 
-def test_only_a_limited_number_of_connections_waits_for_clients_to_hang_up(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "_may_wait", BoundedSemaphore(1))
-    with ExitStack() as clients:
-        rude = [clients.enter_context(connect(worker)) for _ in range(3)]
-        for client in rude:
-            client.sendall(REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        run(worker, until=lambda: worker.nr == 3 and worker.nr_conns == 0)
+@pytest.mark.parametrize(
+    "start",
+    [
+        request("/", "Transfer-Encoding: chunked") + b"1;",  # a line of a chunk without an end
+        request("/", "Transfer-Encoding: chunked") + b"0\r\nTrailer: ",
+        request("/", f"Content-Length: {2 * MAX_REQUEST_BYTES}"),
+    ],
+)
+def test_a_request_without_end_is_cut(port: int, start: bytes) -> None:
+    with connect(port) as client:
+        client.sendall(start)
+        with suppress(ConnectionError):
+            client.sendall(b"x" * 2 * MAX_REQUEST_BYTES)
 
-        assert len(worker._closers._threads) == 1
-        for client in rude:
+        assert is_ended(client)
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_dropped(port: int) -> None:
+    with connect(port) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        began_at = time.monotonic()
+        with suppress(ConnectionError):
+            while time.monotonic() - began_at < LATE_SECONDS + SLACK_SECONDS + 2:
+                client.sendall(b"x")
+                time.sleep(0.2)
+        took = time.monotonic() - began_at
+
+    assert took < LATE_SECONDS + SLACK_SECONDS
+
+
+def test_an_idle_connection_stays_open_longer_than_a_request_may_take(port: int) -> None:
+    with connect(port) as client:
+        for _ in range(2):
+            client.sendall(request())
             assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+            time.sleep(LATE_SECONDS + 1)
 
 
-def test_a_request_after_the_stop_on_a_connection_from_before_it_is_answered(
-    worker: Worker, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gunicorn_worker, "FIRST_WORD_SECONDS", 1)
-    worker.handle_exit(signal.SIGTERM, None)
-    worker.murder_keepalived()
-    assert not worker.alive
-
-    silent.sendall(REQUEST)
-    run(worker, until=lambda: has_ended(worker))
-
-    assert silent.recv(4096).startswith(b"HTTP/1.1 200 ")
+def test_a_worker_whose_loop_is_stuck_is_replaced(tmp_path: Path) -> None:
+    with serving(tmp_path, "--timeout", "2") as (port, gunicorn):
+        (stuck,) = psutil.Process(gunicorn.popen.pid).children()
+        with connect(port) as client:
+            client.sendall(request("/stuck"))
+            wait_until(lambda: not stuck.is_running() or stuck.status() == psutil.STATUS_ZOMBIE)
+            wait_until(lambda: is_up(port))
 
 
-def test_a_request_on_a_connection_that_arrives_with_the_stop_is_answered(worker: Worker) -> None:
-    worker.handle_exit(signal.SIGTERM, None)
-    with connect(worker) as client:
-        client.sendall(REQUEST)
+def test_a_full_worker_serves_again_when_connections_end(tmp_path: Path) -> None:
+    with serving(tmp_path, "--worker-connections", "5") as (port, _), ExitStack() as stack:
+        for _ in range(5):
+            client = stack.enter_context(connect(port))
+            client.sendall(request()[:-2])
+        with connect(port) as waiting:
+            waiting.sendall(request())
 
-        run(worker, until=lambda: has_ended(worker))
-
-        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+            assert waiting.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_request_that_arrives_with_the_stop_on_an_idle_connection_is_answered(worker: Worker) -> None:
-    with connect(worker) as client:
-        client.sendall(REQUEST)
-        run(worker, until=lambda: len(worker.keepalived_conns) == 1)
-        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+class TestStop:
+    def test_requests_in_progress_are_answered(self, tmp_path: Path) -> None:
+        with serving(tmp_path) as (port, gunicorn), ExitStack() as stack:
+            clients = [stack.enter_context(connect(port)) for _ in range(20)]
+            for client in clients:
+                client.sendall(request("/sleep"))
+            assert ask(port)  # the worker has read the requests before this one
 
-        worker.handle_exit(signal.SIGTERM, None)
-        client.sendall(REQUEST)
-        run(worker, until=lambda: has_ended(worker))
+            os.kill(gunicorn.popen.pid, signal.SIGTERM)
 
-        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+            assert {client.recv(4096)[:13] for client in clients} == {b"HTTP/1.1 200 "}
+            assert gunicorn.popen.wait(10) == 0
+
+    def test_idle_and_silent_connections_do_not_delay_it(self, tmp_path: Path) -> None:
+        with serving(tmp_path) as (port, gunicorn), ExitStack() as stack:
+            for _ in range(68):
+                stack.enter_context(connect(port))
+            idle = stack.enter_context(connect(port))
+            idle.sendall(request())
+            assert idle.recv(4096)
+
+            began_at = time.monotonic()
+            os.kill(gunicorn.popen.pid, signal.SIGTERM)
+
+            assert gunicorn.popen.wait(10) == 0
+            assert time.monotonic() - began_at < SLACK_SECONDS
+            assert is_ended(idle)
+
+    def test_requests_that_arrive_with_it_are_answered(self, tmp_path: Path) -> None:
+        """The worker sees the signal and the requests at one time, some of them on connections from before it."""
+        with serving(tmp_path) as (port, gunicorn), ExitStack() as stack:
+            idle = [stack.enter_context(connect(port)) for _ in range(10)]
+            for client in idle:
+                client.sendall(request())
+                assert client.recv(4096)
+            (worker,) = psutil.Process(gunicorn.popen.pid).children()
+            worker.suspend()
+            new = [stack.enter_context(connect(port)) for _ in range(10)]
+            for client in (*idle, *new):
+                client.sendall(request())
+            os.kill(gunicorn.popen.pid, signal.SIGTERM)
+            time.sleep(0.3)
+            worker.resume()
+
+            assert {client.recv(4096)[:13] for client in (*idle, *new)} == {b"HTTP/1.1 200 "}
+            assert gunicorn.popen.wait(10) == 0
+
+    def test_a_slow_client_delays_it_no_longer_than_its_deadline(self, tmp_path: Path) -> None:
+        with serving(tmp_path) as (port, gunicorn), connect(port) as client:
+            client.sendall(request()[:-2])
+            assert ask(port)
+
+            os.kill(gunicorn.popen.pid, signal.SIGTERM)
+
+            assert gunicorn.popen.wait(LATE_SECONDS + 2 * SLACK_SECONDS) == 0

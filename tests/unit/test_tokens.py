@@ -8,6 +8,7 @@ import json
 import stat
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -374,19 +375,68 @@ def test_a_cached_token_is_refused_when_it_expires() -> None:
         verifier.verify(token)
 
 
-def test_a_full_cache_drops_the_oldest_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "CACHED_TOKENS", 2)
+def test_a_full_cache_drops_the_token_that_was_not_used_for_longest() -> None:
     key = CountingKey()
     verifier = verifier_of(key)
-    first, second, third = (issue_token("a", device) for device in ("1", "2", "3"))
+    used, *others = (issue_token("a", device) for device in map(str, range(100)))
+    verifier.cache = tokens.TokenCache(capacity=20 * 1024)
 
-    for token in (first, second, third):
+    verifier.verify(used)
+    for token in others:
         verifier.verify(token)
-    assert verifier._verified.cache_info().currsize == 2
-    verifier.verify(third)
-    assert key.count == 3
-    verifier.verify(first)
-    assert key.count == 4
+        verifier.verify(used)
+
+    assert 10 < len(verifier.cache) < 30
+    assert key.count == 100
+    verifier.verify(others[-1])
+    assert key.count == 100
+    verifier.verify(others[0])
+    assert key.count == 101
+
+
+@pytest.mark.parametrize(("padding", "name"), [(0, ""), (500, ""), (5500, ""), (0, "€" * 250)])
+def test_the_cache_is_bounded_in_bytes(padding: int, name: str) -> None:
+    """Long tokens and long ids take no more than short ones; a long token is not kept itself."""
+    capacity = 200_000
+    verifier = verifier_of(SharedSecret(SECRET))
+    verifier.cache = tokens.TokenCache(capacity)
+    verifier.verify(issue_token("a", "tv"))
+    issued = [issue_token("a", f"{name}{index}", padding="x" * padding) for index in range(500)]
+    tracemalloc.start()
+    try:
+        for token in issued:
+            verifier.verify(token.encode().decode())  # a string of its own, as the header of each request
+        del issued
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert taken < 1.2 * capacity
+    assert len(verifier.cache) > (50 if name else 70)
+
+
+def test_cached_returns_only_what_was_verified_and_has_not_expired(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = CountingKey()
+    verifier = verifier_of(key)
+    token, long_token = issue_token("a", "tv"), issue_token("a", "phone", padding="x" * 3000)
+
+    assert [verifier.cached(one) for one in (token, long_token, "garbage")] == [None] * 3
+    assert key.count == 0
+    verifier.verify(token)
+    verifier.verify(long_token)
+    assert [verifier.cached(one) for one in (token, long_token)] == [Principal("a", "tv"), Principal("a", "phone")]
+    assert verifier.cached(long_token[:-1]) is None
+    monkeypatch.setattr(time, "time", lambda: CLAIMS["exp"] + 3600.0)
+    assert verifier.cached(token) is None
+
+
+def test_a_token_that_is_too_long_is_not_decoded() -> None:
+    key = CountingKey()
+
+    with pytest.raises(TokenNotValid):
+        verify(key, issue_token("a", "tv", padding="x" * tokens.MAX_TOKEN_LENGTH))
+
+    assert key.count == 0
 
 
 def test_invalid_tokens_are_not_cached() -> None:
@@ -398,7 +448,7 @@ def test_invalid_tokens_are_not_cached() -> None:
             verifier.verify(token)
 
     assert key.count == 4
-    assert verifier._verified.cache_info().currsize == 0
+    assert len(verifier.cache) == 0
 
 
 @pytest.mark.parametrize("expires_at", [10**12, 10**30, 1e300, pytest.param(CLAIMS["exp"] + 0.5, id="a fraction")])

@@ -75,7 +75,7 @@ def post_session() -> Response:
         idempotency_key=idempotency_key,
         take_over=body.options.takeOver,
     )
-    with app.database.request(setup.access.spent_seconds) as db:
+    with app.database.setups.request(setup.access.spent_seconds, principal.account_id) as db:
         result = set_up(db, setup)
     telemetry.record_ended_sessions(result.ended, ended_for=principal.device_id)
     if isinstance(result.outcome, SrmError):

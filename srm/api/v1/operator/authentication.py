@@ -21,7 +21,7 @@ def authenticate(needed: Role) -> None:
     key = request.environ.get("HTTP_OPERATOR_KEY")
     if not key:
         raise OperatorKeyNotValid
-    operator = request.environ[telemetry.OPERATOR] = keys.authenticate(parts().database.hot, key)
+    operator = request.environ[telemetry.OPERATOR] = keys.authenticate(parts().database.keys, key)
     if not operator.may(needed):
         raise NotAllowed(f"{NotAllowed.message}: needs the role {needed}")
 
