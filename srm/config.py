@@ -7,8 +7,8 @@ what is allowed. The value of a secret is never shown.
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-import httpx
 from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
@@ -181,12 +181,13 @@ class Settings(BaseSettings):
     def _is_http(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None:
             return None
+        text = value.get_secret_value()
         try:
-            url = httpx.URL(value.get_secret_value())
-        except httpx.InvalidURL:
-            url = httpx.URL("")
-        is_usable = HOST.fullmatch(url.host) and (url.port or 0) <= MAX_PORT
-        if url.scheme not in ("http", "https") or not is_usable:
+            url = urlsplit(text)
+            is_usable = text.isprintable() and HOST.fullmatch(url.hostname or "") and (url.port or 0) <= MAX_PORT
+        except ValueError:
+            is_usable = False
+        if not is_usable or url.scheme not in ("http", "https"):
             raise ValueError("must be a URL such as http://host:port/path or https://host/path")
         return value
 

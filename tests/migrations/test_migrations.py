@@ -496,6 +496,7 @@ def test_there_is_one_head_and_files_are_named_by_number_verb_and_object() -> No
     scripts = ScriptDirectory.from_config(config(""))
 
     assert len(scripts.get_heads()) == 1
+    assert schema.revisions() == tuple(revisions())
     for number, revision in enumerate(revisions(), start=1):
         path = Path(scripts.get_revision(revision).path)
         assert revision == f"{number:04}"
