@@ -14,13 +14,14 @@ the statement. Choose a way in:
 - `connection()`: several transactions on one connection, with settings and temporary tables that last.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import psycopg
 from psycopg.types.string import TextLoader
-from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import Session
 
@@ -29,17 +30,18 @@ from srm.db.connection import (
     CONNECT_FAILURES,
     CONNECT_SECONDS,
     CONNECT_TIMEOUT_SECONDS,
-    NO_CONNECTION,
+    NEVER,
     BoundedConnection,
     ConnectionPool,
     Cursor,
     InstantLoader,
+    Slots,
     conninfo,
     is_hung_up,
     sqlalchemy_url,
 )
 from srm.deadline import DEADLINE, GRACE_SECONDS, MAX_QUEUE_SECONDS, STATEMENT_TIMEOUT_SECONDS
-from srm.errors import CommandError, DependencyUnavailable
+from srm.errors import CommandError
 
 HOT_CONNECTIONS = 4
 DURABLE_CONNECTIONS = 4
@@ -87,27 +89,22 @@ class Database:
         """Commits wait for the disk."""
         self.setups = self._pool(SETUP_CONNECTIONS)
         self.keys = self._pool(KEY_CONNECTIONS)
-        self._engine = self._create_engine(OPERATOR_CONNECTIONS)
-        self._monitoring = self._create_engine(MONITORING_CONNECTIONS)
+        self._operators = Slots(OPERATOR_CONNECTIONS)
+        self._monitoring = Slots(MONITORING_CONNECTIONS)
+        self._engine = create_engine(
+            self.url,
+            creator=self._connect,
+            isolation_level="READ COMMITTED",
+            pool_size=OPERATOR_CONNECTIONS + MONITORING_CONNECTIONS,
+            max_overflow=0,
+            use_native_hstore=False,
+        )
+        event.listen(self._engine, "checkout", _check_out)
+        event.listen(self._engine, "begin", self._set_limits)
 
     def _pool(self, size: int, **options: str) -> ConnectionPool:
         timeout_seconds = self._statement_timeout_seconds + GRACE_SECONDS
         return ConnectionPool(lambda: self._connect(**options), self._breaker, timeout_seconds, size)
-
-    def _create_engine(self, size: int) -> Engine:
-        engine = create_engine(
-            self.url,
-            creator=self._connect,
-            isolation_level="READ COMMITTED",
-            pool_size=size,
-            max_overflow=0,
-            pool_timeout=MAX_QUEUE_SECONDS,
-            pool_use_lifo=True,
-            use_native_hstore=False,
-        )
-        event.listen(engine, "checkout", _check_out)
-        event.listen(engine, "begin", self._set_limits)
-        return engine
 
     def _connect(self, **options: Any) -> BoundedConnection:
         settings = {**self._settings, **options}
@@ -154,7 +151,7 @@ class Database:
 
         Raises DependencyUnavailable when the database is away at any point, or no connection becomes free.
         """
-        with self._transaction(self._engine) as db:
+        with self._transaction(self._operators) as db:
             yield db
 
     @contextmanager
@@ -164,13 +161,13 @@ class Database:
             yield db
 
     @contextmanager
-    def _transaction(self, engine: Engine) -> Iterator[Connection]:
+    def _transaction(self, slots: Slots) -> Iterator[Connection]:
+        slots.take(min(time.monotonic() + MAX_QUEUE_SECONDS, DEADLINE.get() or NEVER))
         try:
-            with self._breaker, engine.begin() as db:
+            with self._breaker, self._engine.begin() as db:
                 yield db
-        except exc.TimeoutError as error:
-            NO_CONNECTION.inc()
-            raise DependencyUnavailable from error
+        finally:
+            slots.give_back()
 
     @contextmanager
     def orm(self) -> Iterator[Session]:
@@ -200,8 +197,7 @@ class Database:
 
     def dispose(self) -> None:
         """Close all connections. No one may use the database any more."""
-        for engine in (self._engine, self._monitoring):
-            engine.dispose()
+        self._engine.dispose()
         for pool in (self.hot, self.durable, self.setups, self.keys):
             pool.close()
 

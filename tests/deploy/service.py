@@ -19,9 +19,9 @@ NGINX = DEPLOY / "nginx"
 
 MAIN = """
 {user}
-worker_processes 2;
+worker_processes 1;
 pid nginx.pid;
-events {{ worker_connections 1024; }}
+events {{ worker_connections 768; }}
 http {{
     client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;
     include {folder}/conf.d/*.conf;

@@ -3,11 +3,12 @@
 import json
 import re
 import socket
+import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
@@ -380,6 +381,28 @@ class TestRates:
         assert "Access-Control-Allow-Origin" not in others.headers
 
 
+SLOW_CLIENTS = 764
+"""Nearly all of the connections that Debian's nginx.conf has room for."""
+
+
+@pytest.mark.parametrize("token", ["", "Client-Token: made up\r\n"], ids=["no token", "a token"])
+def test_slow_bodies_of_one_address_keep_nobody_out(front: Nginx, token: str) -> None:
+    head = f"POST /srm/v1/sessions HTTP/1.1\r\nHost: srm\r\nTest-Address: 192.0.2.77\r\n{token}"
+    context = tls(front.certificate)
+    with ExitStack() as stack:
+        for _ in range(SLOW_CLIENTS):
+            slow = stack.enter_context(connect(front, context))
+            slow.sendall(f"{head}Content-Length: 16000\r\n\r\n".encode() + b"x")
+        took = []
+        for _ in range(5):
+            began_at = time.monotonic()
+            with front.client(headers={"Client-Token": issue_token("a", "tv"), "Test-Address": "192.0.2.78"}) as client:
+                assert client.get("/srm/v1/sessions").status_code == 200
+            took.append(time.monotonic() - began_at)
+
+    assert max(took) < 3
+
+
 CONNECTIONS = 8
 COUNTING = """
 local threads = {}
@@ -495,13 +518,16 @@ class TestWhatNginxAnswersItself:
         assert took < 12
 
 
+def connect(front: Nginx, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """Connect to nginx over TLS."""
+    address = urlsplit(front.world)
+    connection = socket.create_connection((str(address.hostname), address.port or 0), timeout=20)
+    return context.wrap_socket(connection, server_hostname="localhost")
+
+
 def send(front: Nginx, data: bytes) -> bytes:
     """Send raw bytes over TLS; return the beginning of the answer."""
-    address = urlsplit(front.world)
-    with (
-        socket.create_connection((str(address.hostname), address.port or 0), timeout=20) as connection,
-        tls(front.certificate).wrap_socket(connection, server_hostname="localhost") as encrypted,
-    ):
+    with connect(front, tls(front.certificate)) as encrypted:
         encrypted.sendall(data)
         return encrypted.recv(4096)
 
