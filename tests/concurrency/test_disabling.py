@@ -19,7 +19,7 @@ from tests.concurrency.players import Player, ask_until_deadline, at_once
 from tests.support import Factory, rows
 
 PLAYERS = 6
-ROUNDS = 25
+ROUNDS = 15
 
 ACTIVE = "SELECT count(*) FROM srm.sessions WHERE account_id = :account AND ended_at IS NULL"
 ENDED = "SELECT end_reason, count(*) FROM srm.sessions WHERE account_id = :account GROUP BY end_reason"

@@ -89,7 +89,7 @@ def assert_exact(tally: Tally, url: str, database: Database) -> None:
 
 @pytest.mark.parametrize(
     ("reapers", "seconds"),
-    [(0, 6), (2, 6), *(pytest.param(reapers, 60, marks=pytest.mark.long(70)) for reapers in (0, 1, 2))],
+    [(0, 4), (2, 4), *(pytest.param(reapers, 60, marks=pytest.mark.long(70)) for reapers in (0, 1, 2))],
 )
 def test_the_limit_is_exact_at_the_instant_of_expiry(
     service: Service, tmp_path: Path, reapers: int, seconds: float
@@ -111,6 +111,6 @@ def test_the_limit_is_exact_at_the_instant_of_expiry_on_direct_connections(
 ) -> None:
     players = make_players(own_database, accounts=2, devices=24, limit=20)
 
-    tally = play_on_the_edge(Place(None, own_url), players, seconds=6, processes=2, jitter_seconds=0.004)
+    tally = play_on_the_edge(Place(None, own_url), players, seconds=4, processes=2, jitter_seconds=0.004)
 
     assert_exact(tally, own_url, own_database)

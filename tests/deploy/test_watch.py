@@ -201,6 +201,7 @@ def test_an_alert_fires_for_its_fault_and_stays_calm_without_it(name: str, tmp_p
             "2880m",
             {REFUSALS: "0+60x3000", "srm_setups_total": "0+40x3000"},
             id="for two days, as on the first",
+            marks=pytest.mark.long(10),
         ),
         pytest.param(
             "SrmRefusalsJump",

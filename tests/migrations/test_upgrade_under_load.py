@@ -31,16 +31,16 @@ from tests.support import ROOT, as_role, psql, wait_until
 
 Started = TypeVar("Started")
 
-ACCOUNTS = 20_000
+ACCOUNTS = 5_000
 CLIENTS = 6
 FORGETFUL_ACCOUNTS = 1000
 """Accounts whose sessions get no keep-alive and no teardown. They lapse after a second, and the reaper ends them."""
-PAUSE_SECONDS = 0.01
+PAUSE_SECONDS = 0.03
 """Time between two requests of a client."""
 READING_SECONDS = 3
 MOST_SECONDS = 2
 """Longest wait for a lock that is allowed: less than READING_SECONDS."""
-SOME_SECONDS = 1
+SOME_SECONDS = 0.5
 """Duration of each stage."""
 
 POPULATE = f"""

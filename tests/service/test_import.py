@@ -15,6 +15,9 @@ from tests.cli.command import srm
 from tests.concurrency.players import Player
 from tests.support import Factory, environment, python_m, rows
 
+PAUSE_SECONDS = 0.1
+"""Between two setups of a player. Each is admitted, and every later setup of the account looks at all of them."""
+
 DUMP = {
     "accounts": "SELECT * FROM srm.accounts ORDER BY account_id",
     "devices": "SELECT * FROM srm.devices ORDER BY account_id, device_id",
@@ -22,7 +25,7 @@ DUMP = {
 }
 
 
-@pytest.fixture(params=[5_000, pytest.param(20_000, marks=pytest.mark.long(30))])
+@pytest.fixture(params=[3_000, pytest.param(20_000, marks=pytest.mark.long(30))])
 def accounts(request: pytest.FixtureRequest) -> int:
     """How many accounts are imported."""
     number: int = request.param
@@ -174,7 +177,7 @@ def test_nothing_that_an_import_disables_has_an_active_session_despite_quick_set
     def play(account: str) -> None:
         with Player(base, account, "tv") as player:
             while not done.is_set():
-                time.sleep(0.02)
+                time.sleep(PAUSE_SECONDS)
                 answer = player.set_up()
                 if answer.session_id is not None:
                     admitted.append(answer.session_id)
@@ -183,7 +186,7 @@ def test_nothing_that_an_import_disables_has_an_active_session_despite_quick_set
     for thread in threads:
         thread.start()
     try:
-        for _ in range(3):
+        for _ in range(2):
             before = len(admitted)
             support.wait_until(lambda before=before: len(admitted) > before + 20)
             result = srm("import", kind, str(disabled), SRM_DATABASE_URL=url)

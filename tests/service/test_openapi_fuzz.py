@@ -25,7 +25,6 @@ WITHOUT_COVERAGE = (*A_LITTLE, "--phases", "examples,fuzzing,stateful")
         ("/srm/v1", True, A_LITTLE),
         ("/srm/v1", False, WITHOUT_COVERAGE),
         ("/srm", True, WITHOUT_COVERAGE),
-        ("/srm", False, WITHOUT_COVERAGE),
         *(
             pytest.param(prefix, with_credentials, EVERYTHING, marks=pytest.mark.long(90))
             for prefix in ("/srm/v1", "/srm")
