@@ -64,6 +64,12 @@ CONNECTIONS = (
 """Most connections of one `Database`. Each share opens its connections when requests need them."""
 
 
+CONNECTIONS_ALLOWED = """
+SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+     - coalesce(current_setting('reserved_connections', true)::int, 0)
+"""
+
+
 class Database:
     """The connections of one process. They are opened when needed, and stay open."""
 
@@ -196,6 +202,14 @@ class Database:
                     "set it to PostgreSQL itself"
                 )
             yield db
+
+    def connections_allowed(self) -> int | None:
+        """Return how many connections the server allows to ordinary roles; None behind a pooler, which shares them."""
+        with self.transaction() as db:
+            if cast("BoundedConnection", db.connection.dbapi_connection).is_pooled:
+                return None
+            allowed: int = db.exec_driver_sql(CONNECTIONS_ALLOWED).scalar_one()
+            return allowed
 
     def request(self, spent_seconds: float = 0) -> AbstractContextManager[Cursor]:
         """Run the block in a durable transaction of a client's request; `ConnectionPool.request` describes it."""
