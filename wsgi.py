@@ -5,4 +5,4 @@ from srm.app import create_app
 from srm.serve import heartbeat
 
 app = create_app()
-heartbeat.start(parts_of(app).database)
+heartbeat.start(parts_of(app).lanes)

@@ -6,9 +6,9 @@ from flask import Flask
 from flask_swagger_ui import get_swaggerui_blueprint
 
 from srm import config, logs, version
-from srm.api import cors, envelope, health, parts
+from srm.api import cors, envelope, health, parts, telemetry
 from srm.api.parts import Parts
-from srm.api.v1.client import sessions
+from srm.api.v1.client import lane, sessions
 from srm.api.v1.openapi import blueprint as openapi
 from srm.api.v1.operator import blueprint as operator
 from srm.clients import tokens
@@ -17,6 +17,7 @@ from srm.config import Settings
 from srm.db.database import Database
 from srm.playback.entitlements import ALLOWED, LOCAL
 from srm.playback.gauges import DatabaseGauges
+from srm.playback.lanes import Lanes
 
 PREFIXES = {"pinned": "/srm/v1", "newest": "/srm"}
 """Prefixes of every route: `/srm/v1` pins the version, `/srm` is the newest version, today v1."""
@@ -35,6 +36,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.merge_slashes = False  # A path with two slashes is another path, not a redirect.
     parts.install(app, build_parts(settings))
     register_routes(app)
+    app.wsgi_app = lane.with_lanes(app.wsgi_app, app)  # type: ignore[assignment, method-assign]
     if settings.cors_origins:
         paths = tuple(f"{prefix}/sessions" for prefix in PREFIXES.values())
         app.wsgi_app = cors.with_cors(app.wsgi_app, settings.cors_origins, paths)  # type: ignore[assignment, method-assign]
@@ -56,6 +58,7 @@ def build_parts(settings: Settings) -> Parts:
     known = LOCAL if settings.entitlements == "local" else ALLOWED
     return Parts(
         database=database,
+        lanes=Lanes(database, unclaimed_teardown=lambda session, _: telemetry.record_teardown(session)),
         tokens=verifier,
         access_to=(lambda _, __: known) if service is None else service.access_to,
         entitlement_service=service,

@@ -67,6 +67,7 @@ class Applications:
         finally:
             parts = parts_of(app)
             parts.database.dispose()
+            parts.lanes.close()
             if parts.entitlement_service is not None:
                 parts.entitlement_service.close()
             if is_reusable:

@@ -21,10 +21,13 @@ def show_alive() -> Response:
 def show_ready() -> Response:
     """Answer 200 when the database can be reached and its schema is not behind.
 
-    Otherwise 503 with the reason; 503 also while the process drains before its stop.
+    Otherwise 503 with the reason; 503 also while this process cannot take keep-alives, though others may, and while it
+    drains before its stop.
     """
     if parts().draining.is_set():
         raise DependencyUnavailable("draining: this process is about to stop")
+    if not parts().lanes.take_keep_alives:
+        raise DependencyUnavailable("this process cannot take keep-alives")
     try:
         with parts().database.monitoring() as db:
             schema.check_not_behind(db)

@@ -11,6 +11,7 @@ from srm.clients.tokens import TokenVerifier
 from srm.db.database import Database
 from srm.playback.entitlements import Access
 from srm.playback.gauges import DatabaseGauges
+from srm.playback.lanes import Lanes
 from srm.playback.model import ContentRef, Principal
 
 KEY = "srm.parts"
@@ -21,12 +22,14 @@ KEY = "srm.parts"
 class Parts:
     """Everything that views share, built once by `create_app`.
 
-    `tokens` verifies Client-Tokens. `access_to` decides content access before a setup locks the account; it asks
-    `entitlement_service`, if there is one. `trusted_proxies` counts the proxies whose X-Forwarded-For is believed.
-    `draining` is set once the process is about to stop. `gauges` reads from the database what /metrics shows of it.
+    `lanes` commit keep-alives and teardowns in groups. `tokens` verifies Client-Tokens. `access_to` decides content
+    access before a setup locks the account; it asks `entitlement_service`, if there is one. `trusted_proxies` counts
+    the proxies whose X-Forwarded-For is believed. `draining` is set once the process is about to stop. `gauges` reads
+    from the database what /metrics shows of it.
     """
 
     database: Database
+    lanes: Lanes
     tokens: TokenVerifier
     access_to: Callable[[Principal, ContentRef], Access]
     entitlement_service: EntitlementService | None

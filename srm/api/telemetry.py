@@ -18,6 +18,7 @@ from srm import logs
 from srm.errors import SessionLimitReached, SrmError
 from srm.metrics import REGISTRY
 from srm.playback.model import EndedSession
+from srm.playback.statements import OwnSession
 
 log = structlog.get_logger("srm.api")
 
@@ -33,7 +34,10 @@ OPERATOR = "srm.operator"
 """The operator who asks, once his key is verified."""
 
 SESSION = "srm.session"
-"""Id of the session that was set up."""
+"""Id of the session that was set up, or that was answered for before Flask saw the request."""
+
+ROUTE = "srm.route"
+"""Rule of the route, of a request that was answered before Flask saw it."""
 
 ERROR_CODE = "srm.error_code"
 """errorCode of the answer, if it has one."""
@@ -81,9 +85,11 @@ def record_request(environ: WSGIEnvironment, status: str, log_sample: float) -> 
     `log_sample`: share from 0 to 1 of the requests to log, of those that have no errorCode and so no other log line.
     """
     seconds = perf_counter() - environ[BEGAN_AT]
-    # No rule where Flask has not seen the request, or knows no such path.
-    rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
-    route = None if rule is None else rule.rule
+    route = environ.get(ROUTE)
+    if route is None:
+        # No rule where Flask has not seen the request, or knows no such path.
+        rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
+        route = None if rule is None else rule.rule
     method = environ["REQUEST_METHOD"]
     if route is None and method not in METHODS:
         method = "other"
@@ -102,7 +108,7 @@ def facts_of(environ: WSGIEnvironment, status: int) -> dict[str, object]:
     """Return the members of a log line about a request, as far as they are known now. None of them is secret."""
     facts: dict[str, object] = {
         "method": environ["REQUEST_METHOD"] if environ["REQUEST_METHOD"] in METHODS else "other",
-        "route": None,
+        "route": environ.get(ROUTE),
         "status": status,
         "duration_ms": round((perf_counter() - environ[BEGAN_AT]) * 1000, 2),
     }
@@ -146,7 +152,12 @@ def record_ended_sessions(sessions: Iterable[EndedSession], ended_for: str | Non
         )
 
 
-def record_ended_session(account: str, device: str, session: UUID, end_reason: str, **more: object) -> None:
+def record_teardown(session: OwnSession) -> None:
+    """Count and log a session that its client has torn down."""
+    record_ended_session(session.account_id, session.device_id, session.session_id, "teardown")
+
+
+def record_ended_session(account: str, device: str, session: UUID | str, end_reason: str, **more: object) -> None:
     """Count and log one ended session; `more` are further members of the log line."""
     ENDED.labels(end_reason).inc()
     logs.session_ended(log, account, device, session, end_reason, **more)

@@ -4,6 +4,7 @@ Each way in has connections of its own, so that no kind of request can take thos
 written with SQLAlchemy, `compiled` once, and sent by psycopg. SQLAlchemy's own execution costs several times as much as
 the statement. Choose a way in:
 
+- `keep_alives`, `teardowns`: batches of a group commit (`srm.playback.lanes`), not for single requests;
 - `hot`: one statement that may be lost in a crash of the database because the client repeats it, such as a keep-alive;
 - `durable`: one statement that must survive a crash;
 - `request()`: several statements of a client's request in one durable transaction;
@@ -43,6 +44,8 @@ from srm.db.connection import (
 from srm.deadline import DEADLINE, GRACE_SECONDS, MAX_QUEUE_SECONDS, STATEMENT_TIMEOUT_SECONDS
 from srm.errors import CommandError
 
+LANE_CONNECTIONS = 1
+"""Connections of each lane (`srm.playback.lanes`)."""
 HOT_CONNECTIONS = 4
 DURABLE_CONNECTIONS = 4
 SETUP_CONNECTIONS = 8
@@ -50,7 +53,8 @@ KEY_CONNECTIONS = 1
 OPERATOR_CONNECTIONS = 4
 MONITORING_CONNECTIONS = 2
 CONNECTIONS = (
-    HOT_CONNECTIONS
+    2 * LANE_CONNECTIONS
+    + HOT_CONNECTIONS
     + DURABLE_CONNECTIONS
     + SETUP_CONNECTIONS
     + KEY_CONNECTIONS
@@ -58,6 +62,12 @@ CONNECTIONS = (
     + MONITORING_CONNECTIONS
 )
 """Most connections of one `Database`. Each share opens its connections when requests need them."""
+
+
+CONNECTIONS_ALLOWED = """
+SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+     - coalesce(current_setting('reserved_connections', true)::int, 0)
+"""
 
 
 class Database:
@@ -83,6 +93,8 @@ class Database:
         self._limits = "; ".join(f"SET LOCAL {name} = {value}" for name, value in limits.items()).encode()
         self._statement_timeout_seconds = statement_timeout_seconds
         self._breaker = CircuitBreaker()
+        self.keep_alives = self._pool(LANE_CONNECTIONS, synchronous_commit="off")
+        self.teardowns = self._pool(LANE_CONNECTIONS)
         self.hot = self._pool(HOT_CONNECTIONS, synchronous_commit="off")
         """Commits do not wait for the disk. A crash of the database may lose the last fraction of a second."""
         self.durable = self._pool(DURABLE_CONNECTIONS)
@@ -191,6 +203,14 @@ class Database:
                 )
             yield db
 
+    def connections_allowed(self) -> int | None:
+        """Return how many connections the server allows to ordinary roles; None behind a pooler, which shares them."""
+        with self.transaction() as db:
+            if cast("BoundedConnection", db.connection.dbapi_connection).is_pooled:
+                return None
+            allowed: int = db.exec_driver_sql(CONNECTIONS_ALLOWED).scalar_one()
+            return allowed
+
     def request(self, spent_seconds: float = 0) -> AbstractContextManager[Cursor]:
         """Run the block in a durable transaction of a client's request; `ConnectionPool.request` describes it."""
         return self.durable.request(spent_seconds)
@@ -198,7 +218,7 @@ class Database:
     def dispose(self) -> None:
         """Close all connections. No one may use the database any more."""
         self._engine.dispose()
-        for pool in (self.hot, self.durable, self.setups, self.keys):
+        for pool in (self.keep_alives, self.teardowns, self.hot, self.durable, self.setups, self.keys):
             pool.close()
 
 

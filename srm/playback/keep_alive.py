@@ -7,7 +7,17 @@ from uuid import UUID
 from srm.db.connection import Cursor, Executor, waive_durability
 from srm.errors import SessionHasEnded, SessionNotFound
 from srm.playback.model import EndedSession, Principal, Result
-from srm.playback.statements import END_OWN_IF_LAPSED, GET_END, KEEP_ALIVE, ended_sessions, params_of, read_end
+from srm.playback.statements import (
+    END_OWN_IF_LAPSED,
+    GET_END,
+    KEEP_ALIVE,
+    KEEP_ALL_ALIVE,
+    OwnSession,
+    ended_sessions,
+    own_sessions,
+    params_of,
+    read_end,
+)
 
 
 def keep_alive(db: Executor, principal: Principal, session_id: UUID) -> bool:
@@ -17,6 +27,16 @@ def keep_alive(db: Executor, principal: Principal, session_id: UUID) -> bool:
     last word.
     """
     return db.execute(KEEP_ALIVE, params_of(principal, session_id)).rowcount == 1
+
+
+def keep_all_alive(db: Executor, batch: Sequence[OwnSession]) -> list[bool | None]:
+    """Restart the timeouts of all these sessions in one statement, a session that is named twice once.
+
+    The answer to each is True, or None where `keep_alive` has to look: the session is not active, or somebody holds it.
+    """
+    # By their keys, not by their places: a statement returns rows in any order, and not one for each key.
+    kept = set(db.execute(KEEP_ALL_ALIVE, own_sessions(batch)).fetchall())
+    return [True if session in kept else None for session in batch]
 
 
 class InactiveSession(NamedTuple):

@@ -18,6 +18,7 @@ The order of the statements and their locks keep the limit exact: docs/design.md
 All times are `statement_timestamp()` of the database: docs/design.md, Invariant 5.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 from uuid import UUID
@@ -285,16 +286,71 @@ def insert_session(columns: tuple[str, ...]) -> str:
 ONE_SESSION = and_(sessions.account_id == ACCOUNT_ID, sessions.session_id == SESSION_ID)
 OWN_SESSION = and_(ONE_SESSION, sessions.device_id == DEVICE_ID)
 # `greatest`, because a keep-alive that waited for the row may be older than the one that held it.
-KEEP_ALIVE = compiled(
-    update(PlaybackSession)
-    .where(OWN_SESSION, is_active())
-    .values(last_keep_alive_at=func.greatest(sessions.last_keep_alive_at, func.statement_timestamp()))
+KEPT_ALIVE = {"last_keep_alive_at": func.greatest(sessions.last_keep_alive_at, func.statement_timestamp())}
+TORN_DOWN = {"ended_at": func.statement_timestamp(), "end_reason": constant("teardown")}
+KEEP_ALIVE = compiled(update(PlaybackSession).where(OWN_SESSION, is_active()).values(KEPT_ALIVE))
+TEAR_DOWN = compiled(update(PlaybackSession).where(OWN_SESSION, is_active()).values(TORN_DOWN))
+
+
+# Keep-alives and teardowns of a batch. One statement for many accounts: not for distributed tables.
+
+
+IS_DISTRIBUTED = "SELECT to_regclass('pg_dist_partition') IS NOT NULL"
+"""True where Citus is installed: that table lists the distributed ones."""
+
+
+class OwnSession(NamedTuple):
+    """Session as its client names it: account, session id as text in lower case, device."""
+
+    account_id: str
+    session_id: str
+    device_id: str
+
+
+def own_sessions(batch: Sequence[OwnSession]) -> dict[str, object]:
+    """Return the parameters of a statement on the sessions of a batch."""
+    account_ids, session_ids, device_ids = zip(*batch, strict=True)
+    return {"account_ids": list(account_ids), "session_ids": list(session_ids), "device_ids": list(device_ids)}
+
+
+_ROW = aliased(PlaybackSession)
+_GIVEN = (
+    func.unnest(
+        bindparam("account_ids", type_=ARRAY(Text)),
+        bindparam("session_ids", type_=ARRAY(Text)).cast(ARRAY(Uuid)),
+        bindparam("device_ids", type_=ARRAY(Text)),
+    )
+    .table_valued("account_id", "session_id", "device_id")
+    .render_derived("given")
 )
-TEAR_DOWN = compiled(
-    update(PlaybackSession)
-    .where(OWN_SESSION, is_active())
-    .values(ended_at=func.statement_timestamp(), end_reason=constant("teardown"))
+# A session that somebody holds is left out, and goes the ordinary way: it delays nobody else of the batch, and two
+# batches cannot wait for each other in a circle.
+_NOT_HELD = (
+    select(_ROW.account_id, _ROW.session_id)
+    .join_from(
+        _GIVEN,
+        _ROW,
+        and_(
+            _ROW.account_id == _GIVEN.c.account_id,
+            _ROW.session_id == _GIVEN.c.session_id,
+            _ROW.device_id == _GIVEN.c.device_id,
+        ),
+    )
+    .where(_ROW.ended_at.is_(None))
+    .with_for_update(of=_ROW, key_share=True, skip_locked=True)
+    .subquery("not_held")
 )
+_NOT_HELD_AND_ACTIVE = and_(
+    sessions.account_id == _NOT_HELD.c.account_id, sessions.session_id == _NOT_HELD.c.session_id, is_active()
+)
+_OWN_SESSION = (sessions.account_id, sessions.session_id.cast(Text), sessions.device_id)
+KEEP_ALL_ALIVE = compiled(
+    update(PlaybackSession).where(_NOT_HELD_AND_ACTIVE).values(KEPT_ALIVE).returning(*_OWN_SESSION)
+)
+TEAR_ALL_DOWN = compiled(update(PlaybackSession).where(_NOT_HELD_AND_ACTIVE).values(TORN_DOWN).returning(*_OWN_SESSION))
+
+# Why a session is not active.
+
 END_OWN_IF_LAPSED = compiled(end_if_lapsed(OWN_SESSION).returning(*ENDED_SESSION))
 
 

@@ -1,12 +1,13 @@
 """Teardown: ends a session at the request of its client."""
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from srm.db.connection import Cursor, Executor
 from srm.errors import SessionHasEnded
 from srm.playback.keep_alive import find_inactive
 from srm.playback.model import Principal, Result
-from srm.playback.statements import TEAR_DOWN, params_of
+from srm.playback.statements import TEAR_ALL_DOWN, TEAR_DOWN, OwnSession, own_sessions, params_of
 
 
 def tear_down(db: Executor, principal: Principal, session_id: UUID) -> bool:
@@ -15,6 +16,20 @@ def tear_down(db: Executor, principal: Principal, session_id: UUID) -> bool:
     After False, `tear_down_or_explain` has the last word.
     """
     return db.execute(TEAR_DOWN, params_of(principal, session_id)).rowcount == 1
+
+
+def tear_all_down(db: Executor, batch: Sequence[OwnSession]) -> list[bool | None]:
+    """End all these sessions in one statement. The answer to each is True, or None where `tear_down` has to look.
+
+    A session that is named twice is torn down by the first of the two; the second is a repeat, for which `tear_down`
+    looks.
+    """
+    torn_down = set(db.execute(TEAR_ALL_DOWN, own_sessions(batch)).fetchall())
+    answers: list[bool | None] = []
+    for session in batch:
+        answers.append(True if session in torn_down else None)
+        torn_down.discard(session)
+    return answers
 
 
 def tear_down_or_explain(db: Cursor, principal: Principal, session_id: UUID) -> Result[bool]:

@@ -7,6 +7,7 @@ with `make bench` and `--workers`.
 
 import gc
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -53,8 +54,14 @@ forwarder_headers = ""  # no header may set SCRIPT_NAME: the path would differ f
 control_socket_disable = True  # signals control gunicorn
 
 
-def on_starting(_: Any) -> None:
+FILES_OF_A_WORKER = 500
+"""Open files of a worker beside its clients: connections to the database, metrics, code."""
+
+
+def on_starting(server: Any) -> None:
     """Check the settings, and make the folder for the metrics. Exit with one line when a setting is wrong.
+
+    Each connection is an open file, so the limit for open files is raised as far as the system allows.
 
     The folder is always new: numbers of an earlier run, or of the master that this one replaces, do not belong in it.
     """
@@ -64,6 +71,11 @@ def on_starting(_: Any) -> None:
     _, status = os.waitpid(checker, 0)
     if status:
         sys.exit(os.waitstatus_to_exitcode(status))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = server.cfg.worker_connections + FILES_OF_A_WORKER
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     os.environ[METRICS_VARIABLE] = tempfile.mkdtemp(prefix="srm-metrics-", dir=_folder_in_memory())
 
 

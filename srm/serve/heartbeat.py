@@ -7,23 +7,23 @@ from typing import NoReturn
 import psycopg
 import structlog
 
-from srm.db.database import Database
 from srm.errors import DependencyUnavailable, first_line
-from srm.playback import availability
+from srm.playback.availability import BEAT_SECONDS
+from srm.playback.lanes import Lanes
 
 log = structlog.get_logger("srm.heartbeat")
 
 
-def start(database: Database) -> None:
+def start(lanes: Lanes) -> None:
     """Start the heartbeat in a thread of its own. It goes on until the process ends, whatever requests do."""
-    threading.Thread(target=_beat_forever, args=(database,), name="heartbeat", daemon=True).start()
+    threading.Thread(target=_beat_forever, args=(lanes,), name="heartbeat", daemon=True).start()
 
 
-def _beat_forever(database: Database) -> NoReturn:
+def _beat_forever(lanes: Lanes) -> NoReturn:
     problem = ""
     while True:
         try:
-            outage = availability.beat(database.hot)
+            outage = lanes.beat()
             problem = ""
             if outage is not None:
                 began_at = outage.began_at and outage.began_at.isoformat()
@@ -33,4 +33,4 @@ def _beat_forever(database: Database) -> NoReturn:
         except psycopg.Error as error:  # the schema is too old, or the role lacks a right
             if problem != (problem := first_line(error)):
                 log.error("cannot tick: no session will lapse", cause=problem)
-        time.sleep(availability.BEAT_SECONDS)
+        time.sleep(BEAT_SECONDS)

@@ -18,12 +18,12 @@ from srm.api.v1.client.example import setup_with_curl
 from srm.clients import tokens
 from srm.config import Settings
 from srm.db import schema
-from srm.db.database import Database
+from srm.db.database import CONNECTIONS, Database
 from srm.db.embedded import EmbeddedServer
 from srm.errors import StartupError
 from srm.operators import demo
 from srm.playback.model import ContentRef
-from srm.serve import address
+from srm.serve import address, gunicorn_conf
 from srm.serve.child import RESTART_SECONDS, Child
 
 log = structlog.get_logger("srm.serve")
@@ -33,6 +33,9 @@ READY_SECONDS = 30
 
 LOOK_SECONDS = 0.2
 """Time between two looks at the child processes and the database."""
+
+REAPER_CONNECTIONS = 3
+"""Most connections of a reaper."""
 
 DEMO_TOKEN_SECONDS = 24 * 3600
 """Life of the Client-Token in the example that is printed at the start."""
@@ -62,6 +65,7 @@ class Supervisor:
                 url = self._server.url
                 schema.upgrade(url)
             has_demo = _prepare(url, load_demo=with_demo and self._server is not None)
+            _check_capacity(url, workers or gunicorn_conf.workers)
             if settings.token_jwks is None:
                 tokens.shared_secret(settings, create=True)
             self._start_children(url, workers, stack)
@@ -162,6 +166,18 @@ def _prepare(url: str, *, load_demo: bool) -> bool:
             return demo.is_loaded(db)
     finally:
         database.dispose()
+
+
+def _check_capacity(url: str, workers: int) -> None:
+    """Warn when the database allows fewer connections than this host may open."""
+    needed = workers * CONNECTIONS + REAPER_CONNECTIONS
+    database = Database(url, application_name="srm-serve")
+    try:
+        allowed = database.connections_allowed()
+    finally:
+        database.dispose()
+    if allowed is not None and allowed < needed:
+        log.warning("max_connections of the database is too small for this host", allowed=allowed, needed=needed)
 
 
 def _greet(settings: Settings, *, with_example: bool) -> None:

@@ -1,0 +1,199 @@
+"""Group commit: one statement or transaction for all requests that came while the last one was on its way.
+
+Nobody waits for a batch to fill. A flusher takes what has come, commits it, wakes those who wait, and takes what has
+come meanwhile. An idle service sends batches of one; a busy one shares each round trip among many requests.
+
+A batch is the quick way, never the only one: whatever it does not answer goes the ordinary way, a statement or
+transaction of its own. See docs/design.md, "Group commit".
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from typing import Generic, TypeVar
+
+import structlog
+
+from srm.deadline import DEADLINE, GRACE_SECONDS, STATEMENT_TIMEOUT_SECONDS
+from srm.errors import DependencyUnavailable, first_line
+
+log = structlog.get_logger("srm.group_commit")
+
+AT_ONCE = 64
+"""Most requests in a batch."""
+
+MOST_WAITING = 4096
+"""Most requests that wait for a batch; the next one goes the ordinary way."""
+
+PATIENCE_SECONDS = 0.5
+"""Longest wait of a request until a batch takes it. After that enough time is left for the ordinary way."""
+
+COMMIT_SECONDS = STATEMENT_TIMEOUT_SECONDS + GRACE_SECONDS
+"""Longest wait for a batch by somebody who has no deadline."""
+
+Request = TypeVar("Request")
+Outcome = TypeVar("Outcome")
+
+
+class NotBatchable(Exception):
+    """Raised by a commit when this database cannot take batches at all; all requests then go the ordinary way."""
+
+
+class Entry(Generic[Request, Outcome]):
+    """Request that waits for its outcome. `answered` is a lock that is free once the outcome is there."""
+
+    __slots__ = ("answered", "is_given_up", "outcome", "request")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.outcome: Outcome | None = None
+        self.is_given_up = False
+        self.answered = threading.Lock()
+        self.answered.acquire()
+
+
+class GroupCommit(Generic[Request, Outcome]):
+    """Collects requests of many threads, and hands them in batches to `commit`.
+
+    `commit` takes the requests of a batch and returns an outcome for each, in their order, once the outcomes are
+    committed. The outcome None leaves a request to the ordinary way. So does an exception, for all of the batch.
+    `unclaimed` is called with an outcome whose request was past its deadline before the outcome came.
+
+    Safe to share between threads and greenlets. Flushers start with the first request, so they are never inherited by
+    a fork; a dead one is replaced.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        commit: Callable[[Sequence[Request]], Sequence[Outcome | None]],
+        *,
+        flushers: int = 1,
+        unclaimed: Callable[[Request, Outcome], None] | None = None,
+    ) -> None:
+        self.is_open = True
+        """False when the database cannot take batches: `submit` returns None at once."""
+        self._name = name
+        self._commit = commit
+        self._unclaimed = unclaimed
+        self._waiting: deque[Entry[Request, Outcome]] = deque()
+        self._bells: deque[threading.Lock] = deque()
+        self._flushers: list[threading.Thread | None] = [None] * flushers
+        self._starting = threading.Lock()
+        self._problem = ""
+        self._is_closed = False
+
+    def close(self) -> None:
+        """End the flushers once they have committed what waits. Later requests go the ordinary way."""
+        self.is_open, self._is_closed = False, True
+        while self._bells:
+            self._bells.pop().release()
+
+    def submit(self, request: Request) -> Outcome | None:
+        """Return the committed outcome of the request; None when the request has to go the ordinary way.
+
+        Raises DependencyUnavailable when the deadline of the request passes while its batch is on the way: the batch
+        may still be committed, so the ordinary way could do the work twice.
+        """
+        if not self.is_open or len(self._waiting) >= MOST_WAITING:
+            return None
+        entry: Entry[Request, Outcome] = Entry(request)
+        self._waiting.append(entry)
+        try:
+            self._bells.pop().release()
+        except IndexError:
+            self._ensure_flushers()
+        if entry.answered.acquire(timeout=PATIENCE_SECONDS):
+            return entry.outcome
+        return self._give_up(entry)
+
+    def _give_up(self, entry: Entry[Request, Outcome]) -> Outcome | None:
+        """Take the request back if no batch has it yet. Otherwise wait for the batch, until the deadline."""
+        try:
+            self._waiting.remove(entry)
+        except ValueError:
+            pass
+        else:
+            return None
+        deadline = DEADLINE.get()
+        left = COMMIT_SECONDS if deadline is None else deadline - time.monotonic()
+        if entry.answered.acquire(timeout=max(0.0, left)):
+            return entry.outcome
+        entry.is_given_up = True
+        # Either this thread or the flusher gets the lock, if the outcome comes at this moment.
+        if entry.answered.acquire(blocking=False):
+            return entry.outcome
+        raise DependencyUnavailable from TimeoutError("the request is past its deadline")
+
+    def _ensure_flushers(self) -> None:
+        """Start flushers that have never run, have died, or were left behind by a fork."""
+        for number, flusher in enumerate(self._flushers):
+            if flusher is None or not flusher.is_alive():
+                with self._starting:
+                    if self._flushers[number] is flusher:
+                        self._flushers[number] = self._started(number)
+
+    def _started(self, number: int) -> threading.Thread:
+        # In a context of its own: greenlets inherit the one of their maker, with the deadline of a request.
+        thread = threading.Thread(
+            target=Context().run, args=(self._flush_forever,), name=f"{self._name}-{number}", daemon=True
+        )
+        thread.start()
+        return thread
+
+    def _flush_forever(self) -> None:
+        bell = threading.Lock()
+        bell.acquire()
+        while True:
+            while batch := self._take():
+                self._flush(batch)
+            if self._is_closed:
+                return
+            self._bells.append(bell)
+            if not self._waiting or not self._take_back(bell):
+                bell.acquire()
+
+    def _take_back(self, bell: threading.Lock) -> bool:
+        """Remove a bell that a request may have missed; False when a request rings it at this moment."""
+        try:
+            self._bells.remove(bell)
+        except ValueError:
+            return False
+        return True
+
+    def _take(self) -> list[Entry[Request, Outcome]]:
+        batch: list[Entry[Request, Outcome]] = []
+        try:
+            while len(batch) < AT_ONCE:
+                batch.append(self._waiting.popleft())
+        except IndexError:
+            pass
+        return batch
+
+    def _flush(self, batch: Sequence[Entry[Request, Outcome]]) -> None:
+        """Commit a batch and wake those who wait for it."""
+        try:
+            outcomes = self._commit([entry.request for entry in batch])
+            for entry, outcome in zip(batch, outcomes, strict=True):
+                entry.outcome = outcome
+            self._problem = ""
+        except NotBatchable as reason:
+            self.is_open = False
+            log.info("no group commit", group=self._name, reason=str(reason))
+        except DependencyUnavailable:
+            pass  # The ordinary way meets the problem too, and says so.
+        except Exception as error:  # Whatever is wrong, requests have the ordinary way.
+            if self._problem != (problem := first_line(error)):
+                self._problem = problem
+                log.error("batch failed", group=self._name, cause=problem)
+        finally:
+            for entry in batch:
+                entry.answered.release()
+                if entry.is_given_up and entry.answered.acquire(blocking=False):
+                    self._report_unclaimed(entry)
+
+    def _report_unclaimed(self, entry: Entry[Request, Outcome]) -> None:
+        if entry.outcome is not None and self._unclaimed is not None:
+            self._unclaimed(entry.request, entry.outcome)

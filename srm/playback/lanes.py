@@ -1,0 +1,110 @@
+"""Lanes: the group commits of one process, each with a connection of its own.
+
+Keep-alives never wait for a setup or an operator, and no burst of other requests takes their connection. The heartbeat
+goes through the lane of the keep-alives: it tells that they can be taken, so it stops when they cannot.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import psycopg
+
+from srm.db.connection import ConnectionPool
+from srm.db.database import Database
+from srm.errors import DependencyUnavailable
+from srm.playback import availability
+from srm.playback.availability import OUTAGE_SECONDS, Outage
+from srm.playback.group_commit import GroupCommit, NotBatchable
+from srm.playback.keep_alive import keep_all_alive
+from srm.playback.statements import IS_DISTRIBUTED, OwnSession
+from srm.playback.teardown import tear_all_down
+
+
+class Heartbeat:
+    """Request for a heartbeat, with its result: the outage that it has ended, or the error of the database."""
+
+    outage: Outage | None = None
+    error: Exception | None = None
+
+
+class Lanes:
+    """Group commits for the frequent calls of players, and the heartbeat. They open with the first request."""
+
+    def __init__(self, database: Database, unclaimed_teardown: Callable[[OwnSession, bool], None]) -> None:
+        """`unclaimed_teardown`: called with a session that was torn down after its client was told to try again."""
+        self._database = database
+        self.keep_alives: GroupCommit[OwnSession | Heartbeat, bool] = GroupCommit(
+            "keep-alives", Batches(database.keep_alives, commit_keep_alives)
+        )
+        self.teardowns: GroupCommit[OwnSession, bool] = GroupCommit(
+            "teardowns", Batches(database.teardowns, tear_all_down), unclaimed=unclaimed_teardown
+        )
+        self._beaten_at: float | None = None
+
+    def beat(self) -> Outage | None:
+        """Take a heartbeat the way that keep-alives go; return the outage that it ends, if any.
+
+        Raises DependencyUnavailable when this process cannot take keep-alives, whatever the cause, and psycopg.Error
+        when the schema is too old or a right is missing.
+        """
+        if self._beaten_at is None:
+            self._beaten_at = time.monotonic()  # From now on heartbeats are expected.
+        if self.keep_alives.is_open:
+            heartbeat = Heartbeat()
+            if not self.keep_alives.submit(heartbeat):
+                raise heartbeat.error or DependencyUnavailable
+            outage = heartbeat.outage
+        else:
+            outage = availability.beat(self._database.hot)
+        self._beaten_at = time.monotonic()
+        return outage
+
+    @property
+    def take_keep_alives(self) -> bool:
+        """False once heartbeats of this process have failed for OUTAGE_SECONDS."""
+        return self._beaten_at is None or time.monotonic() - self._beaten_at < OUTAGE_SECONDS
+
+    def close(self) -> None:
+        """End the flushers."""
+        self.keep_alives.close()
+        self.teardowns.close()
+
+
+class Batches:
+    """Commit of a GroupCommit that refuses distributed tables: a statement of a batch spans accounts."""
+
+    def __init__(self, db: ConnectionPool, commit: Callable[..., list[bool | None]]) -> None:
+        self._db = db
+        self._commit = commit
+        self._is_checked = False
+
+    def __call__(self, batch: Sequence[OwnSession | Heartbeat]) -> list[bool | None]:
+        """Commit a batch. Raises NotBatchable."""
+        if not self._is_checked:
+            ((is_distributed,),) = self._db.execute(IS_DISTRIBUTED, {}).fetchall()
+            if is_distributed:
+                raise NotBatchable("the tables are distributed")
+            self._is_checked = True
+        return self._commit(self._db, batch)
+
+
+def commit_keep_alives(db: ConnectionPool, batch: Sequence[OwnSession | Heartbeat]) -> list[bool | None]:
+    """Keep all sessions of the batch alive. After that, take the heartbeats of the batch."""
+    sessions = [request for request in batch if not isinstance(request, Heartbeat)]
+    answers = iter(keep_all_alive(db, sessions) if sessions else ())
+    outcomes: list[bool | None] = []
+    for request in batch:
+        if isinstance(request, Heartbeat):
+            outcomes.append(_beat(db, request))
+        else:
+            outcomes.append(next(answers))
+    return outcomes
+
+
+def _beat(db: ConnectionPool, heartbeat: Heartbeat) -> bool | None:
+    try:
+        heartbeat.outage = availability.beat(db)
+    except (DependencyUnavailable, psycopg.Error) as error:
+        heartbeat.error = error
+        return None
+    return True
