@@ -54,7 +54,7 @@ from srm.db.models import (
     ProfileDeviceGroup,
     sessions,
 )
-from srm.db.sql import AnySelect, compiled, constant, reader
+from srm.db.sql import AnySelect, compiled, constant, is_among, reader
 from srm.playback import entitlements, limits
 from srm.playback.expiry import end_if_lapsed, is_active, is_lapsed, lapsed_at
 from srm.playback.limits import ActiveSession, Limits
@@ -203,7 +203,7 @@ LAPSED_IN_ORDER = (
     .with_for_update()
 )
 END_LAPSED = compiled(
-    end_if_lapsed(and_(sessions.account_id == ACCOUNT_ID, sessions.session_id.in_(LAPSED_IN_ORDER))).returning(
+    end_if_lapsed(and_(sessions.account_id == ACCOUNT_ID, is_among(sessions.session_id, LAPSED_IN_ORDER))).returning(
         *ENDED_SESSION
     )
 )
@@ -223,11 +223,14 @@ def ended_sessions(cursor: Cursor) -> list[EndedSession]:
 
 # Setup, 4: end the sessions that have to go, and insert the new one.
 
+# The ids are looked up in hash tables, because a profile may end thousands of sessions at once.
+IS_REPLACED = is_among(sessions.session_id, select(func.unnest(REPLACED_IDS)))
+IS_EVICTED = is_among(sessions.session_id, select(func.unnest(EVICTED_IDS)))
 REPLACED_OR_EVICTED_IN_ORDER = (
     select(sessions.session_id)
     .where(
         sessions.account_id == ACCOUNT_ID,
-        or_(sessions.session_id == func.any(REPLACED_IDS), sessions.session_id == func.any(EVICTED_IDS)),
+        or_(IS_REPLACED, IS_EVICTED),
         sessions.ended_at.is_(None),
     )
     .order_by(sessions.session_id)
@@ -238,14 +241,12 @@ END_FOR_ANOTHER = compiled(
     update(PlaybackSession)
     .where(
         sessions.account_id == ACCOUNT_ID,
-        sessions.session_id.in_(REPLACED_OR_EVICTED_IN_ORDER),
+        is_among(sessions.session_id, REPLACED_OR_EVICTED_IN_ORDER),
         sessions.ended_at.is_(None),
     )
     .values(
         ended_at=func.least(func.statement_timestamp(), lapsed_at()),
-        end_reason=case(
-            (sessions.session_id == func.any(REPLACED_IDS), constant("replaced")), else_=constant("evicted")
-        ),
+        end_reason=case((IS_REPLACED, constant("replaced")), else_=constant("evicted")),
         ended_by=ENDED_BY,
     )
     .returning(*ENDED_SESSION)

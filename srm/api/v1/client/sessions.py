@@ -105,7 +105,8 @@ def _answer_denied(setup: SetupRequest, error: SrmError, *, list_conflicts: bool
 
 def _conflicts(denial: SessionLimitReached, active: Sequence[ListedSession]) -> dict[str, Any]:
     """Return the members that name the sessions in the way, without sessions that have ended since."""
-    conflicts = [_listed(session) for session in active if session.session_id in denial.conflicts]
+    in_the_way = set(denial.conflicts)
+    conflicts = [_listed(session) for session in active if session.session_id in in_the_way]
     rule = schemas.Rule(name=denial.rule, limit=denial.limit)
     return {"rule": rule.model_dump(), "conflicts": [session.model_dump(mode="json") for session in conflicts]}
 
