@@ -4,7 +4,7 @@ Each way in has connections of its own, so that no kind of request can take thos
 written with SQLAlchemy, `compiled` once, and sent by psycopg. SQLAlchemy's own execution costs several times as much as
 the statement. Choose a way in:
 
-- `keep_alives`, `teardowns`: batches of a group commit (`srm.playback.lanes`), not for single requests;
+- `keep_alives`, `teardowns`, `setup_batches`: batches of a group commit (`srm.playback.lanes`);
 - `hot`: one statement that may be lost in a crash of the database because the client repeats it, such as a keep-alive;
 - `durable`: one statement that must survive a crash;
 - `request()`: several statements of a client's request in one durable transaction;
@@ -45,7 +45,9 @@ from srm.deadline import DEADLINE, GRACE_SECONDS, MAX_QUEUE_SECONDS, STATEMENT_T
 from srm.errors import CommandError
 
 LANE_CONNECTIONS = 1
-"""Connections of each lane (`srm.playback.lanes`)."""
+"""Connections of the lanes of keep-alives and teardowns, each (`srm.playback.lanes`)."""
+SETUP_LANE_CONNECTIONS = 2
+"""Connections of the lane of setups: one batch is decided while another one waits for the disk."""
 HOT_CONNECTIONS = 4
 DURABLE_CONNECTIONS = 4
 SETUP_CONNECTIONS = 8
@@ -54,6 +56,7 @@ OPERATOR_CONNECTIONS = 4
 MONITORING_CONNECTIONS = 2
 CONNECTIONS = (
     2 * LANE_CONNECTIONS
+    + SETUP_LANE_CONNECTIONS
     + HOT_CONNECTIONS
     + DURABLE_CONNECTIONS
     + SETUP_CONNECTIONS
@@ -95,6 +98,7 @@ class Database:
         self._breaker = CircuitBreaker()
         self.keep_alives = self._pool(LANE_CONNECTIONS, synchronous_commit="off")
         self.teardowns = self._pool(LANE_CONNECTIONS)
+        self.setup_batches = self._pool(SETUP_LANE_CONNECTIONS)
         self.hot = self._pool(HOT_CONNECTIONS, synchronous_commit="off")
         """Commits do not wait for the disk. A crash of the database may lose the last fraction of a second."""
         self.durable = self._pool(DURABLE_CONNECTIONS)
@@ -218,7 +222,15 @@ class Database:
     def dispose(self) -> None:
         """Close all connections. No one may use the database any more."""
         self._engine.dispose()
-        for pool in (self.keep_alives, self.teardowns, self.hot, self.durable, self.setups, self.keys):
+        for pool in (
+            self.keep_alives,
+            self.teardowns,
+            self.setup_batches,
+            self.hot,
+            self.durable,
+            self.setups,
+            self.keys,
+        ):
             pool.close()
 
 

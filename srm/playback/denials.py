@@ -1,19 +1,27 @@
 """Records of denied setups: why a customer could not watch last night."""
 
+import json
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import psycopg
 import structlog
-from sqlalchemy import bindparam, insert
+from sqlalchemy import JSON, Text, bindparam, column, func, insert, select
 
 from srm.db.connection import ConnectionPool
 from srm.db.models import Denial
 from srm.db.sql import compiled
 from srm.errors import ContentAccessDenied, DependencyUnavailable, SessionLimitReached, SrmError, first_line
+from srm.playback.group_commit import GroupCommit
 from srm.playback.setup import SetupRequest
 
 log = structlog.get_logger("srm.denials")
 
+PATIENCE_SECONDS = 0.1
+"""Longest wait for a batch of records to begin."""
+
 RECORD_SECONDS = 0.3
-"""Longest that an answer waits for its record: somebody may have locked the table."""
+"""Longest wait for the record: somebody may have locked the table."""
 
 COLUMNS = (
     "account_id",
@@ -28,19 +36,53 @@ COLUMNS = (
     "observed",
     "reason",
 )
-RECORD = compiled(
-    insert(Denial).values({name: bindparam(name, type_=Denial.__table__.c[name].type) for name in COLUMNS})
+_NEW_DENIALS = (
+    func.json_to_recordset(bindparam("denials", type_=Text).cast(JSON))
+    .table_valued(*(column(name, Denial.__table__.c[name].type) for name in COLUMNS))
+    .render_derived("new_denials", with_types=True)
 )
+RECORD = compiled(insert(Denial).from_select(list(COLUMNS), select(*(_NEW_DENIALS.c[name] for name in COLUMNS))))
+
+Row: TypeAlias = dict[str, object]
+"""Values of a denial, by column, as JSON takes them."""
 
 
-def record(db: ConnectionPool, request: SetupRequest, denial: SrmError, *, observed: bool = False) -> None:
+def record_all(db: ConnectionPool, rows: Sequence[Row]) -> list[str]:
+    """Record denials in one statement. Never raises. Return for each the cause why it is not recorded, or ''."""
+    try:
+        db.execute(RECORD, {"denials": json.dumps(rows)}, RECORD_SECONDS)
+    except (DependencyUnavailable, psycopg.Error) as error:
+        return [first_line(error.__cause__ or error)] * len(rows)
+    return [""] * len(rows)
+
+
+def record(
+    lane: GroupCommit[Row, str],
+    db: ConnectionPool,
+    request: SetupRequest,
+    denial: SrmError,
+    *,
+    observed: bool = False,
+) -> None:
     """Record that the setup was denied, or with `observed` that enforced limits would have denied it.
 
-    Never raises, and takes at most RECORD_SECONDS, because the answer does not depend on the record. A denial that
-    cannot be recorded is logged.
+    Never raises, and takes at most PATIENCE_SECONDS and RECORD_SECONDS, because the answer does not depend on the
+    record. A denial that cannot be recorded is logged.
     """
+    row = _row_of(request, denial, observed=observed)
+    try:
+        cause = lane.submit(row)
+    except DependencyUnavailable as error:
+        cause = first_line(error.__cause__ or error)
+    if cause is None:
+        (cause,) = record_all(db, [row])
+    if cause:
+        log.warning("denial not recorded", cause=cause, **row)
+
+
+def _row_of(request: SetupRequest, denial: SrmError, *, observed: bool) -> Row:
     by_limit = denial if isinstance(denial, SessionLimitReached) else None
-    row: dict[str, object] = {
+    return {
         "account_id": request.principal.account_id,
         "device_id": request.principal.device_id,
         "content_type": request.content.content_type,
@@ -49,13 +91,7 @@ def record(db: ConnectionPool, request: SetupRequest, denial: SrmError, *, obser
         "error_code": denial.error_code,
         "rule": by_limit and by_limit.rule,
         "rule_limit": by_limit and by_limit.limit,
-        "in_the_way": by_limit and list(by_limit.conflicts),
+        "in_the_way": by_limit and [str(session_id) for session_id in by_limit.conflicts],
         "observed": observed,
         "reason": denial.reason if isinstance(denial, ContentAccessDenied) else None,
     }
-    try:
-        db.execute(RECORD, row, RECORD_SECONDS)
-    except (DependencyUnavailable, psycopg.Error) as error:
-        cause = first_line(error.__cause__ or error)
-        conflicts = [str(session_id) for session_id in by_limit.conflicts] if by_limit else None
-        log.warning("denial not recorded", cause=cause, **{**row, "in_the_way": conflicts})

@@ -7,6 +7,7 @@ A batch is the quick way, never the only one: whatever it does not answer goes t
 transaction of its own. See docs/design.md, "Group commit".
 """
 
+import os
 import threading
 import time
 from collections import deque
@@ -58,7 +59,8 @@ class GroupCommit(Generic[Request, Outcome]):
     """Collects requests of many threads, and hands them in batches to `commit`.
 
     `commit` takes the requests of a batch and returns an outcome for each, in their order, once the outcomes are
-    committed. The outcome None leaves a request to the ordinary way. So does an exception, for all of the batch.
+    committed. The outcome None leaves a request to the ordinary way. So does an exception, for all of the batch: it
+    says that nothing is committed.
     `unclaimed` is called with an outcome whose request was past its deadline before the outcome came.
 
     Safe to share between threads and greenlets. Flushers start with the first request, so they are never inherited by
@@ -71,16 +73,20 @@ class GroupCommit(Generic[Request, Outcome]):
         commit: Callable[[Sequence[Request]], Sequence[Outcome | None]],
         *,
         flushers: int = 1,
+        patience_seconds: float = PATIENCE_SECONDS,
         unclaimed: Callable[[Request, Outcome], None] | None = None,
     ) -> None:
         self.is_open = True
         """False when the database cannot take batches: `submit` returns None at once."""
         self._name = name
+        self._patience_seconds = patience_seconds
         self._commit = commit
         self._unclaimed = unclaimed
         self._waiting: deque[Entry[Request, Outcome]] = deque()
         self._bells: deque[threading.Lock] = deque()
-        self._flushers: list[threading.Thread | None] = [None] * flushers
+        self._running = [False] * flushers
+        """For each flusher, whether it runs. Not `Thread.is_alive()`, which makes a greenlet wait."""
+        self._process = 0
         self._starting = threading.Lock()
         self._problem = ""
         self._is_closed = False
@@ -104,8 +110,9 @@ class GroupCommit(Generic[Request, Outcome]):
         try:
             self._bells.pop().release()
         except IndexError:
-            self._ensure_flushers()
-        if entry.answered.acquire(timeout=PATIENCE_SECONDS):
+            if not all(self._running) or self._process != os.getpid():
+                self._ensure_flushers()
+        if entry.answered.acquire(timeout=self._patience_seconds):
             return entry.outcome
         return self._give_up(entry)
 
@@ -129,19 +136,25 @@ class GroupCommit(Generic[Request, Outcome]):
 
     def _ensure_flushers(self) -> None:
         """Start flushers that have never run, have died, or were left behind by a fork."""
-        for number, flusher in enumerate(self._flushers):
-            if flusher is None or not flusher.is_alive():
-                with self._starting:
-                    if self._flushers[number] is flusher:
-                        self._flushers[number] = self._started(number)
+        with self._starting:
+            if self._process != os.getpid():
+                self._process, self._running = os.getpid(), [False] * len(self._running)
+            for number, is_running in enumerate(self._running):
+                if not is_running:
+                    self._running[number] = True
+                    self._start(number)
 
-    def _started(self, number: int) -> threading.Thread:
+    def _start(self, number: int) -> None:
         # In a context of its own: greenlets inherit the one of their maker, with the deadline of a request.
-        thread = threading.Thread(
-            target=Context().run, args=(self._flush_forever,), name=f"{self._name}-{number}", daemon=True
-        )
-        thread.start()
-        return thread
+        threading.Thread(
+            target=Context().run, args=(self._flush_until_closed, number), name=f"{self._name}-{number}", daemon=True
+        ).start()
+
+    def _flush_until_closed(self, number: int) -> None:
+        try:
+            self._flush_forever()
+        finally:
+            self._running[number] = False
 
     def _flush_forever(self) -> None:
         bell = threading.Lock()
@@ -173,7 +186,11 @@ class GroupCommit(Generic[Request, Outcome]):
         return batch
 
     def _flush(self, batch: Sequence[Entry[Request, Outcome]]) -> None:
-        """Commit a batch and wake those who wait for it."""
+        """Commit a batch and wake those who wait for it.
+
+        When the flusher is killed on the way, nobody knows what is committed: those who wait do so until their
+        deadline.
+        """
         try:
             outcomes = self._commit([entry.request for entry in batch])
             for entry, outcome in zip(batch, outcomes, strict=True):
@@ -188,11 +205,10 @@ class GroupCommit(Generic[Request, Outcome]):
             if self._problem != (problem := first_line(error)):
                 self._problem = problem
                 log.error("batch failed", group=self._name, cause=problem)
-        finally:
-            for entry in batch:
-                entry.answered.release()
-                if entry.is_given_up and entry.answered.acquire(blocking=False):
-                    self._report_unclaimed(entry)
+        for entry in batch:
+            entry.answered.release()
+            if entry.is_given_up and entry.answered.acquire(blocking=False):
+                self._report_unclaimed(entry)
 
     def _report_unclaimed(self, entry: Entry[Request, Outcome]) -> None:
         if entry.outcome is not None and self._unclaimed is not None:

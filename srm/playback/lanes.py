@@ -6,16 +6,20 @@ goes through the lane of the keep-alives: it tells that they can be taken, so it
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import psycopg
 
 from srm.db.connection import ConnectionPool
-from srm.db.database import Database
-from srm.errors import DependencyUnavailable
-from srm.playback import availability
+from srm.db.database import SETUP_LANE_CONNECTIONS, Database
+from srm.errors import DependencyUnavailable, SrmError
+from srm.playback import availability, denials
 from srm.playback.availability import OUTAGE_SECONDS, Outage
 from srm.playback.group_commit import GroupCommit, NotBatchable
 from srm.playback.keep_alive import keep_all_alive
+from srm.playback.model import Admission, Result
+from srm.playback.setup import SetupRequest, set_up
+from srm.playback.setup_batch import is_plain, set_all_up
 from srm.playback.statements import IS_DISTRIBUTED, OwnSession
 from srm.playback.teardown import tear_all_down
 
@@ -39,7 +43,26 @@ class Lanes:
         self.teardowns: GroupCommit[OwnSession, bool] = GroupCommit(
             "teardowns", Batches(database.teardowns, tear_all_down), unclaimed=unclaimed_teardown
         )
+        self.setups: GroupCommit[SetupRequest, Result[Admission]] = GroupCommit(
+            "setups", Batches(database.setup_batches, set_all_up), flushers=SETUP_LANE_CONNECTIONS
+        )
+        self.denials: GroupCommit[denials.Row, str] = GroupCommit(
+            "denials", Batches(database.hot, denials.record_all), patience_seconds=denials.PATIENCE_SECONDS
+        )
         self._beaten_at: float | None = None
+
+    def set_up(self, request: SetupRequest) -> Result[Admission]:
+        """Set a session up in a batch if it can be, else in a transaction of its own; see `srm.playback.setup`."""
+        result = self.setups.submit(request) if is_plain(request) else None
+        if result is not None:
+            return result
+        account_id = request.principal.account_id
+        with self._database.setups.request(request.access.spent_seconds, account_id) as db:
+            return set_up(db, request)
+
+    def record_denial(self, request: SetupRequest, denial: SrmError, *, observed: bool = False) -> None:
+        """Record a denial; see `srm.playback.denials`."""
+        denials.record(self.denials, self._database.hot, request, denial, observed=observed)
 
     def beat(self) -> Outage | None:
         """Take a heartbeat the way that keep-alives go; return the outage that it ends, if any.
@@ -68,17 +91,19 @@ class Lanes:
         """End the flushers."""
         self.keep_alives.close()
         self.teardowns.close()
+        self.setups.close()
+        self.denials.close()
 
 
 class Batches:
     """Commit of a GroupCommit that refuses distributed tables: a statement of a batch spans accounts."""
 
-    def __init__(self, db: ConnectionPool, commit: Callable[..., list[bool | None]]) -> None:
+    def __init__(self, db: ConnectionPool, commit: Callable[..., list[Any]]) -> None:
         self._db = db
         self._commit = commit
         self._is_checked = False
 
-    def __call__(self, batch: Sequence[OwnSession | Heartbeat]) -> list[bool | None]:
+    def __call__(self, batch: Sequence[Any]) -> list[Any]:
         """Commit a batch. Raises NotBatchable."""
         if not self._is_checked:
             ((is_distributed,),) = self._db.execute(IS_DISTRIBUTED, {}).fetchall()

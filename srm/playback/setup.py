@@ -5,7 +5,7 @@ The order of the statements keeps the limit exact: docs/design.md, "Concurrency 
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from srm.db.connection import Cursor, waive_durability
@@ -124,6 +124,13 @@ def _find_repeated_or_decide(state: AccountState, request: SetupRequest) -> Acti
     return limits.decide(state.limits, state.active, requested, request.take_over)
 
 
+def decide_new(state: AccountState, request: SetupRequest) -> Decision:
+    """Return the decision for a setup that repeats none. Raises the errors of `set_up` other than AccountNotEnabled."""
+    requested = _requested(request, state.terms)
+    _check_access(state.terms, request.access)
+    return limits.decide(state.limits, state.active, requested, request.take_over)
+
+
 def _repeat(db: Cursor, request: SetupRequest, state: AccountState, repeated: ActiveSession) -> Result[Admission]:
     """Keep the repeated session alive and return it. If it has ended since it was listed, set up a new session."""
     if keep_alive(db, request.principal, repeated.session_id):
@@ -182,15 +189,24 @@ def _admit(
             "ended_by": state.terms.device_name,
         }
         ended += ended_sessions(db.execute(END_FOR_ANOTHER, {**params, **going}))
+    values = new_session(request, state)
+    columns = tuple(name for name in COPIED if values[name] is not None)
+    db.execute(insert_session(columns), values)
+    return Result(Admission(values["session_id"], state.terms.timeout_seconds, decision.observed), ended)
+
+
+def new_session(request: SetupRequest, state: AccountState) -> dict[str, Any]:
+    """Return the row of a new session, by column, with more members than the table has columns."""
     # Observed limits are not copied: a limit check must not find a session over a limit that nobody enforced.
     enforced = state.limits if state.limits.mode == "enforce" else Limits()
-    values = {
+    return {
         **state.terms._asdict(),
         **enforced._asdict(),
+        "account_id": request.principal.account_id,
+        "session_id": uuid4(),
+        "device_id": request.principal.device_id,
+        "content_type": request.content.content_type,
+        "content_id": request.content.content_id,
         "address": request.address,
         "idempotency_key": request.idempotency_key,
     }
-    columns = tuple(name for name in COPIED if values[name] is not None)
-    admission = Admission(uuid4(), state.terms.timeout_seconds, decision.observed)
-    db.execute(insert_session(columns), {**params, **values, "session_id": admission.session_id})
-    return Result(admission, ended)

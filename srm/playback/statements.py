@@ -20,19 +20,25 @@ All times are `statement_timestamp()` of the database: docs/design.md, Invariant
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    JSON,
+    ColumnElement,
+    FromClause,
     Integer,
     Text,
     Uuid,
     and_,
     bindparam,
     case,
+    column,
     func,
     insert,
+    join,
+    literal_column,
     or_,
     select,
     true,
@@ -41,6 +47,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import aliased
+from sqlalchemy.types import TypeEngine
 
 from srm.db.connection import Cursor
 from srm.db.models import (
@@ -104,36 +111,43 @@ SESSION = "session_"
 
 OLDEST_FIRST = (sessions.started_at, sessions.session_id)
 
-# Groups of the content. An event is also in the groups of its channel.
-GROUPS_OF_CONTENT = (
-    select(ContentGroup.content_group)
-    .distinct()
-    .where(
-        or_(
-            ContentGroup.content_id == CONTENT_ID,
-            ContentGroup.content_id
-            == select(Content.channel_id).where(Content.content_id == CONTENT_ID).scalar_subquery(),
+
+class Asked(NamedTuple):
+    """Columns or parameters that say what a setup asks for."""
+
+    account_id: ColumnElement[str]
+    device_id: ColumnElement[str]
+    content_type: ColumnElement[str]
+    content_id: ColumnElement[str]
+    account_max_sessions: ColumnElement[Any]
+
+
+def _content_groups(content_id: ColumnElement[str]) -> FromClause:
+    """Return the groups of the content with their limits. An event is also in the groups of its channel."""
+    channel_id = select(Content.channel_id).where(Content.content_id == content_id).scalar_subquery()
+    groups = (
+        select(ContentGroup.content_group)
+        .distinct()
+        .where(or_(ContentGroup.content_id == content_id, ContentGroup.content_id == channel_id))
+        .subquery("groups_of_content")
+    )
+    by_group = groups.c.content_group
+    return (
+        select(
+            func.array_agg(aggregate_order_by(groups.c.content_group, by_group)).label("names"),
+            func.array_agg(aggregate_order_by(ProfileContentGroup.max_sessions, by_group)).label("limits"),
+            func.bool_and(func.coalesce(ProfileContentGroup.counts, true())).label("count"),
         )
+        .select_from(groups)
+        .outerjoin(
+            ProfileContentGroup,
+            and_(
+                ProfileContentGroup.profile_id == AccountProfile.profile_id,
+                ProfileContentGroup.content_group == groups.c.content_group,
+            ),
+        )
+        .lateral("content_groups")
     )
-    .subquery("groups_of_content")
-)
-BY_GROUP = GROUPS_OF_CONTENT.c.content_group
-CONTENT_GROUPS = (
-    select(
-        func.array_agg(aggregate_order_by(GROUPS_OF_CONTENT.c.content_group, BY_GROUP)).label("names"),
-        func.array_agg(aggregate_order_by(ProfileContentGroup.max_sessions, BY_GROUP)).label("limits"),
-        func.bool_and(func.coalesce(ProfileContentGroup.counts, true())).label("count"),
-    )
-    .select_from(GROUPS_OF_CONTENT)
-    .outerjoin(
-        ProfileContentGroup,
-        and_(
-            ProfileContentGroup.profile_id == AccountProfile.profile_id,
-            ProfileContentGroup.content_group == GROUPS_OF_CONTENT.c.content_group,
-        ),
-    )
-    .lateral("content_groups")
-)
 
 
 class SessionState(NamedTuple):
@@ -143,49 +157,57 @@ class SessionState(NamedTuple):
     is_lapsed: bool | None
 
 
-_TERMS = {
-    "device_enabled": Device.enabled,
-    "device_name": Device.name,
-    "device_group": Device.device_group,
-    "granted": entitlements.is_granted(ACCOUNT_ID, CONTENT_TYPE, CONTENT_ID),
-    "content_groups": CONTENT_GROUPS.c.names,
-    "counts": and_(func.coalesce(ProfileDeviceGroup.counts, true()), func.coalesce(CONTENT_GROUPS.c.count, true())),
-    "timeout_seconds": AccountProfile.timeout_seconds,
-    "max_session_seconds": AccountProfile.max_session_seconds,
-}
-_LIMITS = {
-    "max_sessions": func.coalesce(ACCOUNT_MAX_SESSIONS, AccountProfile.max_sessions),
-    "max_sessions_per_content": AccountProfile.max_sessions_per_content,
-    "max_ip_addresses": AccountProfile.max_ip_addresses,
-    "max_sessions_per_ip": AccountProfile.max_sessions_per_ip,
-    "max_sessions_of_device_group": ProfileDeviceGroup.max_sessions,
-    "max_sessions_of_content_groups": CONTENT_GROUPS.c.limits,
-    "on_limit": AccountProfile.on_limit,
-    "same_device": AccountProfile.same_device,
-    "mode": AccountProfile.mode,
-}
 _ACTIVE_SESSION = {name: sessions[name] for name in ActiveSession._fields}
-# One row for each session that is not ended; without any, one row whose columns of the session are null.
-_TERMS_AND_SESSIONS: AnySelect = (
-    select(
-        *(column.label(name) for name, column in {**_TERMS, **_LIMITS}.items()),
-        is_lapsed().label(f"{SESSION}is_lapsed"),
-        *(column.label(f"{SESSION}{name}") for name, column in _ACTIVE_SESSION.items()),
+
+
+def _terms_and_sessions(asked: Asked, profiles: FromClause) -> AnySelect:
+    """Return one row for each session that is not ended; without any, one row whose columns of the session are null."""
+    content_groups = _content_groups(asked.content_id)
+    terms = {
+        "device_enabled": Device.enabled,
+        "device_name": Device.name,
+        "device_group": Device.device_group,
+        "granted": entitlements.is_granted(asked.account_id, asked.content_type, asked.content_id),
+        "content_groups": content_groups.c.names,
+        "counts": and_(func.coalesce(ProfileDeviceGroup.counts, true()), func.coalesce(content_groups.c.count, true())),
+        "timeout_seconds": AccountProfile.timeout_seconds,
+        "max_session_seconds": AccountProfile.max_session_seconds,
+    }
+    limits_ = {
+        "max_sessions": func.coalesce(asked.account_max_sessions, AccountProfile.max_sessions),
+        "max_sessions_per_content": AccountProfile.max_sessions_per_content,
+        "max_ip_addresses": AccountProfile.max_ip_addresses,
+        "max_sessions_per_ip": AccountProfile.max_sessions_per_ip,
+        "max_sessions_of_device_group": ProfileDeviceGroup.max_sessions,
+        "max_sessions_of_content_groups": content_groups.c.limits,
+        "on_limit": AccountProfile.on_limit,
+        "same_device": AccountProfile.same_device,
+        "mode": AccountProfile.mode,
+    }
+    return (
+        select(
+            *(column.label(name) for name, column in {**terms, **limits_}.items()),
+            is_lapsed().label(f"{SESSION}is_lapsed"),
+            *(column.label(f"{SESSION}{name}") for name, column in _ACTIVE_SESSION.items()),
+        )
+        .select_from(profiles)
+        .outerjoin(Device, and_(Device.account_id == asked.account_id, Device.device_id == asked.device_id))
+        .outerjoin(
+            ProfileDeviceGroup,
+            and_(
+                ProfileDeviceGroup.profile_id == AccountProfile.profile_id,
+                ProfileDeviceGroup.device_group == Device.device_group,
+            ),
+        )
+        .join(content_groups, true())
+        .outerjoin(PlaybackSession, and_(sessions.account_id == asked.account_id, sessions.ended_at.is_(None)))
+        .order_by(*OLDEST_FIRST)
     )
-    .select_from(AccountProfile)
-    .outerjoin(Device, and_(Device.account_id == ACCOUNT_ID, Device.device_id == DEVICE_ID))
-    .outerjoin(
-        ProfileDeviceGroup,
-        and_(
-            ProfileDeviceGroup.profile_id == AccountProfile.profile_id,
-            ProfileDeviceGroup.device_group == Device.device_group,
-        ),
-    )
-    .join(CONTENT_GROUPS, true())
-    .outerjoin(PlaybackSession, and_(sessions.account_id == ACCOUNT_ID, sessions.ended_at.is_(None)))
-    .where(AccountProfile.profile_id == PROFILE_ID)
-    .order_by(*OLDEST_FIRST)
-)
+
+
+_TERMS_AND_SESSIONS = _terms_and_sessions(
+    Asked(ACCOUNT_ID, DEVICE_ID, CONTENT_TYPE, CONTENT_ID, ACCOUNT_MAX_SESSIONS), AccountProfile.__table__
+).where(AccountProfile.profile_id == PROFILE_ID)
 GET_TERMS_AND_SESSIONS = compiled(_TERMS_AND_SESSIONS)
 read_terms = reader(_TERMS_AND_SESSIONS, Terms)
 read_limits = reader(_TERMS_AND_SESSIONS, Limits)
@@ -365,6 +387,68 @@ class SessionEnd(NamedTuple):
 _END = select(sessions.end_reason, sessions.ended_by).where(OWN_SESSION)
 GET_END = compiled(_END)
 read_end = reader(_END, SessionEnd)
+
+
+# Setups of a batch: of each account at most one. Statements for many accounts: not for distributed tables.
+
+
+class LockedAccountOfBatch(NamedTuple):
+    """Enabled account that a batch has locked."""
+
+    account_id: str
+    profile_id: str
+    max_sessions: int | None
+
+
+# An account that somebody holds is left out, and so is one that is not enabled: both go the ordinary way.
+_FREE_ACCOUNTS = (
+    select(Account.account_id, Account.profile_id, Account.max_sessions, Account.enabled)
+    .where(Account.account_id == func.any(bindparam("account_ids", type_=ARRAY(Text))))
+    .order_by(Account.account_id)
+    .with_for_update(key_share=True, skip_locked=True)
+    .subquery("free_accounts")
+)
+_ACCOUNTS = select(_FREE_ACCOUNTS.c.account_id, _FREE_ACCOUNTS.c.profile_id, _FREE_ACCOUNTS.c.max_sessions).where(
+    _FREE_ACCOUNTS.c.enabled
+)
+LOCK_ACCOUNTS = compiled(_ACCOUNTS)
+read_account_of_batch = reader(_ACCOUNTS, LockedAccountOfBatch)
+
+ASKED_OF_ALL: dict[str, TypeEngine[Any]] = {
+    "account_id": Text(),
+    "device_id": Text(),
+    "content_type": Text(),
+    "content_id": Text(),
+    "profile_id": Text(),
+    "account_max_sessions": Integer(),
+}
+"""Columns of the requests of a batch, each a parameter with an array of the type."""
+_ASKED = (
+    func.unnest(*(bindparam(name, type_=ARRAY(type_)) for name, type_ in ASKED_OF_ALL.items()))
+    .table_valued(*(column(name, type_) for name, type_ in ASKED_OF_ALL.items()))
+    .render_derived("asked")
+)
+# Named as text, because the subqueries below the statement would otherwise take `asked` as a table of their own.
+_asked: dict[str, ColumnElement[Any]] = {
+    name: literal_column(f"asked.{name}", type_) for name, type_ in ASKED_OF_ALL.items()
+}
+GET_TERMS_AND_SESSIONS_OF_ALL = compiled(
+    _terms_and_sessions(
+        Asked(**{name: _asked[name] for name in Asked._fields}),
+        join(_ASKED, AccountProfile.__table__, AccountProfile.profile_id == _asked["profile_id"]),
+    ).add_columns(_asked["account_id"].label("asked_account_id"))  # The last column: readers keep their places.
+)
+
+INSERTED = ("account_id", "session_id", "device_id", "content_type", "content_id", *COPIED)
+"""Columns of a new session."""
+_NEW_SESSIONS = (
+    func.json_to_recordset(bindparam("sessions", type_=Text).cast(JSON))
+    .table_valued(*(column(name, sessions[name].type) for name in INSERTED))
+    .render_derived("new_sessions", with_types=True)
+)
+INSERT_SESSIONS = compiled(
+    insert(PlaybackSession).from_select(list(INSERTED), select(*(_NEW_SESSIONS.c[name] for name in INSERTED)))
+)
 
 
 # List of the active sessions of an account.

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from srm.db.breaker import is_timeout
 from srm.db.database import Database
 from srm.errors import DependencyUnavailable, SessionLimitReached
-from srm.playback import denials
+from srm.playback.lanes import Lanes
 from srm.playback.model import ContentRef, Principal
 from srm.playback.setup import SetupRequest
 from srm.reaper import partitions as partition_module
@@ -265,7 +265,9 @@ class TestDefaultPartition:
 
         reaper.run()
         refusal = SessionLimitReached("max_sessions", 1, ())
-        denials.record(own.hot, SetupRequest(Principal("a", "tv"), ContentRef("COD", "film")), refusal)
+        lanes = Lanes(own, unclaimed_teardown=lambda *_: None)
+        lanes.record_denial(SetupRequest(Principal("a", "tv"), ContentRef("COD", "film")), refusal)
+        lanes.close()
 
         assert partition_of_each(own) == {ended: "session_history_default"}
         assert count(own, "denials_default") == 1

@@ -102,14 +102,19 @@ def test_an_error_fails_nobody_and_the_next_batch_goes_on(make: Make, gate: Gate
     assert group.submit(2) == 4
 
 
-def test_a_dead_flusher_is_replaced(make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_flusher_is_replaced_and_its_requests_are_not_done_twice(
+    make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    group = make()
+    monkeypatch.setattr(group_commit, "COMMIT_SECONDS", 0.1)
+    group = make(patience_seconds=0.05)
     gate.raises = SystemExit()
-    assert group.submit(2) is None
+    with pytest.raises(DependencyUnavailable):
+        group.submit(2)
     gate.raises = None
 
-    wait_until(lambda: group.submit(2) == 4, every=0.001)
+    assert group.submit(3) == 9
+    assert gate.batches == [[2], [3]]
 
 
 def test_a_database_that_takes_no_batches_is_asked_once(make: Make, gate: Gate) -> None:
@@ -142,8 +147,7 @@ def test_a_full_queue_sends_the_next_request_the_ordinary_way(
 def test_a_request_that_no_batch_takes_in_time_goes_the_ordinary_way_once(
     make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_commit, "PATIENCE_SECONDS", 0.05)
-    group = make()
+    group = make(patience_seconds=0.05)
     gate.open.clear()
 
     with ThreadPoolExecutor(1) as threads:
@@ -157,9 +161,8 @@ def test_a_request_that_no_batch_takes_in_time_goes_the_ordinary_way_once(
 
 
 def test_a_request_on_its_way_is_never_done_twice(make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_commit, "PATIENCE_SECONDS", 0.05)
     unclaimed: list[tuple[int, int]] = []
-    group = make(unclaimed=lambda request, outcome: unclaimed.append((request, outcome)))
+    group = make(patience_seconds=0.05, unclaimed=lambda request, outcome: unclaimed.append((request, outcome)))
     gate.open.clear()
     DEADLINE.set(time.monotonic() + 0.1)
     try:
@@ -189,11 +192,9 @@ def test_a_flusher_does_not_inherit_the_deadline_of_a_request(make: Make, gate: 
 def test_a_closed_group_lets_its_flusher_end(make: Make) -> None:
     group = make()
     group.submit(1)
-    (flusher,) = group._flushers
-    assert flusher is not None
+    assert group._running == [True]
 
     group.close()
 
-    flusher.join(10)
-    assert not flusher.is_alive()
+    wait_until(lambda: group._running == [False])
     assert group.submit(1) is None

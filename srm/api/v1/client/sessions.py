@@ -21,11 +21,10 @@ from srm.api.parts import parts
 from srm.api.v1.client import schemas
 from srm.clients.tokens import TokenVerifier
 from srm.errors import MalformedRequest, SessionLimitReached, SrmError
-from srm.playback import denials
 from srm.playback.keep_alive import keep_alive, keep_alive_or_explain
 from srm.playback.listing import list_sessions
 from srm.playback.model import Admission, ContentRef, ListedSession, Principal
-from srm.playback.setup import SetupRequest, set_up
+from srm.playback.setup import SetupRequest
 from srm.playback.teardown import tear_down, tear_down_or_explain
 
 MAX_BODY_BYTES = 16 * 1024
@@ -75,8 +74,7 @@ def post_session() -> Response:
         idempotency_key=idempotency_key,
         take_over=body.options.takeOver,
     )
-    with app.database.setups.request(setup.access.spent_seconds, principal.account_id) as db:
-        result = set_up(db, setup)
+    result = app.lanes.set_up(setup)
     telemetry.record_ended_sessions(result.ended, ended_for=principal.device_id)
     if isinstance(result.outcome, SrmError):
         return _answer_denied(setup, result.outcome, list_conflicts=body.options.listConflicts)
@@ -88,7 +86,7 @@ def _answer_admitted(setup: SetupRequest, admission: Admission) -> Response:
     request.environ[telemetry.SESSION] = admission.session_id
     if admission.observed is not None:
         telemetry.count_denial(admission.observed, observed=True)
-        denials.record(parts().database.hot, setup, admission.observed, observed=True)
+        parts().lanes.record_denial(setup, admission.observed, observed=True)
     success = schemas.Setup(sessionId=admission.session_id, timeout=admission.timeout_seconds)
     return PreparedResponse(schemas.SuccessResponse(successResponse=success).model_dump_json(exclude_none=True))
 
@@ -97,7 +95,7 @@ def _answer_denied(setup: SetupRequest, error: SrmError, *, list_conflicts: bool
     """Record the denial, and answer it with the sessions in the way, or raise the error."""
     if is_denial(error):
         telemetry.count_denial(error)
-        denials.record(parts().database.hot, setup, error)
+        parts().lanes.record_denial(setup, error)
     if isinstance(error, SessionLimitReached) and list_conflicts:
         return envelope.respond(error, **_conflicts(error, list_sessions(parts().database.hot, setup.principal)))
     raise error
