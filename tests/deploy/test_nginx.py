@@ -510,7 +510,7 @@ class TestWhatNginxAnswersItself:
             front.client(headers={"Origin": PAGE}) as client,
         ):
             started_at = time.monotonic()
-            answer = client.post("/srm/v1/sessions", json=SETUP)
+            answer = client.post("/srm/v1/sessions", json=SETUP, headers={"Client-Token": issue_token("a", "tv")})
             took = time.monotonic() - started_at
 
         assert_is(answer, errors.DependencyUnavailable)
