@@ -352,19 +352,23 @@ class TestRates:
         ],
     )
     def test_an_address_beyond_its_rate_gets_429(
-        self, front: Nginx, address: str, neighbour: str, stranger: str
+        self, tmp_path: Path, address: str, neighbour: str, stranger: str
     ) -> None:
-        """The rate does not depend on tokens. An IPv6 /64 counts as one address."""
-        started_at = time.monotonic()
-        passed, refused = flood(front, address)
-        allowed = 1000 + 500 * (time.monotonic() - started_at)
+        """The rate does not depend on tokens. An IPv6 /64 counts as one address.
 
-        assert 1000 <= passed <= allowed + CONNECTIONS
-        assert refused > 0
-        if neighbour != address:
-            assert flood(front, neighbour)[1] > 0
-        with front.client(headers={"Test-Address": stranger}) as client:
-            assert [client.get("/srm/v1/sessions").status_code for _ in range(20)] == [400] * 20
+        What passes gets 503: no SRM runs, which would be too slow for the rate on a busy machine.
+        """
+        with nginx(tmp_path / "nginx", "127.0.0.1:1", listen=FROM_TESTS) as front:
+            started_at = time.monotonic()
+            passed, refused = flood(front, address)
+            allowed = 1000 + 500 * (time.monotonic() - started_at)
+
+            assert 1000 <= passed <= allowed + CONNECTIONS
+            assert refused > 0
+            if neighbour != address:
+                assert flood(front, neighbour)[1] > 0
+            with front.client(headers={"Test-Address": stranger}) as client:
+                assert [client.get("/srm/v1/sessions").status_code for _ in range(20)] == [503] * 20
 
     def test_an_allowed_page_may_read_a_429(self, front: Nginx) -> None:
         token = issue_token("a", "tv", nonce=4)
@@ -414,10 +418,10 @@ function done() print("RESULT " .. threads[1]:get("passed") .. " " .. threads[1]
 
 
 def flood(front: Nginx, address: str) -> tuple[int, int]:
-    """Send requests without a token from this address for three seconds; count those that passed and those refused."""
+    """Send requests without a token from this address for two seconds; count those that passed and those refused."""
     script = front.folder / "counting.lua"
     script.write_text(COUNTING)
-    command = [tools.need("wrk"), "--threads", "1", "--connections", str(CONNECTIONS), "--duration", "3s"]
+    command = [tools.need("wrk"), "--threads", "1", "--connections", str(CONNECTIONS), "--duration", "2s"]
     command += ["--script", str(script), "--header", f"Test-Address: {address}", f"{front.world}/srm/v1/sessions"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     passed, refused = said.partition("RESULT ")[2].split()[:2]
