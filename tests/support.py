@@ -195,7 +195,10 @@ def as_role(role: str, url: str) -> str:
     return make_url(url).set(username=role, password="password").render_as_string(hide_password=False)
 
 
-ALWAYS_AVAILABLE = "UPDATE srm.availability SET seen_at = 'infinity', available_since = '-infinity', outage_at = NULL"
+ALWAYS_AVAILABLE = (
+    "UPDATE srm.availability SET seen_at = 'infinity', available_since = '-infinity', outage_at = NULL,"
+    " clock_stepped_from = NULL, clock_stepped_at = NULL"
+)
 """Most tests have nothing to do with outages, and no heartbeat runs while they call the application."""
 
 EMPTIED = (
@@ -207,6 +210,19 @@ EMPTIED = (
     "DELETE FROM srm.products WHERE product_id <> 'basic'",
     "DELETE FROM srm.contents WHERE content_id <> 'film'",
 )
+
+
+def step_clock(superuser: psycopg.Connection, seconds: float) -> None:
+    """Let the database's clock step, back with negative seconds: move all instants in the tables the other way."""
+    columns = (
+        "SELECT format('UPDATE srm.%I SET %s', c.relname, string_agg("
+        "format('%I = %I - make_interval(secs => $1)', a.attname, a.attname), ', '))"
+        " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
+        " WHERE c.relnamespace = 'srm'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition"
+        " AND a.atttypid = 'timestamptz'::regtype AND NOT a.attisdropped GROUP BY c.relname"
+    )
+    for (statement,) in superuser.execute(columns).fetchall():
+        superuser.execute(statement.replace("$1", str(float(seconds))))
 
 
 def empty(superuser: psycopg.Connection) -> None:

@@ -392,6 +392,11 @@ class PlaybackSession(SessionColumns, Base):
     idempotency_key: Mapped[str | None] = mapped_column(
         sort_order=4, comment="Idempotency-Key of the setup; null = it had none"
     )
+    clock_stepped_from: Mapped[datetime | None] = mapped_column(
+        sort_order=6,
+        comment="availability.clock_stepped_from at the last keep-alive; where that has changed since, a step back of "
+        "the clock came after the keep-alive",
+    )
 
     __table_args__ = (
         one_of("content_type", CONTENT_TYPES),
@@ -429,6 +434,13 @@ class Availability(OneRow, Base):
         comment="When the last outage was over: until a timeout after it no session lapses for want of keep-alives"
     )
     outage_at: Mapped[datetime | None] = mapped_column(comment="When the last outage began; null = none is known of")
+    clock_stepped_from: Mapped[datetime | None] = mapped_column(
+        comment="Latest instant that the clock can have shown before it last stepped back; null = no step is known of"
+    )
+    clock_stepped_at: Mapped[datetime | None] = mapped_column(
+        comment="When a step back of the clock was last noticed, by the clock after the step; null = no step is known "
+        "of"
+    )
 
 
 class SessionHistory(SessionColumns, Base):
@@ -557,4 +569,8 @@ class ReaperState(OneRow, Base):
     )
     failure: Mapped[str | None] = mapped_column(
         comment="Which piece of the last run failed, and why; null = the last run went well"
+    )
+    trusted_at: Mapped[datetime | None] = mapped_column(
+        comment="Time by which the reaper drops history: the clock, or less after the clock jumped ahead by more than "
+        "a day; null = no reaper has looked yet"
     )

@@ -9,13 +9,16 @@ the table of sessions. While an outage lasts, nothing lapses. From its end on, e
 The API beats, not the reaper, because the API takes the keep-alives. Without a reaper sessions lapse as usual. Without
 an API they do not, however well the reaper is.
 
-See docs/design.md, "Outages".
+A heartbeat from the future is a gap too: the database's clock has stepped back. Keep-alives from before the step count
+no more then, because their instants tell nothing by the clock after it.
+
+See docs/design.md, "Outages" and "Clock steps".
 """
 
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Interval, case, false, func, select, true, update
+from sqlalchemy import ColumnElement, Interval, and_, case, false, func, or_, select, true, update
 from sqlalchemy.dialects.postgresql import insert
 
 from srm.db.connection import Executor
@@ -30,14 +33,30 @@ OUTAGE_SECONDS = 5
 
 NOW = func.statement_timestamp()
 
+LONGEST_STEP = func.cast(constant("1 day"), Interval)
+"""Longest step back of the clock that starts and ends of sessions bridge. An instant further ahead is an error."""
+
 
 def _ago(seconds: float) -> ColumnElement[object]:
     return NOW - func.cast(constant(f"{seconds} seconds"), Interval)
 
 
-IS_OUTAGE = Availability.seen_at < _ago(OUTAGE_SECONDS)
+def _is_ahead(seconds: float) -> ColumnElement[bool]:
+    """Condition that the last heartbeat lies in the future. `infinity` stands for a heartbeat that never stops."""
+    return and_(Availability.seen_at > _ago(-seconds), func.isfinite(Availability.seen_at))
+
+
+CLOCK_STEPPED_BACK = _is_ahead(OUTAGE_SECONDS)
+IS_OUTAGE = or_(Availability.seen_at < _ago(OUTAGE_SECONDS), CLOCK_STEPPED_BACK)
 # End of the last outage; during an outage the present instant. A scalar query runs once a statement, not once a row.
 AVAILABLE_SINCE = select(case((IS_OUTAGE, NOW), else_=Availability.available_since)).scalar_subquery()
+# Latest instant that the clock can have shown before it last stepped back. No two steps have the same one.
+CLOCK_STEPPED_FROM = select(Availability.clock_stepped_from).scalar_subquery()
+# Keep-alives go on after the last heartbeat, but no longer than it takes to call the gap an outage.
+_NEXT_STEPPED_FROM = func.greatest(
+    Availability.seen_at - func.cast(constant(f"-{OUTAGE_SECONDS} seconds"), Interval),
+    Availability.clock_stepped_from - func.cast(constant("-1 microsecond"), Interval),
+)
 # Changes no row, but takes the lock on the table that a keep-alive takes: the heartbeat waits when keep-alives would.
 LOCK_AS_KEEP_ALIVE = update(PlaybackSession).where(false()).values(last_keep_alive_at=NOW).cte("lock_as_keep_alive")
 
@@ -59,11 +78,13 @@ _BEAT = (
     .values(singleton=true(), seen_at=NOW, available_since=NOW)
     .on_conflict_do_update(
         index_elements=[Availability.singleton],
-        where=Availability.seen_at < _ago(BEAT_SECONDS / 2),
+        where=or_(Availability.seen_at < _ago(BEAT_SECONDS / 2), _is_ahead(BEAT_SECONDS)),
         set_={
             "seen_at": NOW,
             "outage_at": case((IS_OUTAGE, Availability.seen_at), else_=Availability.outage_at),
             "available_since": case((IS_OUTAGE, NOW), else_=Availability.available_since),
+            "clock_stepped_from": case((CLOCK_STEPPED_BACK, _NEXT_STEPPED_FROM), else_=Availability.clock_stepped_from),
+            "clock_stepped_at": case((CLOCK_STEPPED_BACK, NOW), else_=Availability.clock_stepped_at),
         },
     )
     .returning(
@@ -77,10 +98,18 @@ read_beat = reader(_BEAT, Beat)
 
 
 class Outage(NamedTuple):
-    """Time in which no keep-alive could be taken; `began_at`: None = not known."""
+    """Time in which no keep-alive could be taken; `began_at`: None = not known.
+
+    It began after it was over when the database's clock stepped back.
+    """
 
     began_at: datetime | None
     over_at: datetime
+
+    @property
+    def clock_stepped_back_seconds(self) -> float:
+        """Seconds by which the clock stepped back, at least; 0 when it did not."""
+        return 0 if self.began_at is None else max(0, (self.began_at - self.over_at).total_seconds())
 
 
 def beat(db: Executor) -> Outage | None:

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, case, func, literal, select, t
 from srm.db.connection import Cursor, connection_of
 from srm.db.models import EndReason, PlaybackSession, sessions
 from srm.db.sql import constant, is_among
-from srm.playback.expiry import is_lapsed, lapsed_at
+from srm.playback.expiry import is_lapsed, lapsed_at, not_before_start
 from srm.playback.model import EndedSession, ExpiredSession, SessionKey
 from srm.playback.statements import END_ALL_LAPSED, END_LAPSED_UNLESS_HELD, ENDED_SESSION, FIND_LAPSED
 
@@ -44,7 +44,7 @@ def end_sessions(db: Connection, reason: EndReason, which: ColumnElement[bool]) 
         update(PlaybackSession)
         .where(which, is_among(tuple_(sessions.account_id, sessions.session_id), in_order), sessions.ended_at.is_(None))
         .values(
-            ended_at=func.least(func.statement_timestamp(), lapsed_at()),
+            ended_at=not_before_start(func.least(func.statement_timestamp(), lapsed_at())),
             end_reason=case((is_lapsed(), constant("expired")), else_=literal(reason)),
         )
         .returning(*ENDED_SESSION)

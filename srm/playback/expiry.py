@@ -5,15 +5,28 @@ test compares the two.
 """
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, Update, and_, case, func, literal_column, null, or_, update
 
 from srm.db.models import PlaybackSession, sessions
 from srm.db.sql import constant
-from srm.playback.availability import AVAILABLE_SINCE
+from srm.playback.availability import AVAILABLE_SINCE, CLOCK_STEPPED_FROM
 
+# Last keep-alive; null when the clock has stepped back since and has not passed the instants from before the step yet.
+# Those instants tell nothing by the clock of now. The keep-alive came before the end of the outage that the step was.
+KEPT_ALIVE_AT = case(
+    (sessions.last_keep_alive_at <= func.nullif(CLOCK_STEPPED_FROM, sessions.clock_stepped_from), null()),
+    else_=sessions.last_keep_alive_at,
+)
 # Last keep-alive, or the end of the last outage if that is later. Silence during an outage is not the client's fault.
-SILENT_SINCE = func.greatest(sessions.last_keep_alive_at, AVAILABLE_SINCE)
+SILENT_SINCE = func.greatest(KEPT_ALIVE_AT, AVAILABLE_SINCE)
+# Values that a keep-alive writes. `greatest`, because a keep-alive that waited for the row may be older than the one
+# that held it.
+KEEP_ALIVE_VALUES: dict[str, ColumnElement[Any]] = {
+    "last_keep_alive_at": func.greatest(KEPT_ALIVE_AT, func.statement_timestamp()),
+    "clock_stepped_from": CLOCK_STEPPED_FROM,
+}
 
 
 def seconds(count: ColumnElement[int | None]) -> ColumnElement[object]:
@@ -63,10 +76,18 @@ def end_reason_as_seen() -> ColumnElement[str | None]:
     return case((is_active(), null()), else_=func.coalesce(sessions.end_reason, constant("expired")))
 
 
+def not_before_start(instant: ColumnElement[datetime]) -> ColumnElement[datetime]:
+    """Return the instant, or the start of the session if that is later, as after a step back of the clock. Never null.
+
+    The limit check would count a session that ended before it started to the credit of the account.
+    """
+    return func.greatest(sessions.started_at, instant)
+
+
 def end_if_lapsed(which: ColumnElement[bool]) -> Update:
     """Statement that ends the lapsed ones of these sessions, as of the instant at which each lapsed."""
     return (
         update(PlaybackSession)
         .where(which, sessions.ended_at.is_(None), is_lapsed())
-        .values(ended_at=lapsed_at(), end_reason=constant("expired"))
+        .values(ended_at=not_before_start(lapsed_at()), end_reason=constant("expired"))
     )

@@ -193,19 +193,24 @@ def _partitions(db: Connection) -> list[Metric]:
 
 
 def _age(instant: SQLColumnExpression[Any]) -> ColumnElement[Any]:
-    """Seconds since an instant, at least 0; 0 for `infinity`, null for `-infinity`."""
+    """Seconds since an instant, or until one in the future; 0 for `infinity`, null for `-infinity`.
+
+    An instant in the future is as suspicious as an old one: the clock has stepped back, and nobody has noticed yet.
+    """
     now = func.statement_timestamp()
-    seconds = func.greatest(0, func.extract("epoch", now - instant))
+    seconds = func.abs(func.extract("epoch", now - instant))
     return case((func.isfinite(instant), seconds), (instant > now, 0))
 
 
 def _heartbeat(db: Connection) -> list[Metric]:
     seen, available = _age(Availability.seen_at).label("seen"), _age(Availability.available_since).label("available")
-    age = db.execute(select(seen, available)).one()
+    age = db.execute(select(seen, available, _age(Availability.clock_stepped_at).label("step"))).one()
+    step_help = "Seconds since the database's clock was seen to step back; no value if it never was"
     available_help = "Seconds since the last outage ended; no value without an outage"
     return [
         *_gauge("srm_tick_age_seconds", "Seconds since the last heartbeat of any process of the API", age.seen),
         *_gauge("srm_available_seconds", available_help, age.available),
+        *_gauge("srm_clock_step_age_seconds", step_help, age.step),
     ]
 
 

@@ -27,7 +27,8 @@ from sqlalchemy import (
 
 from srm.db.models import PlaybackSession, SessionColumns, SessionHistory, sessions
 from srm.playback import limits
-from srm.playback.expiry import lapsed_at
+from srm.playback.availability import LONGEST_STEP
+from srm.playback.expiry import lapsed_at, not_before_start
 
 COLUMNS = (
     "account_id",
@@ -63,7 +64,7 @@ def excesses(db: Connection) -> list[Excess]:
     A kept setup or session has a row in `sessions` or `session_history`. For each limit, the check sweeps over the
     intervals [start, end) of the sessions that used the limit. Of events at one instant, ends come before starts. Each
     start is compared with the limit that its session was admitted under, because limits change. A lapsed session ended
-    when it lapsed, even if the reaper has not ended it yet.
+    when it lapsed, even if the reaper has not ended it yet. Sessions by a clock that was a day ahead are left out.
     """
     spans = _spans()
     found = [Excess(**row._asdict()) for uses in _uses(spans) for row in db.execute(_too_many_sessions(uses))]
@@ -81,10 +82,20 @@ def count_sessions(db: Connection) -> int:
 def _spans() -> CTE:
     """All sessions with their start and end."""
     # An active session ends in the future or, with null, never: after every start.
-    ended_at = func.coalesce(sessions.ended_at, lapsed_at()).label("ended_at")
+    lapse = case((lapsed_at().is_not(None), not_before_start(lapsed_at())))
+    ended_at = func.coalesce(sessions.ended_at, lapse).label("ended_at")
     return union_all(
-        select(*_columns(PlaybackSession), ended_at), select(*_columns(SessionHistory), SessionHistory.ended_at)
+        select(*_columns(PlaybackSession), ended_at).where(~_is_by_wrong_clock(PlaybackSession)),
+        select(*_columns(SessionHistory), SessionHistory.ended_at).where(~_is_by_wrong_clock(SessionHistory)),
     ).cte("spans")
+
+
+def _is_by_wrong_clock(table: type[PlaybackSession | SessionHistory]) -> ColumnElement[bool]:
+    """Condition that a session started or ended further ahead than a step back of the clock explains.
+
+    Nobody can tell whether such a session overlapped another one.
+    """
+    return func.greatest(table.started_at, table.ended_at) > func.statement_timestamp() + LONGEST_STEP
 
 
 def _columns(table: type[SessionColumns]) -> list[ColumnElement[Any]]:

@@ -19,6 +19,7 @@ All times are `statement_timestamp()` of the database: docs/design.md, Invariant
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -29,6 +30,7 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     Integer,
+    Interval,
     Text,
     Uuid,
     and_,
@@ -63,7 +65,8 @@ from srm.db.models import (
 )
 from srm.db.sql import AnySelect, compiled, constant, is_among, reader
 from srm.playback import entitlements, limits
-from srm.playback.expiry import end_if_lapsed, is_active, is_lapsed, lapsed_at
+from srm.playback.availability import CLOCK_STEPPED_FROM, LONGEST_STEP
+from srm.playback.expiry import KEEP_ALIVE_VALUES, end_if_lapsed, is_active, is_lapsed, lapsed_at, not_before_start
 from srm.playback.limits import ActiveSession, Limits
 from srm.playback.model import EndedSession, ExpiredSession, ListedSession, Principal, Terms
 
@@ -267,7 +270,7 @@ END_FOR_ANOTHER = compiled(
         sessions.ended_at.is_(None),
     )
     .values(
-        ended_at=func.least(func.statement_timestamp(), lapsed_at()),
+        ended_at=not_before_start(func.least(func.statement_timestamp(), lapsed_at())),
         end_reason=case((IS_REPLACED, constant("replaced")), else_=constant("evicted")),
         ended_by=ENDED_BY,
     )
@@ -287,6 +290,25 @@ COPIED = (
 """Setup values copied to the row of the session; its limits and its timeout use these copies."""
 
 
+def _start(account_id: ColumnElement[str]) -> ColumnElement[datetime]:
+    """Start of a new session of the account: now, or after every start and end that the account has in `sessions`.
+
+    So a step back of the clock moves no session before one that ended for it, and the oldest stays the oldest.
+    Instants more than LONGEST_STEP ahead are by a clock that was wrong, and do not count.
+    """
+    earlier = aliased(PlaybackSession)
+    last = func.greatest(earlier.started_at, earlier.ended_at)
+    now = func.statement_timestamp()
+    after_all = func.max(last) + func.cast(constant("1 microsecond"), Interval)
+    of_account = select(after_all).where(earlier.account_id == account_id, last <= now + LONGEST_STEP)
+    return func.greatest(now, of_account.scalar_subquery())
+
+
+def _started(account_id: ColumnElement[str]) -> dict[str, ColumnElement[Any]]:
+    """Instants of a new session of the account that are more than the time of the statement."""
+    return {"started_at": _start(account_id), "clock_stepped_from": CLOCK_STEPPED_FROM}
+
+
 @lru_cache
 def insert_session(columns: tuple[str, ...]) -> str:
     """Return the statement that inserts a session with values in these columns of COPIED.
@@ -301,17 +323,15 @@ def insert_session(columns: tuple[str, ...]) -> str:
         "content_type": CONTENT_TYPE,
         "content_id": CONTENT_ID,
     }
-    return compiled(insert(PlaybackSession).values(**who_and_what, **values))
+    return compiled(insert(PlaybackSession).values(**who_and_what, **_started(ACCOUNT_ID), **values))
 
 
 # Keep-alive and teardown.
 
 ONE_SESSION = and_(sessions.account_id == ACCOUNT_ID, sessions.session_id == SESSION_ID)
 OWN_SESSION = and_(ONE_SESSION, sessions.device_id == DEVICE_ID)
-# `greatest`, because a keep-alive that waited for the row may be older than the one that held it.
-KEPT_ALIVE = {"last_keep_alive_at": func.greatest(sessions.last_keep_alive_at, func.statement_timestamp())}
-TORN_DOWN = {"ended_at": func.statement_timestamp(), "end_reason": constant("teardown")}
-KEEP_ALIVE = compiled(update(PlaybackSession).where(OWN_SESSION, is_active()).values(KEPT_ALIVE))
+TORN_DOWN = {"ended_at": not_before_start(func.statement_timestamp()), "end_reason": constant("teardown")}
+KEEP_ALIVE = compiled(update(PlaybackSession).where(OWN_SESSION, is_active()).values(KEEP_ALIVE_VALUES))
 TEAR_DOWN = compiled(update(PlaybackSession).where(OWN_SESSION, is_active()).values(TORN_DOWN))
 
 
@@ -368,7 +388,7 @@ _NOT_HELD_AND_ACTIVE = and_(
 )
 _OWN_SESSION = (sessions.account_id, sessions.session_id.cast(Text), sessions.device_id)
 KEEP_ALL_ALIVE = compiled(
-    update(PlaybackSession).where(_NOT_HELD_AND_ACTIVE).values(KEPT_ALIVE).returning(*_OWN_SESSION)
+    update(PlaybackSession).where(_NOT_HELD_AND_ACTIVE).values(KEEP_ALIVE_VALUES).returning(*_OWN_SESSION)
 )
 TEAR_ALL_DOWN = compiled(update(PlaybackSession).where(_NOT_HELD_AND_ACTIVE).values(TORN_DOWN).returning(*_OWN_SESSION))
 
@@ -446,8 +466,11 @@ _NEW_SESSIONS = (
     .table_valued(*(column(name, sessions[name].type) for name in INSERTED))
     .render_derived("new_sessions", with_types=True)
 )
+_STARTED = _started(_NEW_SESSIONS.c.account_id)
 INSERT_SESSIONS = compiled(
-    insert(PlaybackSession).from_select(list(INSERTED), select(*(_NEW_SESSIONS.c[name] for name in INSERTED)))
+    insert(PlaybackSession).from_select(
+        [*INSERTED, *_STARTED], select(*(_NEW_SESSIONS.c[name] for name in INSERTED), *_STARTED.values())
+    )
 )
 
 

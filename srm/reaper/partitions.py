@@ -1,5 +1,7 @@
 """The monthly partitions of the history and of the denials: make them ahead of time, drop them by age.
 
+Age is judged by the trusted time (srm.reaper.trust), not by the clock alone.
+
 Each table also has a default partition. It takes rows of a month without a partition of its own, and is empty as a
 rule.
 """
@@ -31,16 +33,19 @@ PARTITIONED = {"session_history": "ended_at", "denials": "denied_at"}
 """The partitioned tables, each with the column that decides the month (UTC) of a row."""
 
 
-def make(exclusive: Exclusive, ended_retention_seconds: int, history_retention_days: int) -> list[str]:
+def make(
+    exclusive: Exclusive, ended_retention_seconds: int, history_retention_days: int, trusted_at: datetime
+) -> list[str]:
     """Make the missing partitions; return their names.
 
-    There has to be one for this month, for MONTHS_AHEAD more, and for every month with rows to keep. When one cannot be
+    There has to be one for this month, for MONTHS_AHEAD more, and for every month with rows to keep, as of
+    `trusted_at`. When one cannot be
     made, the others are still made, and the default partition takes its rows. Raises the first unexpected error at the
     end; Busy when another reaper is at work; DependencyUnavailable when the database is away.
     """
     made = []
     failures = []
-    for table, month in _missing(exclusive, ended_retention_seconds, history_retention_days):
+    for table, month in _missing(exclusive, ended_retention_seconds, history_retention_days, trusted_at):
         name = _name(table, month)
         try:
             with exclusive.transaction() as db:
@@ -62,7 +67,7 @@ def make(exclusive: Exclusive, ended_retention_seconds: int, history_retention_d
 
 
 def _missing(
-    exclusive: Exclusive, ended_retention_seconds: int, history_retention_days: int
+    exclusive: Exclusive, ended_retention_seconds: int, history_retention_days: int, trusted_at: datetime
 ) -> list[tuple[str, datetime]]:
     """List table and month of each partition that has to be made, and is younger than the history retention."""
     missing = []
@@ -70,7 +75,7 @@ def _missing(
         now: datetime = db.execute(select(func.statement_timestamp())).scalar_one()
         this_month = _month_of(now)
         last = _months_after(this_month, MONTHS_AHEAD)
-        oldest = _month_of(now - timedelta(days=history_retention_days))
+        oldest = _month_of(trusted_at - timedelta(days=history_retention_days))
         to_archive = {"session_history": history.months_to_archive(db, ended_retention_seconds)}
         for table in PARTITIONED:
             months = {_months_after(this_month, ahead) for ahead in range(MONTHS_AHEAD + 1)}
@@ -88,19 +93,20 @@ def _make_one(exclusive: Exclusive, db: Connection, table: str, month: datetime)
             raise Stopping
 
 
-def drop(exclusive: Exclusive, history_retention_days: int) -> list[str]:
+def drop(exclusive: Exclusive, history_retention_days: int, trusted_at: datetime) -> list[str]:
     """Drop the partitions in which every row is older than the history retention; return their names.
 
-    Delete such rows from the default partitions as well. Raises Busy when another reaper is at work.
+    Delete such rows from the default partitions as well. Age counts up to `trusted_at`, which is no later than the
+    clock. The log says first what goes. Raises Busy when another reaper is at work.
     """
     dropped = []
+    oldest = trusted_at - timedelta(days=history_retention_days)
     with exclusive.transaction() as db:
         _limit_lock_wait(db)  # dropping needs the table for itself, and queries queue behind the wait
-        now: datetime = db.execute(select(func.statement_timestamp())).scalar_one()
-        oldest = now - timedelta(days=history_retention_days)
         for table in PARTITIONED:
             for month in _existing(db, table):
                 if _months_after(month, 1) <= oldest:
+                    log.info("dropping partition", partition=_name(table, month), older_than=oldest.isoformat())
                     db.execute(select(func.srm.drop_partition(table, month)))
                     dropped.append(_name(table, month))
     for table in PARTITIONED:
@@ -112,6 +118,8 @@ def _delete_from_default(exclusive: Exclusive, table: str, oldest: datetime) -> 
     deleted = MOVED_AT_ONCE
     while deleted == MOVED_AT_ONCE and not exclusive.is_stopped:
         with exclusive.transaction() as db:
+            if any(month < oldest for month in _months_in_default(db, table)):
+                log.info("deleting from the default partition", table=table, older_than=oldest.isoformat())
             deleted = db.execute(select(func.srm.empty_default_partition(table, oldest, MOVED_AT_ONCE))).scalar_one()
         if deleted:
             log.info("deleted from the default partition", table=table, rows=deleted)

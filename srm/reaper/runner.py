@@ -19,6 +19,7 @@ from srm.db.models import ReaperState
 from srm.errors import DependencyUnavailable, first_line
 from srm.reaper import partitions, sessions
 from srm.reaper.exclusive import Busy, Exclusive, Stopping
+from srm.reaper.trust import Trust
 
 log = structlog.get_logger("srm.reaper")
 
@@ -42,6 +43,7 @@ class Reaper:
 
     def __init__(self, database: Database, *, ended_retention_seconds: int, history_retention_days: int) -> None:
         self._exclusive = Exclusive(database)
+        self._trust = Trust()
         self._ended_retention_seconds = ended_retention_seconds
         self._history_retention_days = history_retention_days
 
@@ -55,7 +57,8 @@ class Reaper:
 
     def make_partitions(self) -> list[str]:
         """Make the missing partitions; return their names. Raises Busy when another reaper is at work."""
-        return partitions.make(self._exclusive, self._ended_retention_seconds, self._history_retention_days)
+        trusted_at = self._trust.trusted_at(self._exclusive)
+        return partitions.make(self._exclusive, self._ended_retention_seconds, self._history_retention_days, trusted_at)
 
     def archive(self) -> int:
         """Move ended sessions to the history; return how many. Raises Busy when another reaper is at work."""
@@ -63,7 +66,8 @@ class Reaper:
 
     def drop_partitions(self) -> list[str]:
         """Drop the partitions that are too old; return their names. Raises Busy when another reaper is at work."""
-        return partitions.drop(self._exclusive, self._history_retention_days)
+        trusted_at = self._trust.trusted_at(self._exclusive)
+        return partitions.drop(self._exclusive, self._history_retention_days, trusted_at)
 
     def run(self) -> None:
         """Do all tasks once. Errors are logged, never raised, and do not keep the other tasks from running."""

@@ -28,6 +28,8 @@ def _beat_forever(lanes: Lanes) -> NoReturn:
             if outage is not None:
                 began_at = outage.began_at and outage.began_at.isoformat()
                 log.warning("outage over", began_at=began_at, over_at=outage.over_at.isoformat())
+                if stepped_back := outage.clock_stepped_back_seconds:
+                    log.warning("clock stepped back", seconds=round(stepped_back, 3))
         except DependencyUnavailable:
             pass  # requests meet the outage too, and log it
         except psycopg.Error as error:  # the schema is too old, or the role lacks a right
