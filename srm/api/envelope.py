@@ -18,7 +18,7 @@ from werkzeug.routing import RequestRedirect
 
 from srm import errors
 from srm.api import telemetry
-from srm.api.http_errors import HTTP_ERRORS, HttpError, MethodNotAllowed, RequestTooLarge
+from srm.api.http_errors import HTTP_ERRORS, MethodNotAllowed, RequestTooLarge
 from srm.errors import SrmError
 from srm.logs import CORRELATION_ID
 
@@ -75,8 +75,7 @@ def respond(error: SrmError, cause: Exception | None = None, **members: object) 
     `members`: further members of the errorResponse, for a client that asked for them.
     """
     http = HTTP_ERRORS[type(error)]
-    request.environ[telemetry.ERROR_CODE] = error.error_code
-    _log(error, http, cause or error)
+    record_error(request.environ, error, cause)
     body = render(error)
     body["errorResponse"] |= members
     response = Response(json.dumps(body), http.code, mimetype="application/json")
@@ -87,8 +86,13 @@ def respond(error: SrmError, cause: Exception | None = None, **members: object) 
     return response
 
 
-def _log(error: SrmError, http: HttpError, cause: Exception) -> None:
-    facts = telemetry.facts_of(request.environ, http.code)
+def record_error(environ: WSGIEnvironment, error: SrmError, cause: Exception | None = None) -> None:
+    """Log the error of a request once, with the trace of `cause` if it is an InternalError, and note its code."""
+    environ[telemetry.ERROR_CODE] = error.error_code
+    _log(error, telemetry.facts_of(environ, HTTP_ERRORS[type(error)].code), cause or error)
+
+
+def _log(error: SrmError, facts: dict[str, object], cause: Exception) -> None:
     facts.update(error_code=error.error_code, message=error.text)
     if isinstance(error, errors.SessionLimitReached):
         facts.update(rule=error.rule, limit=error.limit)

@@ -53,12 +53,16 @@ class Lanes:
 
     def set_up(self, request: SetupRequest) -> Result[Admission]:
         """Set a session up in a batch if it can be, else in a transaction of its own; see `srm.playback.setup`."""
-        result = self.setups.submit(request) if is_plain(request) else None
+        result = self.set_up_in_batch(request)
         if result is not None:
             return result
         account_id = request.principal.account_id
         with self._database.setups.request(request.access.spent_seconds, account_id) as db:
             return set_up(db, request)
+
+    def set_up_in_batch(self, request: SetupRequest) -> Result[Admission] | None:
+        """Set a session up in a batch; return None where `set_up` in a transaction has to decide."""
+        return self.setups.submit(request) if is_plain(request) else None
 
     def record_denial(self, request: SetupRequest, denial: SrmError, *, observed: bool = False) -> None:
         """Record a denial; see `srm.playback.denials`."""

@@ -17,7 +17,7 @@ from srm.api import envelope, telemetry
 from srm.api.client_address import client_address
 from srm.api.http_errors import is_denial
 from srm.api.parsing import parse_uuid, read_body
-from srm.api.parts import parts
+from srm.api.parts import Parts, parts
 from srm.api.v1.client import schemas
 from srm.clients.tokens import TokenVerifier
 from srm.errors import MalformedRequest, SessionLimitReached, SrmError
@@ -30,6 +30,9 @@ from srm.playback.teardown import tear_down, tear_down_or_explain
 MAX_BODY_BYTES = 16 * 1024
 
 IDEMPOTENCY_KEY_FORM = re.compile(r"[!-~]{1,255}")
+
+DECIDED = "srm.decided"
+"""Key of the WSGI environment: result of a setup that a batch has decided, and that the view has to answer."""
 
 blueprint = Blueprint("client", __name__)
 """Routes of the client API, to be registered under `/srm/v1` and under `/srm`."""
@@ -74,7 +77,7 @@ def post_session() -> Response:
         idempotency_key=idempotency_key,
         take_over=body.options.takeOver,
     )
-    result = app.lanes.set_up(setup)
+    result = environ.pop(DECIDED, None) or app.lanes.set_up(setup)
     telemetry.record_ended_sessions(result.ended, ended_for=principal.device_id)
     if isinstance(result.outcome, SrmError):
         return _answer_denied(setup, result.outcome, list_conflicts=body.options.listConflicts)
@@ -82,23 +85,38 @@ def post_session() -> Response:
 
 
 def _answer_admitted(setup: SetupRequest, admission: Admission) -> Response:
+    record_admitted(request.environ, parts(), setup, admission)
+    return PreparedResponse(body_of(admission))
+
+
+def record_admitted(environ: WSGIEnvironment, app: Parts, setup: SetupRequest, admission: Admission) -> None:
+    """Count an admitted setup, and record the denial that was only observed."""
     telemetry.SETUPS.inc()
-    request.environ[telemetry.SESSION] = admission.session_id
+    environ[telemetry.SESSION] = admission.session_id
     if admission.observed is not None:
         telemetry.count_denial(admission.observed, observed=True)
-        parts().lanes.record_denial(setup, admission.observed, observed=True)
+        app.lanes.record_denial(setup, admission.observed, observed=True)
+
+
+def body_of(admission: Admission) -> str:
+    """Return the JSON that answers an admitted setup."""
     success = schemas.Setup(sessionId=admission.session_id, timeout=admission.timeout_seconds)
-    return PreparedResponse(schemas.SuccessResponse(successResponse=success).model_dump_json(exclude_none=True))
+    return schemas.SuccessResponse(successResponse=success).model_dump_json(exclude_none=True)
 
 
 def _answer_denied(setup: SetupRequest, error: SrmError, *, list_conflicts: bool) -> Response:
     """Record the denial, and answer it with the sessions in the way, or raise the error."""
     if is_denial(error):
-        telemetry.count_denial(error)
-        parts().lanes.record_denial(setup, error)
+        record_denied(parts(), setup, error)
     if isinstance(error, SessionLimitReached) and list_conflicts:
         return envelope.respond(error, **_conflicts(error, list_sessions(parts().database.hot, setup.principal)))
     raise error
+
+
+def record_denied(app: Parts, setup: SetupRequest, denial: SrmError) -> None:
+    """Count and record a denial."""
+    telemetry.count_denial(denial)
+    app.lanes.record_denial(setup, denial)
 
 
 def _conflicts(denial: SessionLimitReached, active: Sequence[ListedSession]) -> dict[str, Any]:
