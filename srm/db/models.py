@@ -181,7 +181,7 @@ class Account(Base):
         server_default=text("true"), comment="False: every setup is refused with SRM-0004"
     )
     max_sessions: Mapped[int | None] = mapped_column(
-        comment="Instead of max_sessions of the profile; null = the profile's"
+        comment="Limit that replaces max_sessions of the profile; null = the limit of the profile"
     )
 
 
@@ -198,7 +198,7 @@ class Device(Base):
     account_id: Mapped[str] = mapped_column(primary_key=True, comment="Account that the device belongs to")
     device_id: Mapped[str] = mapped_column(primary_key=True, comment="Id of the device within the account")
     device_group: Mapped[str] = mapped_column(comment="Kind of device: tv, mobile, …")
-    name: Mapped[str] = mapped_column(comment="What the viewer calls it: Living-room TV")
+    name: Mapped[str] = mapped_column(comment="Name that the viewer gave the device: Living-room TV")
     enabled: Mapped[bool] = mapped_column(
         server_default=text("true"), comment="False: every setup from it is refused with SRM-0005"
     )
@@ -312,10 +312,10 @@ class Entitlement(Base):
     account_id: Mapped[str] = mapped_column(primary_key=True, comment="The account")
     product_id: Mapped[str] = mapped_column(ForeignKey(Product.product_id), primary_key=True, comment="The product")
     valid_from: Mapped[datetime] = mapped_column(
-        server_default=func.statement_timestamp(), comment="First instant at which it holds"
+        server_default=func.statement_timestamp(), comment="First instant at which the entitlement holds"
     )
     valid_until: Mapped[datetime | None] = mapped_column(
-        comment="First instant at which it does not hold any more; null = no end"
+        comment="First instant at which the entitlement no longer holds; null = no end"
     )
 
 
@@ -328,23 +328,23 @@ class SessionColumns:
     content_type: Mapped[str] = mapped_column(comment="contentType of the setup")
     content_id: Mapped[str] = mapped_column(comment="contentID of the setup")
     started_at: Mapped[datetime] = mapped_column(
-        server_default=func.statement_timestamp(), comment="When the slot was taken"
+        server_default=func.statement_timestamp(), comment="Time at which the slot was taken"
     )
     last_keep_alive_at: Mapped[datetime] = mapped_column(
-        server_default=func.statement_timestamp(), comment="When the client was last heard of"
+        server_default=func.statement_timestamp(), comment="Time of the last keep-alive, or else of the setup"
     )
     timeout_seconds: Mapped[int | None] = mapped_column(
         comment="Seconds from a keep-alive to the lapse, copied from the profile at setup; null = no keep-alive needed"
     )
     max_sessions: Mapped[int | None] = mapped_column(
-        comment="The limit of the account at setup, under which the session was admitted; null = no limit"
+        comment="Limit of the account under which the session was admitted; null = no limit"
     )
     ended_by: Mapped[str | None] = mapped_column(
-        sort_order=3, comment="What the viewer calls the device whose setup ended the session; null = no setup did"
+        sort_order=3, comment="Name of the device whose setup ended the session; null = no setup did"
     )
     device_group: Mapped[str | None] = mapped_column(sort_order=5, comment="Group of the device, at setup")
     content_groups: Mapped[list[str] | None] = mapped_column(
-        sort_order=5, comment="Groups of the content, at setup; null = it was in none"
+        sort_order=5, comment="Groups of the content, at setup; null = no group"
     )
     address: Mapped[str | None] = mapped_column(
         INET, sort_order=5, comment="Address of the client at setup, of IPv6 its /64; null = not known"
@@ -352,25 +352,25 @@ class SessionColumns:
     counts: Mapped[bool] = mapped_column(
         server_default=text("true"),
         sort_order=5,
-        comment="Whether it counts towards max_sessions; by the groups of device and content, at setup",
+        comment="True: the session counts towards max_sessions; decided at setup by the groups of device and content",
     )
     max_session_seconds: Mapped[int | None] = mapped_column(
         sort_order=5, comment="Seconds from started_at to the lapse, keep-alives or not; null = no limit"
     )
     max_sessions_per_content: Mapped[int | None] = mapped_column(
-        sort_order=5, comment="A limit under which the session was admitted, like max_sessions; null = no limit"
+        sort_order=5, comment="Limit under which the session was admitted, as max_sessions; null = no limit"
     )
     max_ip_addresses: Mapped[int | None] = mapped_column(
-        sort_order=5, comment="A limit under which the session was admitted, like max_sessions; null = no limit"
+        sort_order=5, comment="Limit under which the session was admitted, as max_sessions; null = no limit"
     )
     max_sessions_per_ip: Mapped[int | None] = mapped_column(
-        sort_order=5, comment="A limit under which the session was admitted, like max_sessions; null = no limit"
+        sort_order=5, comment="Limit under which the session was admitted, as max_sessions; null = no limit"
     )
     max_sessions_of_device_group: Mapped[int | None] = mapped_column(
-        sort_order=5, comment="The limit of device_group under which the session was admitted; null = no limit"
+        sort_order=5, comment="Limit of device_group under which the session was admitted; null = no limit"
     )
     max_sessions_of_content_groups: Mapped[list[int | None] | None] = mapped_column(
-        sort_order=5, comment="The limits of content_groups, in their order, under which the session was admitted"
+        sort_order=5, comment="Limits of content_groups, in their order, under which the session was admitted"
     )
 
 
@@ -386,11 +386,11 @@ class PlaybackSession(SessionColumns, Base):
 
     ended_at: Mapped[datetime | None] = mapped_column(
         sort_order=1,
-        comment="When the slot became free; for a lapsed session the moment of the lapse; null = not ended",
+        comment="Time at which the slot became free; for a lapsed session the instant of the lapse; null = not ended",
     )
-    end_reason: Mapped[str | None] = mapped_column(sort_order=2, comment="Why it ended; null = not ended")
+    end_reason: Mapped[str | None] = mapped_column(sort_order=2, comment="Reason of the end; null = not ended")
     idempotency_key: Mapped[str | None] = mapped_column(
-        sort_order=4, comment="Idempotency-Key of the setup; null = it had none"
+        sort_order=4, comment="Idempotency-Key of the setup; null = no key"
     )
     clock_stepped_from: Mapped[datetime | None] = mapped_column(
         sort_order=6,
@@ -429,17 +429,21 @@ class Availability(OneRow, Base):
         {"comment": "Since when SRM has been able to take keep-alives; one row"},
     )
 
-    seen_at: Mapped[datetime] = mapped_column(comment="When the API was last able to; each second, while it is")
-    available_since: Mapped[datetime] = mapped_column(
-        comment="When the last outage was over: until a timeout after it no session lapses for want of keep-alives"
+    seen_at: Mapped[datetime] = mapped_column(
+        comment="Last time at which the API could take keep-alives; written each second"
     )
-    outage_at: Mapped[datetime | None] = mapped_column(comment="When the last outage began; null = none is known of")
+    available_since: Mapped[datetime] = mapped_column(
+        comment="End of the last outage; until a timeout after it no session lapses for want of keep-alives"
+    )
+    outage_at: Mapped[datetime | None] = mapped_column(
+        comment="Beginning of the last outage; null = no outage is known"
+    )
     clock_stepped_from: Mapped[datetime | None] = mapped_column(
-        comment="Latest instant that the clock can have shown before it last stepped back; null = no step is known of"
+        comment="Latest instant that the clock can have shown before it last stepped back; null = no step is known"
     )
     clock_stepped_at: Mapped[datetime | None] = mapped_column(
-        comment="When a step back of the clock was last noticed, by the clock after the step; null = no step is known "
-        "of"
+        comment="Time at which the last step back of the clock was noticed, by the clock after the step; "
+        "null = no step is known"
     )
 
 
@@ -448,8 +452,10 @@ class SessionHistory(SessionColumns, Base):
 
     __tablename__ = "session_history"
 
-    ended_at: Mapped[datetime] = mapped_column(primary_key=True, sort_order=1, comment="When the slot became free")
-    end_reason: Mapped[str] = mapped_column(sort_order=2, comment="Why it ended")
+    ended_at: Mapped[datetime] = mapped_column(
+        primary_key=True, sort_order=1, comment="Time at which the slot became free"
+    )
+    end_reason: Mapped[str] = mapped_column(sort_order=2, comment="Reason of the end")
 
     __table_args__ = (
         {
@@ -472,10 +478,10 @@ class Denial(Base):
 
     account_id: Mapped[str] = mapped_column(primary_key=True, comment="Account of the token")
     denied_at: Mapped[datetime] = mapped_column(
-        primary_key=True, server_default=func.statement_timestamp(), comment="When it was refused"
+        primary_key=True, server_default=func.statement_timestamp(), comment="Time of the denial"
     )
     denial_id: Mapped[UUID] = mapped_column(
-        primary_key=True, server_default=func.gen_random_uuid(), comment="Tells refusals of the same instant apart"
+        primary_key=True, server_default=func.gen_random_uuid(), comment="Tells denials of one instant apart"
     )
     device_id: Mapped[str] = mapped_column(comment="Device of the token")
     content_type: Mapped[str] = mapped_column(comment="contentType of the setup")
@@ -485,18 +491,18 @@ class Denial(Base):
     )
     error_code: Mapped[str] = mapped_column(comment="errorCode of the answer: SRM-0004 to SRM-0007")
     rule: Mapped[str | None] = mapped_column(
-        comment="The limit that was reached: max_sessions, device_group:mobile, …; null = it was none"
+        comment="Limit that was reached: max_sessions, device_group:mobile, …; null = no limit was reached"
     )
-    rule_limit: Mapped[int | None] = mapped_column(comment="What the limit was at")
-    in_the_way: Mapped[list[UUID] | None] = mapped_column(comment="The sessions whose end would have made room")
+    rule_limit: Mapped[int | None] = mapped_column(comment="Value of that limit")
+    in_the_way: Mapped[list[UUID] | None] = mapped_column(comment="Sessions whose end would have made room")
     observed: Mapped[bool] = mapped_column(
         server_default=text("false"),
         comment="True: the profile only observes; the session was admitted, and by an enforced limit it would have "
         "been refused or, as on_limit says, have evicted others",
     )
     reason: Mapped[str | None] = mapped_column(
-        comment="Why content access was denied, in the words of the entitlement service; null = it gave no reason, "
-        "was not asked, or the refusal was another"
+        comment="Reason of the entitlement service for denying content access; null = no reason was given, or no "
+        "access was denied"
     )
 
 
@@ -514,9 +520,11 @@ class Operator(Base):
     role: Mapped[str] = mapped_column(comment="viewer = reads; care = also ends sessions; admin = all")
     key_hash: Mapped[bytes] = mapped_column(comment="SHA-256 of the secret part of the Operator-Key")
     created_at: Mapped[datetime] = mapped_column(
-        server_default=func.statement_timestamp(), comment="When the key was made"
+        server_default=func.statement_timestamp(), comment="Time at which the key was made"
     )
-    revoked_at: Mapped[datetime | None] = mapped_column(comment="When the key stopped working; null = it works")
+    revoked_at: Mapped[datetime | None] = mapped_column(
+        comment="Time at which the key stopped working; null = the key works"
+    )
 
 
 class OperatorChange(Base):
@@ -530,20 +538,22 @@ class OperatorChange(Base):
     )
 
     account_id: Mapped[str] = mapped_column(
-        primary_key=True, comment="Account that was changed; empty = none: the catalogue, a profile, an operator"
+        primary_key=True, comment="Account that was changed; empty = no account: the catalogue, a profile, an operator"
     )
     changed_at: Mapped[datetime] = mapped_column(
-        primary_key=True, server_default=func.statement_timestamp(), comment="When"
+        primary_key=True, server_default=func.statement_timestamp(), comment="Time of the change"
     )
     change_id: Mapped[UUID] = mapped_column(
-        primary_key=True, server_default=func.gen_random_uuid(), comment="Tells changes of the same instant apart"
+        primary_key=True, server_default=func.gen_random_uuid(), comment="Tells changes of one instant apart"
     )
-    operator: Mapped[str] = mapped_column(comment="Who: name in operators, or cli: and a user of the system")
-    action: Mapped[str] = mapped_column(comment="What was done: create, update, delete, end, import, revoke")
-    resource: Mapped[str] = mapped_column(comment="To what: its path below /srm/v1/")
-    before: Mapped[dict[str, Any] | None] = mapped_column(comment="What it was; null = it was not there")
-    after: Mapped[dict[str, Any] | None] = mapped_column(comment="What it is now; null = it is gone")
-    correlation_id: Mapped[str | None] = mapped_column(comment="X-Correlation-Id of the request; null = it was none")
+    operator: Mapped[str] = mapped_column(comment="Author: name in operators, or cli: and a user of the system")
+    action: Mapped[str] = mapped_column(comment="Action: create, update, delete, end, import, revoke")
+    resource: Mapped[str] = mapped_column(comment="Path of the changed resource below /srm/v1/")
+    before: Mapped[dict[str, Any] | None] = mapped_column(comment="State before the change; null = there was nothing")
+    after: Mapped[dict[str, Any] | None] = mapped_column(comment="State after the change; null = nothing is left")
+    correlation_id: Mapped[str | None] = mapped_column(
+        comment="X-Correlation-Id of the request; null = no request made the change"
+    )
 
 
 class ReaperState(OneRow, Base):
@@ -556,19 +566,19 @@ class ReaperState(OneRow, Base):
     )
 
     ran_at: Mapped[datetime | None] = mapped_column(
-        comment="When a reaper was last through with all its work, done or failed; null = never"
+        comment="Time at which a reaper last finished a run, failed tasks included; null = never"
     )
     expired: Mapped[int] = mapped_column(
-        BigInteger, server_default=text("0"), comment="Lapsed sessions that it has ended, ever"
+        BigInteger, server_default=text("0"), comment="Lapsed sessions that reapers have ended, ever"
     )
     archived: Mapped[int] = mapped_column(
-        BigInteger, server_default=text("0"), comment="Ended sessions that it has moved to session_history, ever"
+        BigInteger, server_default=text("0"), comment="Ended sessions that reapers have moved to session_history, ever"
     )
     failed_at: Mapped[datetime | None] = mapped_column(
-        comment="When a piece of its work failed; null = the last run went well"
+        comment="Time at which a task of the last run failed; null = all tasks succeeded"
     )
     failure: Mapped[str | None] = mapped_column(
-        comment="Which piece of the last run failed, and why; null = the last run went well"
+        comment="Task of the last run that failed, and its error; null = all tasks succeeded"
     )
     trusted_at: Mapped[datetime | None] = mapped_column(
         comment="Time by which the reaper drops history: the clock, or less after the clock jumped ahead by more than "
