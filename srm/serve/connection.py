@@ -74,9 +74,10 @@ class Connection:
         try:
             function(self)
         except Parked:
-            self._greenlet = None
             self._watcher = gevent.get_hub().loop.io(self._sock.fileno(), READABLE)
             self._watcher.start(self._unpark, function)
+        finally:
+            self._greenlet = None  # the two would keep each other in memory
 
     def _unpark(self, function: "Callable[[Connection], None]") -> None:
         self._watcher.stop()
