@@ -53,7 +53,7 @@ REQUESTS = Histogram(
 )
 WAITED = Histogram(
     "srm_thread_wait_seconds",
-    "Seconds that requests waited for a thread of their process",
+    "Seconds that the event loop of a process was late, measured twice a second: requests wait as long",
     buckets=(0.001, 0.005, 0.025, 0.1, 0.3, 1, 3),
     registry=REGISTRY,
 )

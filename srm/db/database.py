@@ -48,11 +48,11 @@ LANE_CONNECTIONS = 1
 """Connections of the lanes of keep-alives and teardowns, each (`srm.playback.lanes`)."""
 SETUP_LANE_CONNECTIONS = 2
 """Connections of the lane of setups: one batch is decided while another one waits for the disk."""
-HOT_CONNECTIONS = 4
-DURABLE_CONNECTIONS = 4
-SETUP_CONNECTIONS = 8
+HOT_CONNECTIONS = 3
+DURABLE_CONNECTIONS = 3
+SETUP_CONNECTIONS = 6
 KEY_CONNECTIONS = 1
-OPERATOR_CONNECTIONS = 4
+OPERATOR_CONNECTIONS = 3
 MONITORING_CONNECTIONS = 2
 CONNECTIONS = (
     2 * LANE_CONNECTIONS

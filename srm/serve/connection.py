@@ -2,8 +2,11 @@
 
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
+import gevent
 from gevent import monkey
 
 HEAD_SECONDS = 5
@@ -14,6 +17,9 @@ BODY_SECONDS = 5
 
 WRITE_SECONDS = 5
 """Time in which a client takes a part of its answer."""
+
+PARK_SECONDS = 1
+"""Time after which an idle connection gives its greenlet up."""
 
 HANG_UP_SECONDS = 2
 """Time for which a closed connection waits for the client to hang up.
@@ -28,23 +34,60 @@ WRITE_AT_ONCE_BYTES = 64 * 1024
 """Size of the buffer in which the header and the body of an answer are sent together."""
 
 NEVER = float("inf")
+READABLE = 1
+"""Event of the event loop."""
 
 
 _plain_socket = monkey.get_original("socket", "socket")
 
 
+class Parked(BaseException):
+    """Raised in the greenlet of an idle connection. A watcher waits for the next request instead."""
+
+
 class Connection:
-    """The socket of a client. `end_if_late` wakes whoever waits for the client longer than allowed."""
+    """The socket of a client. `look` wakes whoever waits for the client longer than allowed."""
 
-    __slots__ = ("_has_ended", "_idle_seconds", "_late_at", "_left_bytes", "_out", "_read_by", "_sock", "is_idle")
+    __slots__ = (
+        "_greenlet", "_has_ended", "_idle_seconds", "_late_at", "_left_bytes", "_out", "_read_by", "_sock", "_watcher",
+        "address", "is_idle", "listener_name",
+    )  # fmt: skip
 
-    def __init__(self, sock: socket.socket, idle_seconds: float) -> None:
+    def __init__(self, sock: socket.socket, address: Any, listener_name: Any, idle_seconds: float) -> None:
+        self.address = address
+        self.listener_name = listener_name
         self._sock = sock
         self._idle_seconds = idle_seconds
         self._out = bytearray()
         self._has_ended = False
         self._late_at = NEVER
         self.await_request()
+
+    def serve(self, function: "Callable[[Connection], None]") -> None:
+        """Run the function in a greenlet of its own, and once more for each request after a pause.
+
+        An idle connection without a greenlet takes 3 KB instead of 15.
+        """
+        self._greenlet: gevent.Greenlet[..., None] | None = gevent.spawn(self._run, function)
+
+    def _run(self, function: "Callable[[Connection], None]") -> None:
+        try:
+            function(self)
+        except Parked:
+            self._watcher = gevent.get_hub().loop.io(self._sock.fileno(), READABLE)
+            self._watcher.start(self._unpark, function)
+        finally:
+            self._greenlet = None  # the two would keep each other in memory
+
+    def _unpark(self, function: "Callable[[Connection], None]") -> None:
+        self._watcher.stop()
+        self._watcher.close()
+        self.serve(function)
+
+    def _park(self) -> None:
+        """Take the greenlet from the connection, if that still waits for a request. Called by the event loop."""
+        if self.is_idle and self._late_at != NEVER and self._greenlet is not None:
+            self._greenlet.throw(Parked)
 
     def await_request(self) -> None:
         """Expect the next request. The connection is idle until the first byte."""
@@ -92,12 +135,12 @@ class Connection:
             self._late_at = NEVER
             self._out.clear()
 
-    def end_if_late(self, now: float) -> bool:
-        """End the wait for the client when it is late at `now`, by `time.monotonic()`. Return whether it was."""
-        is_late = now >= self._late_at
-        if is_late:
+    def look(self, now: float) -> None:
+        """End the wait for a client that is late at `now`, by `time.monotonic()`; park a connection that is idle."""
+        if now >= self._late_at:
             self.end()
-        return is_late
+        elif self.is_idle and now > self._read_by - self._idle_seconds + PARK_SECONDS and self._greenlet is not None:
+            gevent.get_hub().loop.run_callback(self._park)
 
     def end(self) -> None:
         """Read nothing more than what has arrived, and send nothing more to a client that takes nothing.
@@ -114,6 +157,7 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection; wait a while for the client to hang up first."""
+        self.is_idle = False
         with suppress(OSError):
             if not self._has_ended:
                 self._sock.shutdown(socket.SHUT_WR)

@@ -16,7 +16,7 @@ from uuid import uuid4
 import gevent
 from gevent import monkey
 from gevent import socket as gevent_socket
-from gevent.pool import Pool
+from gevent.lock import Semaphore
 from gunicorn import glogging, http
 from gunicorn.http import wsgi
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, NoMoreData, ParseException
@@ -59,7 +59,7 @@ class Worker(base.Worker):  # type: ignore[misc]
         gevent.reinit()
         self._drained_at: float | None = None
         self._connections: set[Connection] = set()
-        self._greenlets = Pool(self.cfg.worker_connections)
+        self._room = Semaphore(self.cfg.worker_connections)
         super().init_process()
 
     def run(self) -> None:
@@ -95,8 +95,7 @@ class Worker(base.Worker):  # type: ignore[misc]
         self.notify()
         now = time.monotonic()
         for connection in list(self._connections):
-            if connection.end_if_late(now):
-                self.log.debug("client is late")
+            connection.look(now)
         if self.nr >= self.max_requests and self._drained_at is None:
             self.log.info("enough requests, making room for a new worker")
             self._drain()
@@ -121,7 +120,7 @@ class Worker(base.Worker):  # type: ignore[misc]
             for connection in self._connections:
                 if connection.is_idle:
                     connection.end()
-            self._greenlets.join(timeout=LOOK_SECONDS)
+            gevent.sleep(FIRST_WORD_SECONDS)
             self._look()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
@@ -141,14 +140,13 @@ class Worker(base.Worker):  # type: ignore[misc]
 
     def _accept_forever(self, listener: gevent_socket.socket) -> None:
         while True:
-            self._greenlets.wait_available()
+            self._room.acquire()
             try:
-                client, address = listener.accept()
+                self._welcome(listener)
             except OSError as error:
+                self._room.release()
                 self.log.warning("cannot accept a connection: %s", error)
                 gevent.sleep(NO_ROOM_SECONDS)
-                continue
-            self._greenlets.spawn(self._serve, client, address, listener.getsockname())
             gevent.sleep(0)  # Otherwise one worker would take all of many clients that connect at once.
 
     def _accept_waiting(self, listener: gevent_socket.socket) -> None:
@@ -156,18 +154,22 @@ class Worker(base.Worker):  # type: ignore[misc]
         listener.settimeout(0)
         with suppress(OSError):
             while True:
-                client, address = listener.accept()
-                self._greenlets.spawn(self._serve, client, address, listener.getsockname())
+                self._welcome(listener)
 
-    def _serve(self, client: gevent_socket.socket, address: Any, listener_name: Any) -> None:
-        """Answer the requests of a connection, then close it."""
-        connection = Connection(client, self.cfg.keepalive)
+    def _welcome(self, listener: gevent_socket.socket) -> None:
+        """Accept the next connection, and serve it."""
+        client, address = listener.accept()
+        connection = Connection(client, address, listener.getsockname(), self.cfg.keepalive)
         self._connections.add(connection)
+        connection.serve(self._serve)
+
+    def _serve(self, connection: Connection) -> None:
+        """Answer the requests of a connection, then close it. Parked passes through, and leaves it open."""
         request = None
         try:
-            for request in http.get_parser(self.cfg, connection, address):
+            for request in http.get_parser(self.cfg, connection, connection.address):
                 connection.await_body()
-                is_kept = self._answer(request, connection, address, listener_name)
+                is_kept = self._answer(request, connection)
                 connection.flush()
                 if not is_kept:
                     break
@@ -175,16 +177,15 @@ class Worker(base.Worker):  # type: ignore[misc]
         except (OSError, NoMoreData) as error:
             self.log.debug("client is gone: %s", error)
         except Exception as error:
-            self.handle_error(request, connection, address, error)
-        finally:
-            connection.is_idle = False
-            connection.close()
-            self._connections.discard(connection)
+            self.handle_error(request, connection, connection.address, error)
+        connection.close()
+        self._connections.discard(connection)
+        self._room.release()
 
-    def _answer(self, request: Any, connection: Connection, address: Any, listener_name: Any) -> bool:
+    def _answer(self, request: Any, connection: Connection) -> bool:
         """Let the application answer a request; return whether to keep the connection open."""
         DEADLINE.set(time.monotonic() + DEADLINE_SECONDS)
-        response, environ = wsgi.create(request, connection, address, listener_name, self.cfg)
+        response, environ = wsgi.create(request, connection, connection.address, connection.listener_name, self.cfg)
         environ["wsgi.multithread"] = True
         self.nr += 1
         parts = self.wsgi(environ, response.start_response)

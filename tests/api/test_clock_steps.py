@@ -1,6 +1,7 @@
 """The database's clock steps back or ahead: the invariants hold, and no live session is lost.
 
-Source: docs/design.md, "Clock steps", and docs/design.md, Invariant 5. The tests move all instants in the tables instead of the clock.
+Source: docs/design.md, "Clock steps", and docs/design.md, Invariant 5. Tests move all instants in the tables instead of
+the clock.
 """
 
 from collections.abc import Callable, Iterator

@@ -18,7 +18,10 @@ from srm.serve.connection import MAX_REQUEST_BYTES
 from tests.support import Process, free_port, python_m, running, wait_until
 
 APPLICATION = """
+import gc
 import time
+
+import gevent
 
 from srm.serve import connection
 
@@ -31,6 +34,8 @@ def app(environ, start_response):
         time.sleep(1)
     while path == "/stuck":
         pass
+    if path == "/greenlets":
+        body = b"x" * sum(isinstance(item, gevent.Greenlet) for item in gc.get_objects())
     answer = b"x" * 50_000_000 if path == "/large" else b"%d" % len(body)
     start_response("200 OK", [("Content-Length", str(len(answer)))])
     return [answer]
@@ -177,6 +182,22 @@ def test_an_idle_connection_stays_open_longer_than_a_request_may_take(port: int)
             client.sendall(request())
             assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
             time.sleep(LATE_SECONDS + 1)
+
+
+def test_an_idle_connection_has_no_greenlet(port: int) -> None:
+    def count() -> int:
+        return int(ask(port, "/greenlets").rpartition(b"\r\n")[2])
+
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(port)) for _ in range(100)]
+        for client in clients[:50]:
+            client.sendall(request())
+            assert client.recv(4096)
+
+        wait_until(lambda: count() < 20)
+        for client in clients:
+            client.sendall(request())
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_worker_whose_loop_is_stuck_is_replaced(tmp_path: Path) -> None:
