@@ -158,8 +158,8 @@ def url(shared_url: str, outside: Callable[[str], str]) -> Iterator[str]:
 
 @pytest.fixture
 def database(url: str) -> Iterator[Database]:
-    """Connections to the database of `url`."""
-    database = Database(url, application_name="srm-tests")
+    """Connections to the database of `url`, with a longer timeout than a request has: a busy machine is no fault."""
+    database = Database(url, application_name="srm-tests", statement_timeout_seconds=20)
     yield database
     database.dispose()
 

@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import psycopg
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 from psycopg import sql
 from werkzeug.test import TestResponse
 
-from srm.db.database import Database
+from srm.api.parts import parts_of
 from srm.errors import DependencyUnavailable
 from tests.support import ROUTES, SESSION, SETUP, Factory, error_of, free_port, issue_token
 
@@ -96,8 +97,9 @@ def test_a_setup_gives_up_on_an_account_that_somebody_locks(
     assert "successResponse" in call(client, *ROUTES["set up"]).get_json()
 
 
-def test_time_spent_before_the_transaction_counts_towards_the_deadline(database: Database) -> None:
+def test_time_spent_before_the_transaction_counts_towards_the_deadline(app: Flask) -> None:
     """A request that waited for the entitlement service still has its answer in time."""
+    database = parts_of(app).database
     with database.request():
         pass  # Connect, so that the time below is the statement's.
     began_at = time.monotonic()

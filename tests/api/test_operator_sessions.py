@@ -181,7 +181,7 @@ def test_ending_a_lapsed_session_records_it_as_expired(
 ) -> None:
     factory.account("a")
     session = set_up(client)
-    factory.age(session, 40, "last_keep_alive_at")
+    factory.age(session, 40)
 
     assert care("DELETE", "accounts/a/sessions").get_json() == {"ended": 0}
 

@@ -24,7 +24,7 @@ NOON = datetime(2020, 2, 2, 12, tzinfo=UTC)
 def module_url(clone: Callable[[], str], outside: Callable[[str], str]) -> str:
     """A database with a partition for the day of these tests."""
     url = clone()
-    database = Database(outside(url), application_name="srm-tests")
+    database = Database(outside(url), application_name="srm-tests", statement_timeout_seconds=20)
     with database.transaction() as db:
         db.exec_driver_sql(
             "CREATE TABLE srm.session_history_2020_02 PARTITION OF srm.session_history "
@@ -37,7 +37,7 @@ def module_url(clone: Callable[[], str], outside: Callable[[str], str]) -> str:
 @pytest.fixture
 def url(module_url: str, outside: Callable[[str], str]) -> Iterator[str]:
     yield module_url
-    database = Database(outside(module_url), application_name="srm-tests")
+    database = Database(outside(module_url), application_name="srm-tests", statement_timeout_seconds=20)
     with database.transaction() as db:
         db.exec_driver_sql("TRUNCATE srm.sessions, srm.session_history")
     database.dispose()

@@ -268,7 +268,7 @@ class TestProcess:
                 session = factory.session(silent_for=31)
                 wait_until(lambda session=session: session_row(database, session).ended_at is not None)
 
-            assert process.stop(number, timeout=5) == 0
+            assert process.stop(number) == 0
 
         assert "reaper stopped" in process.text()
         assert "Traceback" not in process.text()
@@ -280,7 +280,7 @@ class TestProcess:
         with support.reaper(url, tmp_path / "output", interval=0.1) as process:
             wait_until(lambda: process.text().count("database unavailable") >= 2)
 
-            assert process.stop(timeout=5) == 0
+            assert process.stop() == 0
 
         assert "Traceback" not in process.text()
         assert "a-very-secret-password" not in process.text()
