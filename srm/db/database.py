@@ -96,9 +96,11 @@ class Database:
         self._limits = "; ".join(f"SET LOCAL {name} = {value}" for name, value in limits.items()).encode()
         self._statement_timeout_seconds = statement_timeout_seconds
         self._breaker = CircuitBreaker()
-        self.keep_alives = self._pool(LANE_CONNECTIONS, synchronous_commit="off")
-        self.teardowns = self._pool(LANE_CONNECTIONS)
-        self.setup_batches = self._pool(SETUP_LANE_CONNECTIONS)
+        # A batch of one looks so much cheaper than the average batch that the server would plan it anew each time.
+        planned_once = {"plan_cache_mode": "force_generic_plan"}
+        self.keep_alives = self._pool(LANE_CONNECTIONS, synchronous_commit="off", **planned_once)
+        self.teardowns = self._pool(LANE_CONNECTIONS, **planned_once)
+        self.setup_batches = self._pool(SETUP_LANE_CONNECTIONS, **planned_once)
         self.hot = self._pool(HOT_CONNECTIONS, synchronous_commit="off")
         """Commits do not wait for the disk. A crash of the database may lose the last fraction of a second."""
         self.durable = self._pool(DURABLE_CONNECTIONS)

@@ -187,6 +187,8 @@ class Worker(base.Worker):  # type: ignore[misc]
         DEADLINE.set(time.monotonic() + DEADLINE_SECONDS)
         response, environ = wsgi.create(request, connection, connection.address, connection.listener_name, self.cfg)
         environ["wsgi.multithread"] = True
+        if "HTTP_TRANSFER_ENCODING" in environ:
+            environ["wsgi.input"] = ChunkedBody(request.body)
         self.nr += 1
         parts = self.wsgi(environ, response.start_response)
         try:
@@ -224,6 +226,21 @@ class Worker(base.Worker):  # type: ignore[misc]
         with suppress(OSError):
             client.sendall(head.encode() + body)
             client.flush()
+
+
+class ChunkedBody:
+    """A body in chunks, as WSGI wants it. What gunicorn raises for malformed chunks depends on its version."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    def read(self, size: int | None = None) -> bytes:
+        """Read up to `size` bytes, all when None. Raises OSError when the chunks are malformed, or break off."""
+        try:
+            data: bytes = self._body.read(size)
+        except ParseException as error:
+            raise OSError(str(error)) from error
+        return data
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]

@@ -84,10 +84,10 @@ def test_no_viewer_is_lost_while_every_account_is_locked(
     factory = Factory(database)
     factory.profile("p", max_sessions=None, timeout_seconds=timeout_seconds)
     for account in (f"viewer-{number}" for number in range(VIEWERS)):
-        factory.account(account, profile_id="p")
+        factory.account(account, profile="p")
     new = [f"new-{number}" for number in range(NEW_PER_SECOND * locked_seconds)]
     for account in new:
-        factory.account(account, profile_id="p")
+        factory.account(account, profile="p")
 
     with support.api(url, tmp_path / "api.log") as (base, _), reaper(url, tmp_path / "reaper.log"):
         sessions = {}

