@@ -35,7 +35,7 @@ def base_url(bind: str) -> str:
 def client(bind: str, timeout_seconds: float) -> httpx.Client:
     """Make an HTTP client of the service behind the address."""
     socket_path = bind.removeprefix("unix:") if bind.startswith("unix:") else None
-    transport = httpx.HTTPTransport(uds=socket_path)
+    transport = httpx.HTTPTransport(uds=socket_path, verify=False)
     return httpx.Client(transport=transport, base_url=base_url(bind), timeout=timeout_seconds)
 
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from srm.db.database import Database
-from tests.support import SECRET, SETUP, Factory, Process, api, issue_token
+from tests.support import SECRET, SETUP, Factory, Process, api, http, issue_token
 
 MADE_UP = "8f14e45f-ceea-467f-9575-1c2f6a7b0c11"
 
@@ -58,9 +58,7 @@ class Client:
     def __call__(self, name: str, method: str, path: str, body: object = None, **headers: str) -> httpx.Response:
         named = {key.replace("_", "-"): value for key, value in headers.items()}
         content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        return httpx.request(
-            method, f"{self.base}/srm/v1/{path}", content=content, headers={**named, "X-Correlation-Id": name}
-        )
+        return http(method, f"{self.base}/srm/v1/{path}", content=content, headers={**named, "X-Correlation-Id": name})
 
 
 def test_each_denial_and_failure_is_logged_once(factory: Factory, database: Database, url: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Thirty-two devices of an account play at once, from several addresses, several contents: no limit is exceeded.
+"""Sixteen devices of an account play at once, from several addresses, several contents: no limit is exceeded.
 
 docs/design.md, Invariant 1, for every rule of a profile.
 """
@@ -22,7 +22,7 @@ from tests.concurrency.conftest import Service
 from tests.concurrency.players import Player, Race, ask_until_deadline, at_once
 from tests.support import Factory
 
-CLIENTS = 32
+CLIENTS = 16
 DEVICES = {f"device-{index}": ("tv", "mobile", "computer", "game")[index % 4] for index in range(CLIENTS)}
 CONTENTS = {"film": (), "race": ("cars", "sports"), "match": ("sports",)}
 ADDRESSES = ("192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::")
@@ -80,7 +80,7 @@ def zap(base: str, device: str, barrier: threading.Barrier, race: Race, *, and_t
             race.count("admitted")
             assert ask_until_deadline(partial(player.keep_alive, session_id)).status in (200, 410)
             if and_tear_down:
-                time.sleep(random.uniform(0, 0.02))
+                time.sleep(random.uniform(0, 0.1))
                 assert ask_until_deadline(partial(player.tear_down, session_id)).status in (200, 410)
 
 
@@ -133,7 +133,7 @@ def limits_of(session: Played, on_limit: str) -> Limits:
 @pytest.mark.parametrize("rule", EACH_ALONE)
 def test_no_limit_is_ever_exceeded(service: Service, rule: str) -> None:
     make_account(service.database, EACH_ALONE[rule])
-    race = Race(admitted=3 * CLIENTS, refused=3 * CLIENTS)
+    race = Race(admitted=3 * CLIENTS, refused=2 * CLIENTS)
 
     play(service, race, and_tear_down=True)
 

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from sqlalchemy.engine import make_url
@@ -24,7 +23,7 @@ from srm.config import Settings
 from tests import tools
 from tests.deploy.service import DEPLOY, configure, wait_until_ready
 from tests.service.test_serve import open_folder, python  # noqa: F401
-from tests.support import ROOT, SECRET, SETUP, Factory, Process, environment, free_port, issue_token, psql
+from tests.support import ROOT, SECRET, SETUP, Factory, Process, environment, free_port, http, issue_token, psql
 
 CONTAINER = DEPLOY / "container"
 MADE_BY_OPERATORS = {"./tls"}
@@ -320,7 +319,7 @@ def test_the_image_serves_requests_without_the_checkout_and_writes_no_file(
     try:
         wait_until_ready(process, bind)
         headers = {"Client-Token": issue_token("a", "tv")}
-        answer = httpx.post(f"http://{bind}/srm/v1/sessions", json=SETUP, headers=headers, timeout=20)
+        answer = http("POST", f"http://{bind}/srm/v1/sessions", json=SETUP, headers=headers, timeout=20)
         assert process.stop() == 0, process.text()
     finally:
         process.kill_group()

@@ -23,7 +23,7 @@ from srm.config import Settings
 from srm.db.database import Database
 from tests import tools
 from tests.deploy.service import NGINX, Nginx, configure, instance, nginx, tls
-from tests.support import ROOT, SECRET, SETUP, Factory, issue_token, rows, wait_until
+from tests.support import ROOT, SECRET, SETUP, Factory, http, issue_token, rows, wait_until
 
 PRODUCTION = (ROOT / "docs" / "production.md").read_text()
 
@@ -71,7 +71,7 @@ def player(front: Nginx) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def inside(front: Nginx) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=front.operators, timeout=20) as client:
+    with httpx.Client(verify=False, base_url=front.operators, timeout=20) as client:
         yield client
 
 
@@ -261,7 +261,7 @@ def test_metrics_and_health_come_from_this_host_and_other_requests_from_any_host
     with (
         instance(url, tmp_path / "log", elsewhere),
         nginx(tmp_path / "nginx", here, elsewhere) as front,
-        httpx.Client(base_url=front.operators, timeout=20) as client,
+        httpx.Client(verify=False, base_url=front.operators, timeout=20) as client,
     ):
         states = {path: client.get(path).status_code for path in ("/metrics", "/readyz", "/healthz")}
         others = {client.get("/srm/v1/accounts").status_code for _ in range(5)}
@@ -501,7 +501,7 @@ class TestWhatNginxAnswersItself:
         assert json.loads(body)["errorResponse"]["errorCode"] == "SRM-0002"
 
     def test_plain_http_on_the_tls_port_gets_400_in_the_envelope(self, front: Nginx) -> None:
-        assert_is(httpx.get(front.world.replace("https", "http")), errors.MalformedRequest)
+        assert_is(http("GET", front.world.replace("https", "http")), errors.MalformedRequest)
 
     @pytest.mark.parametrize("upstream", ["refuses", "is silent", "breaks off"])
     def test_nginx_answers_503_in_the_envelope_for_an_srm_that_does_not_answer(

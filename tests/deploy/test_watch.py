@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psycopg
 import pytest
 import yaml
@@ -22,7 +21,7 @@ from srm.db.embedded import programs
 from tests import tools
 from tests.concurrency.players import Player
 from tests.entitlement_server import EntitlementServer, entitlement_server
-from tests.support import ROOT, Factory, api, environment, wait_until
+from tests.support import ROOT, Factory, api, environment, http, wait_until
 
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "srm.json"
@@ -362,7 +361,7 @@ def test_every_check_of_the_operations_page_runs_as_srm_readonly(
     variables = {"SRM_ENTITLEMENTS": "http", "SRM_ENTITLEMENTS_URL": server.url, "SRM_LOG_FORMAT": "json"}
     log = tmp_path / "api.log"
     with api(watched_url, log, workers=1, variables=variables) as (base, _):
-        httpx.post(f"{base}/srm/v1/sessions")
+        http("POST", f"{base}/srm/v1/sessions")
         here = f'journalctl() {{ cat "{log}"; }}; systemctl() {{ echo "active (running)"; }}\n'
         for block in checks():
             result = as_pasted(here + block.replace("http://127.0.0.1:8081", base))
@@ -463,7 +462,7 @@ def test_metrics_have_each_name_in_alerts_dashboard_and_operations_page(
             player.set_up()
             server.behave = lambda call: call.answer([])
             assert player.set_up().error_code == "SRM-0010"
-        text = httpx.get(f"{base}/metrics", timeout=30).text
+        text = http("GET", f"{base}/metrics", timeout=30).text
     database.dispose()
 
     told = {re.split(r"[ {]", line)[0] for line in text.splitlines() if not line.startswith("#")}

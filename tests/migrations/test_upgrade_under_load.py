@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
-import httpx
 import psycopg
 import pytest
 from alembic import command
@@ -27,7 +26,7 @@ from tests.concurrency.players import Answer, Player
 from tests.migrations import first_release
 from tests.migrations.first_release import FirstRelease
 from tests.migrations.test_migrations import config, execute, query
-from tests.support import ROOT, as_role, psql, wait_until
+from tests.support import ROOT, as_role, http, psql, wait_until
 
 Started = TypeVar("Started")
 
@@ -272,7 +271,7 @@ def somebody_reading(url: str) -> Iterator[None]:
 
 def ready(base: str) -> tuple[int, object]:
     """Return the answer of /readyz, with the schema that the running code needs."""
-    answer = httpx.get(f"{base}/readyz")
+    answer = http("GET", f"{base}/readyz")
     return answer.status_code, answer.json().get("schema")
 
 

@@ -28,12 +28,12 @@ from srm.operators import demo
 from srm.reaper.runner import Reaper
 from tests import support
 from tests.concurrency.players import LOST, TEST_DEADLINE_SECONDS, Answer, Player
-from tests.support import Factory, wait_until
+from tests.support import Factory, http, wait_until
 
 ACCOUNTS = [f"account-{index}" for index in range(4)]
 DEVICES = ["tv", "phone", "tablet"]
 TIMEOUT_SECONDS = 1
-PAUSE_SECONDS = 0.02
+PAUSE_SECONDS = 0.05
 """Between two requests of a player."""
 
 GRACE_SECONDS = 3
@@ -299,9 +299,9 @@ def test_the_supervisor_restarts_every_process_that_dies_and_stops_all(
         """Send several requests on new connections, so that more than one worker answers."""
         try:
             for _ in range(6):
-                answer = httpx.post(f"{base}/srm/v1/sessions", json=body, headers=headers, timeout=3)
+                answer = http("POST", f"{base}/srm/v1/sessions", json=body, headers=headers, timeout=3)
                 session_id = answer.json()["successResponse"]["sessionId"]
-                assert httpx.delete(f"{base}/srm/v1/sessions/{session_id}", headers=headers).status_code == 200
+                assert http("DELETE", f"{base}/srm/v1/sessions/{session_id}", headers=headers).status_code == 200
         except (httpx.HTTPError, KeyError, AssertionError):
             return False
         return True

@@ -151,7 +151,7 @@ def service(clone: Callable[[], str], tmp_path: Path) -> Iterator[tuple[str, str
     database.dispose()
 
 
-@pytest.mark.parametrize("kind", ["accounts", "devices"])
+@pytest.mark.parametrize("kind", ["accounts", pytest.param("devices", marks=pytest.mark.long(20))])
 def test_nothing_that_an_import_disables_has_an_active_session_despite_quick_setups(
     service: tuple[str, str, Database], tmp_path: Path, kind: str
 ) -> None:

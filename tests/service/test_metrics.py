@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
@@ -16,7 +15,7 @@ from srm.db.database import Database
 from srm.serve import gunicorn_conf
 from tests.concurrency.players import Player
 from tests.entitlement_server import EntitlementServer, entitlement_server
-from tests.support import ROOT, Factory, Process, api, wait_until
+from tests.support import ROOT, Factory, Process, api, http, wait_until
 
 WORKERS = 2
 GRANTED = 'srm_entitlement_answers_total{answer="granted",source="service"}'
@@ -55,7 +54,7 @@ def set_up(base: str) -> str | None:
 
 def value(base: str, name: str) -> float:
     """Return the value of the metric; 0 when it is missing."""
-    lines = httpx.get(f"{base}/metrics", timeout=30).text.splitlines()
+    lines = http("GET", f"{base}/metrics", timeout=30).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name)
 
 
@@ -101,7 +100,9 @@ def test_every_metric_is_shown_once(service: tuple[str, Process]) -> None:
         assert set_up(base) is None
 
     names = [
-        line.rpartition(" ")[0] for line in httpx.get(f"{base}/metrics", timeout=30).text.splitlines() if line[0] != "#"
+        line.rpartition(" ")[0]
+        for line in http("GET", f"{base}/metrics", timeout=30).text.splitlines()
+        if line[0] != "#"
     ]
 
     assert len(names) == len(set(names))
@@ -133,7 +134,7 @@ def test_a_new_worker_continues_the_metric_files_of_the_ended_one(service: tuple
         for pid in [master.popen.pid] if signal_ == signal.SIGHUP else old:
             os.kill(pid, signal_)
         wait_until(lambda old=old: len(workers(master)) == WORKERS and not workers(master) & old)
-        wait_until(lambda: httpx.get(f"{base}/healthz", timeout=30).is_success)
+        wait_until(lambda: http("GET", f"{base}/healthz", timeout=30).is_success)
         assert value(base, keep_alive) == asked
         wait_until(all_have_answered)
         assert value(base, keep_alive) == asked

@@ -24,7 +24,7 @@ WITHOUT_COVERAGE = (*A_LITTLE, "--phases", "examples,fuzzing,stateful")
     [
         ("/srm/v1", True, A_LITTLE),
         ("/srm/v1", False, WITHOUT_COVERAGE),
-        ("/srm", True, WITHOUT_COVERAGE),
+        pytest.param("/srm", True, WITHOUT_COVERAGE, marks=pytest.mark.long(20)),
         *(
             pytest.param(prefix, with_credentials, EVERYTHING, marks=pytest.mark.long(90))
             for prefix in ("/srm/v1", "/srm")

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import httpx
 import jwt
 import psutil
 import psycopg
@@ -29,7 +28,7 @@ from srm.db import schema
 from srm.db.embedded import EmbeddedServer
 from srm.operators import demo
 from tests.cli.command import Result, assert_one_line, assert_refused, run, srm
-from tests.support import ROOT, SECRET, Process, environment, free_port, python_m, running, wait_until
+from tests.support import ROOT, SECRET, Process, environment, free_port, http, python_m, running, wait_until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and Unix sockets")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -161,7 +160,7 @@ class TestRunning:
         base = f"http://127.0.0.1:{served.port}"
 
         assert f"SRM is ready on {base}" in served.process.text()
-        assert httpx.get(f"{base}/readyz").is_success
+        assert http("GET", f"{base}/readyz").is_success
 
     def test_the_generated_token_secret_is_readable_by_its_owner_only_and_not_printed(self, served: Service) -> None:
         path = served.data_dir / "token_secret"
@@ -186,7 +185,8 @@ class TestRunning:
     def test_the_service_accepts_tokens_from_srm_token_issue(self, served: Service) -> None:
         result = served.srm("token", "issue", "--account", "demo-3", "--device", "demo-3-tv")
 
-        answer = httpx.post(
+        answer = http(
+            "POST",
             f"http://127.0.0.1:{served.port}/srm/v1/sessions",
             json={"content": {"contentID": "100001V3D", "contentType": "COD"}},
             headers={"Client-Token": result.stdout.strip()},
@@ -197,7 +197,7 @@ class TestRunning:
         for arguments in (["demo", "load"], ["db", "upgrade"]):
             assert served.srm(*arguments).returncode == 0
 
-        assert httpx.get(f"http://127.0.0.1:{served.port}/readyz").is_success
+        assert http("GET", f"http://127.0.0.1:{served.port}/readyz").is_success
 
     def test_the_reaper_runs_beside_the_api(self, served: Service) -> None:
         assert "session_history_" in served.process.text()
@@ -208,7 +208,7 @@ class TestRunning:
         result = run(serve_command(port), SRM_DATA_DIR=str(served.data_dir))
 
         assert_refused(result, str(served.data_dir), "in use")
-        assert httpx.get(f"http://127.0.0.1:{served.port}/readyz").is_success
+        assert http("GET", f"http://127.0.0.1:{served.port}/readyz").is_success
 
     def test_a_port_in_use_is_refused(self, served: Service, folder: Path) -> None:
         result = run(serve_command(served.port), SRM_DATA_DIR=str(folder / "var"))

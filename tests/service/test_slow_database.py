@@ -33,7 +33,7 @@ from tests.service.test_outage import (
     assert_unavailable,
     service_on,
 )
-from tests.support import Factory, wait_until
+from tests.support import Factory, http, wait_until
 from tests.tools import as_root
 
 CROWD = 20 * WORKERS * THREADS
@@ -160,7 +160,7 @@ def assert_in_time(answers: list[Answer]) -> None:
 
 def assert_alive(service: Service) -> None:
     """Wait until the API is ready again; it is, at the latest, when its threads have finished what they began."""
-    answer = httpx.get(f"{service.base}/healthz", timeout=PROMISED_SECONDS + SLACK_SECONDS)
+    answer = http("GET", f"{service.base}/healthz", timeout=PROMISED_SECONDS + SLACK_SECONDS)
     assert answer.status_code == 200
 
 
@@ -234,7 +234,7 @@ class TestLocks:
                     answers.append(keep_alive(service, session_id))
                 else:
                     with suppress(httpx.TimeoutException):
-                        httpx.put(f"{service.base}/srm/v1/sessions/{session_id}", headers=HEADERS, timeout=0.5)
+                        http("PUT", f"{service.base}/srm/v1/sessions/{session_id}", headers=HEADERS, timeout=0.5)
             return answers
 
         with psycopg.connect(service.server.url) as somebody:
