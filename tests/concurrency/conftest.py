@@ -10,10 +10,10 @@ from srm.db.database import Database
 from tests import support
 
 DISCONNECT = """
-    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
-"""Ends all backends of the database: a backend reports its deadlocks at its end, if not before."""
+"""Tells all backends of the database to end: a backend reports its deadlocks at its end, if not before."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def service(running_service: tuple[str, str], outside: Callable[[str], str]) -> 
     yield Service(base, url, database)
     database.dispose()
     with psycopg.connect(outside(url), autocommit=True) as connection:
-        connection.execute(DISCONNECT)
+        support.wait_until(lambda: connection.execute(DISCONNECT).rowcount == 0)
         deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
         (found,) = connection.execute(deadlocks).fetchone() or (None,)
         connection.execute("SELECT pg_stat_reset()")
