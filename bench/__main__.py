@@ -1,334 +1,178 @@
-"""Measure keep-alive, setup and teardown beside an empty view and beside the bare SQL statement.
+"""Measure keep-alive, setup and teardown beside an empty view, in interleaved rounds, and judge the marks.
 
 Service, database and load run on this machine, so absolute numbers say little about another machine. Ratios say more.
-The service has the shipped settings, a reaper, and an embedded database with 100,000 live sessions. Each measurement of
-the service comes with one of the empty view, in turn: a machine that gets slower meanwhile is slower for both.
+The service has the shipped settings, a reaper, and an embedded database. The loads of a part follow each other in each
+round: a machine that gets slower meanwhile is slower for all of them.
 """
 
-import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import click
-import psycopg
-from rich.console import Console
-from rich.table import Table
 
-from bench.service import (
-    CONNECTIONS,
-    PORT,
-    Request,
-    gunicorn,
-    on_session,
-    prepared,
-    process,
-    result,
-    settings,
-    token,
-    write_requests,
-    wrk,
+from bench.loads import (
+    FORGET_UPDATES,
+    GTHREAD,
+    HOT_SHARE,
+    LIVE_SESSIONS,
+    RULES_FILE,
+    SETUP_FILE,
+    Loads,
+    limits_hold,
+    seed,
 )
-from srm.db.embedded import programs
+from bench.marks import (
+    ALL_RULES,
+    AMONG,
+    AT_CONNECTIONS,
+    BARE_SHIPPED,
+    CONNECTIONS,
+    EMPTY_SHIPPED,
+    EMPTY_THREADS,
+    FEW,
+    HALF_KEEP_ALIVE,
+    HALF_SETUP,
+    HOT_DENSE,
+    HOT_MANY,
+    KEEP_ALIVE,
+    MANY,
+    NEW_TOKEN,
+    NO_TELEMETRY,
+    REFUSED,
+    SERVICE,
+    SETUP,
+    TEARDOWN,
+    TELEMETRY,
+)
+from bench.rounds import Rounds, conclude
+from bench.service import PORT, Service, fill, prepared, settings
 from srm.serve import gunicorn_conf
 
-CLIENTS_AT_ONCE = 8
-"""Clients of pgbench."""
-
 RESULTS = Path("var/bench.json")
-EMPTY_PORT = PORT + 1
-NO_TELEMETRY_PORT = PORT + 2
-LIVE_SESSIONS = 100_000
-PLAYERS = 5_000
-"""Sessions that get keep-alives, and accounts that set up sessions.
-
-In production a token lives for hours and comes every few seconds, so each worker has it in its cache. After the warm-up
-nearly every worker has all of these 5,000. `keep_alive_new_token` shows the cost of a token that is not cached.
-"""
-WARM_UP_SECONDS = 20
-EMPTY_VIEW = (gunicorn_conf.CORES + 1, "--worker-class", "gthread", "--threads", "2")
-"""Processes and options of gunicorn for the empty view: those of SRM 0.1."""
-
-ROUNDS = 3
-
-SEED = f"""
-INSERT INTO srm.account_profiles (profile_id, max_sessions, timeout_seconds)
-VALUES ('bench', 1000, 3600), ('bench-full', 3, 3600);
-INSERT INTO srm.account_profiles (profile_id, max_sessions, max_sessions_per_content, max_ip_addresses,
-                                  max_sessions_per_ip, timeout_seconds, max_session_seconds, on_limit, same_device)
-VALUES ('bench-rules', 1000, 1000, 1000, 1000, 3600, 86400, 'evict_oldest', 'replace');
-INSERT INTO srm.profile_device_groups (profile_id, device_group, max_sessions, counts)
-VALUES ('bench-rules', 'tv', 1000, true), ('bench-rules', 'mobile', 1000, false);
-INSERT INTO srm.profile_content_groups (profile_id, content_group, max_sessions)
-VALUES ('bench-rules', 'films', 1000), ('bench-rules', 'sports', 1000);
-INSERT INTO srm.contents (content_id) VALUES ('film');
-INSERT INTO srm.content_groups (content_id, content_group) VALUES ('film', 'films');
-INSERT INTO srm.products (product_id, name) VALUES ('bench', 'bench');
-INSERT INTO srm.product_contents (product_id, content_type, content_id) VALUES ('bench', 'COD', 'film');
-INSERT INTO srm.accounts (account_id, profile_id)
-SELECT 'live-' || n, 'bench' FROM generate_series(1, {LIVE_SESSIONS // 4}) n
-UNION ALL SELECT 'new-' || n, 'bench' FROM generate_series(1, {PLAYERS}) n
-UNION ALL SELECT 'rules-' || n, 'bench-rules' FROM generate_series(1, {PLAYERS}) n
-UNION ALL SELECT 'full-' || n, 'bench-full' FROM generate_series(1, {PLAYERS}) n;
-INSERT INTO srm.devices (account_id, device_id, device_group, name)
-SELECT account_id, 'device-' || n, 'tv', 'device ' || n FROM srm.accounts, generate_series(0, 3) n;
-INSERT INTO srm.entitlements (account_id, product_id) SELECT account_id, 'bench' FROM srm.accounts;
-INSERT INTO srm.sessions (account_id, session_id, device_id, content_type, content_id, timeout_seconds, max_sessions)
-SELECT 'live-' || 1 + n / 4, lpad(to_hex(n), 32, '0')::uuid, 'device-' || n % 4, 'COD', 'film', 3600, 1000
-FROM generate_series(0, {LIVE_SESSIONS - 1}) n;
-INSERT INTO srm.sessions (account_id, session_id, device_id, content_type, content_id, timeout_seconds, max_sessions)
-SELECT 'full-' || n, gen_random_uuid(), 'device-' || s, 'COD', 'film', 3600, 3
-FROM generate_series(1, {PLAYERS}) n, generate_series(1, 3) s;
-INSERT INTO srm.sessions (account_id, session_id, device_id, content_type, content_id, timeout_seconds, max_sessions,
-                          device_group, content_groups, address)
-SELECT account || n, gen_random_uuid(), 'device-' || s, 'COD', 'film', 3600, 1000, 'tv', ARRAY['films'], '192.0.2.1'
-FROM unnest(ARRAY['new-', 'rules-']) account, generate_series(1, {PLAYERS}) n, generate_series(1, 3) s;
-"""
-
-FORGET_SETUPS = """
-DELETE FROM srm.sessions WHERE device_id = 'device-0' AND (account_id LIKE 'new-%' OR account_id LIKE 'rules-%')
-"""
-"""Leave each of these accounts with three sessions, on its other devices."""
-
-SESSIONS = "SELECT count(*) FROM srm.sessions"
-
-BARE_KEEP_ALIVE = f"""
-\\set n random(0, {PLAYERS - 1})
-UPDATE srm.sessions SET last_keep_alive_at = greatest(last_keep_alive_at, statement_timestamp())
-WHERE account_id = 'live-' || (1 + :n::int / 4) AND session_id = lpad(to_hex(:n::int), 32, '0')::uuid
-  AND device_id = 'device-' || (:n::int % 4) AND ended_at IS NULL
-  AND (statement_timestamp() - greatest(last_keep_alive_at,
-         (SELECT CASE WHEN seen_at < statement_timestamp() - interval '5 s' THEN statement_timestamp()
-                      ELSE available_since END FROM srm.availability))
-       >= make_interval(secs => timeout_seconds)
-       OR statement_timestamp() - started_at >= make_interval(secs => max_session_seconds)) IS NOT TRUE;
-"""
+PACED_CONNECTIONS = 256
+"""Connections of a load at a steady rate: so many that a slow answer delays few of the next requests."""
 
 
-@dataclass
-class Load:
-    """Results of wrk over one or more runs of one kind of request."""
-
-    requests: int = 0
-    seconds: float = 0
-    p50_ms: float = 0
-    p99_ms: float = 0
-
-    @property
-    def rps(self) -> float:
-        """Requests per second."""
-        return self.requests / self.seconds
-
-    def add(self, run: dict[str, float]) -> None:
-        """Add a run. The percentiles become the means over all runs, weighted by requests."""
-        total = self.requests + int(run["requests"])
-        for name in ("p50_ms", "p99_ms"):
-            mean = (getattr(self, name) * self.requests + run[name] * run["requests"]) / total
-            setattr(self, name, mean)
-        self.requests = total
-        self.seconds += run["seconds"]
-
-    def summary(self) -> dict[str, float]:
-        """Return the numbers for the report."""
-        return {"rps": round(self.rps), "p50_ms": round(self.p50_ms, 2), "p99_ms": round(self.p99_ms, 2)}
-
-
-@dataclass
-class Bench:
-    """The database, the folder for request files, and the length of each measurement."""
-
-    url: str
-    folder: Path
-    seconds: int
-    clients: int
-    """Clients of pgbench."""
-
-    def wrk(self, port: int, name: str, seconds: int) -> dict[str, float]:
-        """Send the requests of a file to the port; return the numbers of wrk."""
-        return result(wrk(port, self.folder / name, seconds), name)
-
-    def query(self, sql: str) -> Any:
-        """Return the first column of the first row."""
-        with psycopg.connect(self.url) as connection:
-            row = connection.execute(sql).fetchone()
-        return row[0] if row else None
-
-    def execute(self, sql: str) -> None:
-        """Execute a statement and commit."""
-        with psycopg.connect(self.url) as connection:
-            connection.execute(sql)
-
-    def pgbench(self, seconds: int) -> float:
-        """Run the bare keep-alive statement with as many clients as the service has connections; return its rate."""
-        script = self.folder / "keep-alive.sql"
-        script.write_text(BARE_KEEP_ALIVE)
-        output = subprocess.run(
-            [programs() / "pgbench", "--no-vacuum", "--protocol=prepared", f"--client={self.clients}", "--jobs=2",
-             f"--time={seconds}", f"--file={script}", self.url],
-            env={**os.environ, "PGOPTIONS": "-c synchronous_commit=off"},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        line = next(line for line in output.stdout.splitlines() if line.startswith("tps"))
-        return float(line.split()[2])
-
-
-def setups(kind: str, count: int) -> Iterator[Request]:
-    """Yield one setup from each account of this kind."""
-    body = json.dumps({"content": {"contentID": "film", "contentType": "COD"}})
-    for number in range(1, count + 1):
-        yield "POST", "/srm/v1/sessions", token(f"{kind}-{number}", "device-0"), body
-
-
-@dataclass
-class Comparison:
-    """The service, the empty view and the service without telemetry, measured in turn."""
-
-    bench: Bench
-    loads: dict[str, Load] = field(default_factory=dict)
-    empty: dict[str, Load] = field(default_factory=dict)
-    no_telemetry: Load = field(default_factory=Load)
-    statements: float = 0
-    hot_share: float = 0
-
-    def side_by_side(self, name: str, seconds: int) -> Load:
-        """Measure the empty view, then the requests from the beginning of their file."""
-        self.empty.setdefault(name, Load()).add(self.bench.wrk(EMPTY_PORT, "keep_alive", seconds))
-        load = self.loads.setdefault(name, Load())
-        load.add(self.bench.wrk(PORT, name, seconds))
-        time.sleep(1)  # for requests in progress, and for counters of the server that come late
-        return load
-
-    def keep_alives(self) -> None:
-        """Measure keep-alives, with and without telemetry, and the bare statement."""
-        for port in (NO_TELEMETRY_PORT, PORT):
-            self.bench.wrk(port, "keep_alive", WARM_UP_SECONDS)
-        self.bench.query("SELECT pg_stat_reset_single_table_counters('srm.sessions'::regclass)")
-        seconds = self.bench.seconds // ROUNDS
-        for _ in range(ROUNDS):
-            self.side_by_side("keep_alive", seconds)
-            self.no_telemetry.add(self.bench.wrk(NO_TELEMETRY_PORT, "keep_alive", seconds))
-            self.statements += self.bench.pgbench(seconds) / ROUNDS
-        self.hot_share = self.bench.query(
-            "SELECT n_tup_hot_upd::float / n_tup_upd FROM pg_stat_user_tables WHERE relid = 'srm.sessions'::regclass"
-        )
-        self.side_by_side("keep_alive_new_token", min(5, self.bench.seconds))  # the file has no more new tokens
-
-    def denied_setups(self) -> None:
-        """Measure setups at the limit. Exit when one of them is admitted."""
-        before = self.bench.query(SESSIONS)
-        self.bench.wrk(PORT, "setup_denied", WARM_UP_SECONDS)
-        for _ in range(ROUNDS):
-            self.side_by_side("setup_denied", self.bench.seconds // ROUNDS)
-        if self.bench.query(SESSIONS) != before:
-            raise SystemExit("bench: a setup beyond the limit was admitted")
-
-    def setups(self) -> None:
-        """Measure setups by max_sessions alone and by all rules. Exit when one of them is not admitted."""
-        names = ("setup", "setup_all_rules")
-        for name in names:
-            self.bench.wrk(PORT, name, WARM_UP_SECONDS // 2)
-        time.sleep(1)
-        for _ in range(ROUNDS):
-            for name in names:
-                self.bench.execute(FORGET_SETUPS)
-                self._admitted(name)
-
-    def _admitted(self, name: str) -> None:
-        requests = self.loads[name].requests if name in self.loads else 0
-        sessions = self.bench.query(SESSIONS)
-        answered = self.side_by_side(name, self.bench.seconds // ROUNDS).requests - requests
-        admitted = self.bench.query(SESSIONS) - sessions
-        if abs(admitted - answered) > CONNECTIONS:
-            raise SystemExit(f"bench: {answered} setups answered, {admitted} admitted")
-
-    def teardowns(self) -> None:
-        """Measure teardowns."""
-        self.side_by_side("teardown", min(10, self.bench.seconds))  # the file has no more sessions
-
-    def report(self) -> dict[str, Any]:
-        """Return all numbers and their ratios."""
-        loads = self.loads
-        report: dict[str, Any] = {"empty_view": self.empty["keep_alive"].summary()}
-        for name, load in loads.items():
-            report[name] = {**load.summary(), "ratio_to_empty_view": round(load.rps / self.empty[name].rps, 3)}
-        report["setup_all_rules"]["cost_of_rules"] = round(loads["setup"].rps / loads["setup_all_rules"].rps, 3)
-        keep_alive = report["keep_alive"]
-        keep_alive["ratio_to_pgbench"] = round(loads["keep_alive"].rps / self.statements, 3)
-        keep_alive["hot_share"] = round(self.hot_share, 4)
-        keep_alive["cost_of_telemetry"] = round(self.no_telemetry.rps / loads["keep_alive"].rps, 3)
-        report["keep_alive_no_telemetry"] = self.no_telemetry.summary()
-        report["pgbench"] = {"rps": round(self.statements)}
-        return report
-
-
-def write_request_files(folder: Path) -> None:
-    """Write a file of requests for each measurement."""
-    write_requests(folder / "keep_alive", on_session("PUT", range(PLAYERS)))
-    write_requests(folder / "keep_alive_new_token", on_session("PUT", range(PLAYERS, LIVE_SESSIONS // 2)))
-    write_requests(folder / "teardown", on_session("DELETE", range(LIVE_SESSIONS // 2, LIVE_SESSIONS)))
-    write_requests(folder / "setup", setups("new", PLAYERS))
-    write_requests(folder / "setup_all_rules", setups("rules", PLAYERS))
-    write_requests(folder / "setup_denied", setups("full", PLAYERS))
-
-
-def measure(bench: Bench, workers: int) -> dict[str, Any]:
-    """Run all measurements; return the content of bench.json without the result of `srm audit`."""
-    write_request_files(bench.folder)
-    comparison = Comparison(bench)
+def rates(loads: Loads, srm: Service) -> None:
+    """Measure the highest rate of each kind of request, and of baselines that do nothing."""
     with (
-        gunicorn("wsgi:app", PORT, bench.url, workers),
-        gunicorn("bench.empty:app", EMPTY_PORT, bench.url, *EMPTY_VIEW),
-        gunicorn("bench.no_telemetry:app", NO_TELEMETRY_PORT, bench.url, workers),
-        process([sys.executable, "-m", "srm.cli", "reaper"], SRM_DATABASE_URL=bench.url),
+        loads.service("bench.empty:app", PORT + 1, GTHREAD) as threads,
+        loads.service("bench.empty:app", PORT + 2) as shipped,
+        loads.service("bench.empty:bare", PORT + 3) as bare,
     ):
-        comparison.keep_alives()
-        comparison.denied_setups()
-        comparison.setups()
-        comparison.teardowns()
-    return {
-        **comparison.report(),
-        "settings": settings(workers, live_sessions=LIVE_SESSIONS, seconds=bench.seconds),
-    }
+        for _ in range(loads.rounds.count):
+            loads.keep_alives(BARE_SHIPPED, bare)
+            loads.keep_alives(EMPTY_SHIPPED, shipped)
+            loads.keep_alives(EMPTY_THREADS, threads)
+            loads.keep_alives(KEEP_ALIVE, srm)
+            loads.new_tokens(NEW_TOKEN, srm, "PUT")
+            loads.setups(SETUP, srm, SETUP_FILE)
+            loads.setups(ALL_RULES, srm, RULES_FILE)
+            loads.refused_setups(REFUSED, srm)
+            loads.new_tokens(TEARDOWN, srm, "DELETE")
 
 
-def show(report: dict[str, Any]) -> None:
-    """Print the report as a table."""
-    table = Table("", "requests/s", "p50 ms", "p99 ms", "of empty view", "of pgbench", title=f"{report['settings']}")
-    for name, row in report.items():
-        if isinstance(row, dict) and "rps" in row:
-            keys = ("rps", "p50_ms", "p99_ms", "ratio_to_empty_view", "ratio_to_pgbench")
-            table.add_row(name, *(f"{row[key]:,}" if key in row else "" for key in keys))
-    Console().print(table)
-    rules, telemetry = report["setup_all_rules"]["cost_of_rules"], report["keep_alive"]["cost_of_telemetry"]
-    print(f"A setup with all rules costs {rules} times as much as one with max_sessions alone")
-    print(f"Without telemetry the service answers {telemetry} times as many keep-alives")
-    print(f"HOT share of the keep-alives: {report['keep_alive']['hot_share']:.2%}; audit: {report['audit']}")
+def connections(loads: Loads, srm: Service) -> None:
+    """Measure keep-alives over few and over many connections."""
+    loads.query(FORGET_UPDATES)
+    for _ in range(loads.rounds.count):
+        for count in CONNECTIONS:
+            loads.keep_alives(AT_CONNECTIONS[count], srm, count)
+    loads.rounds.add(HOT_DENSE, {"hot_share": loads.query(HOT_SHARE)})
+
+
+def latency(loads: Loads, srm: Service) -> None:
+    """Measure keep-alives and setups at half of their highest rates. Needs the part `rates` before it."""
+    for _ in range(loads.rounds.count):
+        for load, half, file in ((KEEP_ALIVE, HALF_KEEP_ALIVE, "keep-alive"), (SETUP, HALF_SETUP, SETUP_FILE)):
+            loads.paced(half, srm, file, loads.rounds.median(load) / 2, PACED_CONNECTIONS)
+
+
+def telemetry(loads: Loads, srm: Service) -> None:
+    """Measure the processor time of keep-alives with and without metrics and access log, each first in turn."""
+    with loads.service("bench.no_telemetry:app", PORT + 1) as without:
+        for number in range(loads.rounds.count):
+            pair = [(TELEMETRY, srm), (NO_TELEMETRY, without)]
+            for load, service in pair if number % 2 else reversed(pair):
+                loads.keep_alives(load, service)
+
+
+def sessions(loads: Loads, _srm: Service) -> None:
+    """Measure keep-alives and setups among few and among many live sessions, in databases of their own."""
+    few, many = (_with_sessions(loads, count) for count in (FEW, MANY))
+    with (
+        few.reaper(),
+        many.reaper(),
+        few.service("wsgi:app", PORT + 1) as few_service,
+        many.service("wsgi:app", PORT + 2) as many_service,
+    ):
+        pairs = ((few, few_service), (many, many_service))
+        many.query(FORGET_UPDATES)
+        for _ in range(loads.rounds.count):
+            for each, service in pairs:
+                each.keep_alives(AMONG[KEEP_ALIVE, each.live_sessions], service)
+        loads.rounds.add(HOT_MANY, {"hot_share": many.query(HOT_SHARE)})
+        for _ in range(loads.rounds.count):
+            for each, service in pairs:
+                each.setups(AMONG[SETUP, each.live_sessions], service, SETUP_FILE)
+
+
+def _with_sessions(loads: Loads, count: int) -> Loads:
+    name = f"srm_{count}"
+    loads.execute(f"CREATE DATABASE {name}")
+    url = loads.url.replace("/srm?", f"/{name}?")
+    fill(url, seed(count), f"{count:,} live sessions")
+    return replace(loads, url=url, folder=loads.folder / name, live_sessions=count)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the run. `loads`: in each round. `seconds`: beside its loads, for rows and warm-up."""
+
+    measure: Callable[[Loads, Service], None]
+    loads: int
+    seconds: int
+
+
+PARTS = {
+    "rates": Part(rates, 9, 40),
+    "connections": Part(connections, len(CONNECTIONS), 0),
+    "latency": Part(latency, 2, 0),
+    "telemetry": Part(telemetry, 2, 10),
+    "sessions": Part(sessions, 4, 90),
+}
+PREPARATION_SECONDS = 20
+PAUSE_SECONDS = 1.5
+"""Between two loads."""
 
 
 @click.command()
-@click.option("--seconds", type=click.IntRange(ROUNDS), default=12, show_default=True, help="Of each measurement")
+@click.option("--rounds", "count", type=click.IntRange(1), default=3, show_default=True, help="Of all loads of a part")
+@click.option("--seconds", type=click.IntRange(1), default=5, show_default=True, help="Of each load")
 @click.option("--workers", type=click.IntRange(1), default=gunicorn_conf.workers, help="Default: as shipped")
-def main(seconds: int, workers: int) -> None:
-    """Measure the service, print a table and write var/bench.json."""
-    with prepared(SEED, f"{LIVE_SESSIONS:,} live sessions") as (url, folder):
-        print(f"bench: measuring, {seconds} s each")
-        report = measure(Bench(url, folder, seconds, CLIENTS_AT_ONCE), workers)
-        audit = subprocess.run(
-            [sys.executable, "-m", "srm.cli", "audit"],
-            env={**os.environ, "SRM_DATABASE_URL": url},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        report["audit"] = audit.stdout.split(":")[0] if audit.returncode == 0 else audit.stdout + audit.stderr
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
-    show(report)
-    print(f"Written to {RESULTS}")
-    if audit.returncode != 0:
-        sys.exit(1)
+@click.option("--part", "names", type=click.Choice(list(PARTS)), multiple=True, help="Again for more; default: all")
+def main(count: int, seconds: int, workers: int, names: tuple[str, ...]) -> None:
+    """Measure the service, print a table, write var/bench.json; exit with 1 when a mark is missed."""
+    chosen = [name for name in PARTS if not names or name in names]
+    if "latency" in chosen and "rates" not in chosen:
+        raise click.UsageError("--part latency needs --part rates: it halves the rates that were found there")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection of wrk is an open file
+    each = count * (seconds + PAUSE_SECONDS)
+    minutes = (PREPARATION_SECONDS + sum(PARTS[name].loads * each + PARTS[name].seconds for name in chosen)) / 60
+    print(f"bench: {', '.join(chosen)}: {count} rounds, {seconds} s each load, about {minutes:.0f} minutes in all")
+    rounds = Rounds(count)
+    with prepared(seed(LIVE_SESSIONS), f"{LIVE_SESSIONS:,} live sessions") as (url, folder):
+        loads = Loads(url, folder / "requests", rounds, seconds, workers)
+        with loads.reaper(), loads.service("wsgi:app", PORT) as srm:
+            for name in chosen:
+                print(f"bench: measuring {name}", flush=True)
+                PARTS[name].measure(loads, srm)
+        limits_hold(url)
+    marks = [mark for name in chosen for mark in SERVICE[name]]
+    conclude(RESULTS, rounds, marks, settings(workers, live_sessions=LIVE_SESSIONS, rounds=count, seconds=seconds))
 
 
 if __name__ == "__main__":

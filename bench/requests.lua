@@ -22,6 +22,7 @@ function init(arguments)
     line_number = line_number + 1
   end
   if arguments[2] then
+    math.randomseed(number) -- or else both threads wait in step
     function delay() return math.random(2 * arguments[2]) end
   end
 end
