@@ -80,8 +80,12 @@ lock: ## Renew requirements/*.txt: the newest releases that setup.cfg allows, wi
 	requirements/lock.sh .venv-lock/bin/uv
 
 .PHONY: bench
-bench: $(VENV)/dev ## Measure keep-alive, setup and teardown; needs wrk
+bench: $(VENV)/dev ## Measure keep-alive, setup and teardown, and judge the marks; needs wrk
 	$(BIN)/python -m bench
+
+.PHONY: bench-peer
+bench-peer: $(VENV)/dev ## Measure SRM beside FreeRADIUS, and judge the marks; says what it needs
+	$(BIN)/python -m bench.peer
 
 .PHONY: bench-import
 bench-import: $(VENV)/dev ## Measure a bulk import, and keep-alives beside it; needs wrk
