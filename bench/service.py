@@ -57,6 +57,7 @@ def scratch() -> Iterator[Path]:
         sys.exit("bench: wrk is missing; install it: apt-get install wrk (Debian, Ubuntu), brew install wrk (macOS)")
     LOG.parent.mkdir(exist_ok=True)
     LOG.unlink(missing_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated"))  # or else servers would go on
     with tempfile.TemporaryDirectory(dir=LOG.parent, prefix="bench-") as folder:
         yield Path(folder)
 
