@@ -1,7 +1,7 @@
 """The short way for keep-alives, teardowns and setups: answers the plain case in front of Flask.
 
 Flask costs more than everything else that a keep-alive needs. So this layer answers what nearly all requests are: a
-well-formed one, with a token that is known, that a batch can decide. It hands every other request to Flask as it came.
+well-formed one, with a valid token, that a batch can decide. It hands every other request to Flask as it came.
 `srm.api.v1.client.sessions` stays the complete implementation and defines the behaviour; `tests/api/test_lane.py` holds
 the two against each other.
 """
@@ -38,7 +38,7 @@ def with_lanes(application: WSGIApplication, app: Flask) -> WSGIApplication:
         method = environ["REQUEST_METHOD"]
         if method in METHODS:
             parts = parts_of(app)
-            principal = parts.tokens.cached(environ.get("HTTP_CLIENT_TOKEN", ""))
+            principal = _principal(environ, parts)
             if principal is not None and "HTTP_TRANSFER_ENCODING" not in environ and "HTTP_UPGRADE" not in environ:
                 answer = _set_up if method == "POST" else _keep_alive_or_tear_down
                 body = answer(environ, parts, principal)
@@ -49,6 +49,15 @@ def with_lanes(application: WSGIApplication, app: Flask) -> WSGIApplication:
         return application(environ, start_response)
 
     return wrapped
+
+
+def _principal(environ: WSGIEnvironment, parts: Parts) -> Principal | None:
+    """Return the account and device that ask. None = Flask has to say what is wrong with the token."""
+    token = environ.get("HTTP_CLIENT_TOKEN")
+    try:
+        return parts.tokens.verify(token) if token else None
+    except SrmError:
+        return None
 
 
 def _keep_alive_or_tear_down(environ: WSGIEnvironment, parts: Parts, principal: Principal) -> bytes | None:
