@@ -89,10 +89,13 @@ class Connection:
         if self.is_idle and self._late_at != NEVER and self._greenlet is not None:
             self._greenlet.throw(Parked)
 
-    def await_request(self) -> None:
-        """Expect the next request. The connection is idle until the first byte."""
-        self.is_idle = True
-        self._read_by = time.monotonic() + self._idle_seconds
+    def await_request(self, *, has_begun: bool = False) -> None:
+        """Expect the next request. The connection is idle until the first byte.
+
+        `has_begun`: its first bytes came with the request before it.
+        """
+        self.is_idle = not has_begun
+        self._read_by = time.monotonic() + (HEAD_SECONDS if has_begun else self._idle_seconds)
         self._left_bytes = MAX_REQUEST_BYTES
 
     def await_body(self) -> None:

@@ -34,6 +34,9 @@ LOOK_SECONDS = 0.5
 FIRST_WORD_SECONDS = 0.1
 """Time that a worker which stops leaves a new connection for its first request."""
 
+SKIP_BYTES = 8192
+"""Bytes that are read at a time of a body that the application has not read."""
+
 NO_ROOM_SECONDS = 0.1
 """Pause when the process has no file for another connection."""
 
@@ -167,13 +170,14 @@ class Worker(base.Worker):  # type: ignore[misc]
         """Answer the requests of a connection, then close it. Parked passes through, and leaves it open."""
         request = None
         try:
-            for request in http.get_parser(self.cfg, connection, connection.address):
+            parser = http.get_parser(self.cfg, connection, connection.address)
+            for request in parser:
                 connection.await_body()
                 is_kept = self._answer(request, connection)
                 connection.flush()
-                if not is_kept:
+                if not is_kept or not skip_body(request):
                     break
-                connection.await_request()
+                connection.await_request(has_begun=bool(parser.unreader.buf.getvalue()))
         except (OSError, NoMoreData) as error:
             self.log.debug("client is gone: %s", error)
         except Exception as error:
@@ -226,6 +230,19 @@ class Worker(base.Worker):  # type: ignore[misc]
         with suppress(OSError):
             client.sendall(head.encode() + body)
             client.flush()
+
+
+def skip_body(request: Any) -> bool:
+    """Read what the application has left of the body; return False when its chunks are malformed.
+
+    An idle connection gets a new parser, which would take the rest of the body for a request.
+    """
+    try:
+        while request.body.read(SKIP_BYTES):
+            pass
+    except ParseException:
+        return False
+    return True
 
 
 class ChunkedBody:

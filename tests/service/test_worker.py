@@ -26,10 +26,12 @@ import gevent
 from srm.serve import connection
 
 connection.HEAD_SECONDS = connection.BODY_SECONDS = connection.WRITE_SECONDS = 2
+connection.PARK_SECONDS = 0.2
 
 
 def app(environ, start_response):
-    path, body = environ["PATH_INFO"], environ["wsgi.input"].read()
+    path = environ["PATH_INFO"]
+    body = b"" if path == "/unread" else environ["wsgi.input"].read()
     if path == "/sleep":
         time.sleep(1)
     while path == "/stuck":
@@ -43,6 +45,9 @@ def app(environ, start_response):
 
 LATE_SECONDS = 2
 """Deadline of a client in APPLICATION."""
+
+PARKED_SECONDS = 1
+"""Time after which an idle connection in APPLICATION has no greenlet any more; less than LATE_SECONDS."""
 
 SLACK_SECONDS = 3
 """Allowance for a busy machine."""
@@ -198,6 +203,37 @@ def test_an_idle_connection_has_no_greenlet(port: int) -> None:
         for client in clients:
             client.sendall(request())
             assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_that_the_application_has_not_read_is_no_request(port: int) -> None:
+    hidden = request("/hidden")
+    with connect(port) as client:
+        client.sendall(request("/unread", f"Content-Length: {len(hidden)}"))
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+        time.sleep(PARKED_SECONDS)
+        client.settimeout(1)
+        with suppress(OSError):
+            client.sendall(hidden)
+            assert client.recv(4096) == b""
+
+
+def test_a_request_that_begins_with_the_one_before_it_is_answered(port: int) -> None:
+    second = request()
+    with connect(port) as client:
+        client.sendall(request() + second[:20])
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+        time.sleep(PARKED_SECONDS)
+        client.sendall(second[20:])
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_half_a_header_that_comes_with_another_request_has_its_deadline(port: int) -> None:
+    with connect(port) as client:
+        client.sendall(request() + b"GET / HTTP/1.1\r\nHost:")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+        client.settimeout(LATE_SECONDS + SLACK_SECONDS)
+
+        assert is_ended(client)
 
 
 def test_a_worker_whose_loop_is_stuck_is_replaced(tmp_path: Path) -> None:
