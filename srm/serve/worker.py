@@ -178,6 +178,7 @@ class Worker(base.Worker):  # type: ignore[misc]
                 if not is_kept or not skip_body(request):
                     break
                 connection.await_request(has_begun=bool(parser.unreader.buf.getvalue()))
+                gevent.sleep(0)  # Otherwise a client whose next request is always there would keep others out.
         except (OSError, NoMoreData) as error:
             self.log.debug("client is gone: %s", error)
         except Exception as error:

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -309,3 +310,24 @@ class TestStop:
             os.kill(gunicorn.popen.pid, signal.SIGTERM)
 
             assert gunicorn.popen.wait(LATE_SECONDS + 2 * SLACK_SECONDS) == 0
+
+
+def test_a_client_whose_next_request_is_always_there_keeps_nobody_out(port: int) -> None:
+    total = 20_000
+    answers = bytearray()
+
+    def read() -> None:
+        while answers.count(b"HTTP/1.1 200 ") < total and (data := greedy.recv(1_000_000)):
+            answers.extend(data)
+
+    with connect(port) as greedy, ThreadPoolExecutor(2) as threads:
+        reading = threads.submit(read)
+        sending = threads.submit(greedy.sendall, request() * total)
+        wait_until(lambda: answers, every=0.001)
+        others = [ask(port) for _ in range(3)]
+        is_over = reading.done()
+        sending.result()
+        reading.result()
+
+    assert [answer[:13] for answer in others] == [b"HTTP/1.1 200 "] * 3
+    assert not is_over
