@@ -92,7 +92,7 @@ class Connection:
     def await_request(self, *, has_begun: bool = False) -> None:
         """Expect the next request. The connection is idle until the first byte.
 
-        `has_begun`: its first bytes came with the request before it.
+        `has_begun`: the first bytes of the next request came together with the request before.
         """
         self.is_idle = not has_begun
         self._read_by = time.monotonic() + (HEAD_SECONDS if has_begun else self._idle_seconds)

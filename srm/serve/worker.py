@@ -35,7 +35,7 @@ FIRST_WORD_SECONDS = 0.1
 """Time for the first request of a new connection, in a worker that stops."""
 
 SKIP_BYTES = 8192
-"""Bytes that are read at a time of a body that the application has not read."""
+"""Most bytes of an unread body that are read at a time."""
 
 NO_ROOM_SECONDS = 0.1
 """Pause when the process has no file for another connection."""

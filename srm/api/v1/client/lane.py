@@ -1,8 +1,8 @@
 """The lane for keep-alives, teardowns and setups: answers plain requests in front of Flask.
 
 Flask costs as much as everything else that a keep-alive needs. So this layer answers the plain requests, which are
-nearly all: well-formed, with a valid token, and such that a batch can decide them. It hands every
-other request to Flask unchanged. `srm.api.v1.client.sessions` is the complete implementation and defines the behaviour.
+nearly all: well-formed, with a valid token, and such that a batch can decide them. It hands every other request to
+Flask unchanged. `srm.api.v1.client.sessions` is the complete implementation and defines the behaviour.
 `tests/api/test_lane.py` compares the two.
 """
 
@@ -52,7 +52,7 @@ def with_lanes(application: WSGIApplication, app: Flask) -> WSGIApplication:
 
 
 def _principal(environ: WSGIEnvironment, parts: Parts) -> Principal | None:
-    """Return the account and device that ask. None = Flask has to say what is wrong with the token."""
+    """Return the account and device of the token. None = Flask has to say what is wrong with the token."""
     token = environ.get("HTTP_CLIENT_TOKEN")
     try:
         return parts.tokens.verify(token) if token else None
