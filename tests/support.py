@@ -47,7 +47,7 @@ ROUTES = {
 """One request for each route that needs the database."""
 ROOT = Path(__file__).parent.parent
 http = partial(httpx.request, verify=False)
-"""Sends one request to an `http://` URL. The certificates that httpx would load first take 40 ms."""
+"""Sends one request to an `http://` URL, without certificates, which httpx would take 40 ms to load."""
 
 
 def issue_token(account: str, device: str, **claims: Any) -> str:
@@ -216,7 +216,7 @@ EMPTIED = (
 
 
 def step_clock(superuser: psycopg.Connection, seconds: float) -> None:
-    """Let the database's clock step, back with negative seconds: move all instants in the tables the other way."""
+    """Let the database's clock step ahead, or back when negative: move all instants in the tables the other way."""
     columns = (
         "SELECT format('UPDATE srm.%I SET %s', c.relname, string_agg("
         "format('%I = %I - make_interval(secs => $1)', a.attname, a.attname), ', '))"

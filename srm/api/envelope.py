@@ -87,7 +87,7 @@ def respond(error: SrmError, cause: Exception | None = None, **members: object) 
 
 
 def record_error(environ: WSGIEnvironment, error: SrmError, cause: Exception | None = None) -> None:
-    """Log the error of a request once, with the trace of `cause` if it is an InternalError, and note its code."""
+    """Log the error of a request, with the trace of `cause` for an InternalError, and note its errorCode."""
     environ[telemetry.ERROR_CODE] = error.error_code
     _log(error, telemetry.facts_of(environ, HTTP_ERRORS[type(error)].code), cause or error)
 

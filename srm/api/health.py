@@ -21,8 +21,8 @@ def show_alive() -> Response:
 def show_ready() -> Response:
     """Answer 200 when the database can be reached and its schema is not behind.
 
-    Otherwise 503 with the reason; 503 also while this process cannot take keep-alives, though others may, and while it
-    drains before its stop.
+    Otherwise answer 503 with the reason. Answer 503 too while this process cannot take keep-alives, although other
+    processes may, and while it drains before its stop.
     """
     if parts().draining.is_set():
         raise DependencyUnavailable("draining: this process is about to stop")

@@ -22,10 +22,10 @@ KEY = "srm.parts"
 class Parts:
     """Everything that views share, built once by `create_app`.
 
-    `lanes` commit keep-alives and teardowns in groups. `tokens` verifies Client-Tokens. `access_to` decides content
-    access before a setup locks the account; it asks `entitlement_service`, if there is one. `trusted_proxies` counts
-    the proxies whose X-Forwarded-For is believed. `draining` is set once the process is about to stop. `gauges` reads
-    from the database what /metrics shows of it.
+    `lanes` commit keep-alives, teardowns and setups in groups. `tokens` verifies Client-Tokens. `access_to` decides
+    content access before a setup locks the account; it asks `entitlement_service`, if there is one. `trusted_proxies`
+    counts the proxies whose X-Forwarded-For is believed. `draining` is set once the process is about to stop. `gauges`
+    reads from the database what /metrics shows of it.
     """
 
     database: Database

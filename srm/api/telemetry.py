@@ -34,10 +34,10 @@ OPERATOR = "srm.operator"
 """The operator who asks, once his key is verified."""
 
 SESSION = "srm.session"
-"""Id of the session that was set up, or that was answered for before Flask saw the request."""
+"""Id of the session that was set up; of each session on the lane (`srm.api.v1.client.lane`)."""
 
 ROUTE = "srm.route"
-"""Rule of the route, of a request that was answered before Flask saw it."""
+"""Rule of the route of a request that the lane has answered."""
 
 ERROR_CODE = "srm.error_code"
 """errorCode of the answer, if it has one."""
@@ -53,7 +53,7 @@ REQUESTS = Histogram(
 )
 WAITED = Histogram(
     "srm_thread_wait_seconds",
-    "Seconds that the event loop of a process was late, measured twice a second: requests wait as long",
+    "Seconds that the event loop of a process was late, measured twice a second; its requests wait as long",
     buckets=(0.001, 0.005, 0.025, 0.1, 0.3, 1, 3),
     registry=REGISTRY,
 )
@@ -87,7 +87,7 @@ def record_request(environ: WSGIEnvironment, status: str, log_sample: float) -> 
     seconds = perf_counter() - environ[BEGAN_AT]
     route = environ.get(ROUTE)
     if route is None:
-        # No rule where Flask has not seen the request, or knows no such path.
+        # There is no rule when Flask has not seen the request, or knows no such path.
         rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
         route = None if rule is None else rule.rule
     method = environ["REQUEST_METHOD"]

@@ -22,7 +22,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """The commands of COMMANDS. A call imports the module of its command only: all modules together take a second."""
+    """The commands of COMMANDS. A call imports only the module of its command: all modules together take a second."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names of all commands."""

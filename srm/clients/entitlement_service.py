@@ -225,7 +225,7 @@ class EntitlementService:
             return bytes(received)
 
     def close(self) -> None:
-        """Close all connections. No thread may use the client any more."""
+        """Close all connections. No request may use the client any more."""
         self._pool.close()
 
 

@@ -23,13 +23,13 @@ JWKS_REREAD_SECONDS = 10
 JWKS_TIMEOUT_SECONDS = 2
 
 CACHE_BYTES = 32 * 1024 * 1024
-"""Most memory that the verified tokens of one process take: some 40,000 tokens of 400 characters."""
+"""Most memory for the verified tokens of one process; enough for some 40,000 tokens of 400 characters."""
 
 ENTRY_BYTES = 320
 """Bytes of a verified token in the cache, beside its key and the two ids."""
 
 LONG_TOKEN = 1024
-"""Characters. The cache keeps the digest of a longer token in its place."""
+"""Characters. In place of a longer token the cache keeps its digest."""
 
 MAX_TOKEN_LENGTH = 8192
 """Characters. A longer token is not valid, and is not decoded."""
@@ -151,8 +151,9 @@ def _digest(token: str) -> bytes:
 class TokenCache:
     """Verified tokens by the time of their last use, in at most `capacity` bytes. Safe to share between threads.
 
-    The cache has two generations. A token that is used moves to the young one. When the young one has half of the
-    capacity, it becomes the old one, and the old one goes. So a hit costs one look into a dict.
+    The cache has two generations. A token that is used moves to the young generation. When the young generation has
+    half of the capacity, it becomes the old one, and the tokens of the old one are dropped. So a hit costs one look
+    into a dict.
     """
 
     def __init__(self, capacity: int = CACHE_BYTES) -> None:
@@ -175,7 +176,7 @@ class TokenCache:
         return found
 
     def add(self, token: str, verified: VerifiedToken) -> None:
-        """Keep the facts of a token; drop the tokens that were not used for longest, if it has no room."""
+        """Keep the facts of a token. When there is no room, drop the tokens that were used least recently."""
         self._add(token if len(token) <= LONG_TOKEN else _digest(token), verified)
 
     def _add(self, key: CacheKey, verified: VerifiedToken) -> None:

@@ -24,7 +24,7 @@ UNAVAILABLE_SQLSTATES = (
 """SQLSTATE prefixes of errors after which a retry may succeed (PostgreSQL manual, appendix A)."""
 
 OPEN_SECONDS = 1
-"""Time that the breaker stays open after the server went silent. Then one thread at a time may try again."""
+"""Time that the breaker stays open after the server went silent. Then one request at a time may try again."""
 
 NOT_ASKED = Counter(
     "srm_database_not_asked",
@@ -42,7 +42,7 @@ class CircuitBreaker:
 
     Raises DependencyUnavailable when the server is away, when the breaker is open, and when the request is past its
     deadline. A silent server opens the breaker: without it, each request would wait for its own timeout. After
-    OPEN_SECONDS the breaker is half open and lets one thread at a time through. Any answer closes it.
+    OPEN_SECONDS the breaker is half open and lets one request at a time through. Any answer closes it.
     """
 
     def __init__(self) -> None:

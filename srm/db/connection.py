@@ -33,7 +33,7 @@ CONNECT_TIMEOUT_SECONDS = 2
 """Limit for one server of the URL. libpq accepts nothing less."""
 
 MOST_PER_ACCOUNT = 2
-"""Connections of one pool that one account may hold at a time."""
+"""Most connections of one pool that one account may hold at a time."""
 
 NEVER = float("inf")
 
@@ -158,7 +158,7 @@ class Result:
 
 
 class Slots:
-    """A semaphore whose waiters have their turn in order. It costs a microsecond when nobody waits."""
+    """A semaphore that serves its waiters in the order in which they came. Free, it costs a microsecond."""
 
     __slots__ = ("_free", "_lock", "_waiters")
 
@@ -179,13 +179,13 @@ class Slots:
         if waiter.acquire(timeout=max(0.0, until - time.monotonic())):
             return
         with self._lock:
-            if waiter in self._waiters:  # otherwise it got its turn at the last moment
+            if waiter in self._waiters:  # otherwise the waiter got a slot at the last moment
                 self._waiters.remove(waiter)
                 NO_CONNECTION.inc()
                 raise DependencyUnavailable from TimeoutError("no connection of the pool became free")
 
     def give_back(self) -> None:
-        """Give a slot back, to whoever has waited longest."""
+        """Give a slot back. The waiter that has waited longest gets it."""
         with self._lock:
             if self._waiters:
                 self._waiters.popleft().release()
@@ -194,7 +194,7 @@ class Slots:
 
 
 class Turns:
-    """MOST_PER_ACCOUNT slots for each account, so that a locked account does not take a whole pool."""
+    """MOST_PER_ACCOUNT slots for each account, so that a locked account does not take all connections of a pool."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -227,7 +227,7 @@ class Turns:
 
 
 class ConnectionPool:
-    """A share of the connections of a process: at most `size`, opened when needed and kept open.
+    """A pool of at most `size` connections, opened when needed and kept open.
 
     Safe to share between threads and greenlets. A request waits at most MAX_QUEUE_SECONDS for a connection.
     """
@@ -241,14 +241,14 @@ class ConnectionPool:
         self._slots = Slots(size)
         self._turns = Turns()
         self._idle: deque[Cursor] = deque()
-        """Cursors, because a new one would look up how to convert each type again."""
+        """Cursors of idle connections. A new cursor would have to look up again how to convert each type."""
 
     def execute(self, statement: str, parameters: dict[str, Any], timeout_seconds: float | None = None) -> Result:
         """Execute one `compiled` statement as a transaction of its own.
 
         The statement must be safe to repeat: it is sent again when the connection turns out to be broken. Raises
         DependencyUnavailable when the database is away, when no connection becomes free, after `timeout_seconds`, and
-        at the deadline of the request. A parameter `account_id` names the account whose turn it is.
+        at the deadline of the request. A parameter `account_id` names the account that uses the connection.
         """
         account: str | None = parameters.get("account_id")
         deadline = self._take_slots(account, self._timeout_seconds if timeout_seconds is None else timeout_seconds)
@@ -267,8 +267,8 @@ class ConnectionPool:
         """Run the block in a transaction of a client's request.
 
         The cursor takes `compiled` statements. `spent_seconds`: the part of the request's time that went to something
-        else, such as the entitlement service. `account`: whose turn it is. Raises DependencyUnavailable when the
-        database is away, or no connection becomes free.
+        else, such as the entitlement service. `account`: the account that uses the connection. Raises
+        DependencyUnavailable when the database is away, or no connection becomes free.
 
         The commit waits for the disk, unless the block calls `waive_durability`. Every exception rolls back. Return a
         denial instead of raising it: lapsed sessions that were ended on the way must stay ended. (A rollback would also
@@ -291,7 +291,7 @@ class ConnectionPool:
             self._give_slots_back(account)
 
     def _take_slots(self, account: str | None, timeout_seconds: float) -> float:
-        """Wait for the turn of the account and for a free connection; return the deadline of the request."""
+        """Wait for a slot of the account and for one of the pool; return the deadline of the request."""
         now = time.monotonic()
         deadline = min(now + timeout_seconds, DEADLINE.get() or NEVER)
         until = min(now + MAX_QUEUE_SECONDS, deadline)

@@ -1,15 +1,15 @@
 """The ways into the database. All are bounded in time and READ COMMITTED, and raise one error when it is away.
 
-Each way in has connections of its own, so that no kind of request can take those of another. Frequent statements are
-written with SQLAlchemy, `compiled` once, and sent by psycopg. SQLAlchemy's own execution costs several times as much as
-the statement. Choose a way in:
+Each way in has connections of its own, so that no kind of request can take the connections of another kind. Frequent
+statements are written with SQLAlchemy, `compiled` once, and sent by psycopg. SQLAlchemy's own execution costs several
+times as much as the statement. Choose a way in:
 
 - `keep_alives`, `teardowns`, `setup_batches`: batches of a group commit (`srm.playback.lanes`);
 - `hot`: one statement that may be lost in a crash of the database because the client repeats it, such as a keep-alive;
 - `durable`: one statement that must survive a crash;
 - `request()`: several statements of a client's request in one durable transaction;
 - `setups`: the transactions of setups, which may have to wait for the lock of their account;
-- `keys`: the look at an Operator-Key;
+- `keys`: the statement that finds the operator of an Operator-Key;
 - `transaction()`, `orm()`: everything that is not done thousands of times a second, with plain SQLAlchemy;
 - `monitoring()`: a transaction for /readyz and /metrics;
 - `connection()`: several transactions on one connection, with settings and temporary tables that last.
@@ -45,7 +45,7 @@ from srm.deadline import DEADLINE, GRACE_SECONDS, MAX_QUEUE_SECONDS, STATEMENT_T
 from srm.errors import CommandError
 
 LANE_CONNECTIONS = 1
-"""Connections of the lanes of keep-alives and teardowns, each (`srm.playback.lanes`)."""
+"""Connections of the lane of keep-alives, and of the lane of teardowns (`srm.playback.lanes`)."""
 SETUP_LANE_CONNECTIONS = 2
 """Connections of the lane of setups: one batch is decided while another one waits for the disk."""
 HOT_CONNECTIONS = 3
@@ -64,7 +64,7 @@ CONNECTIONS = (
     + OPERATOR_CONNECTIONS
     + MONITORING_CONNECTIONS
 )
-"""Most connections of one `Database`. Each share opens its connections when requests need them."""
+"""Most connections of one `Database`. Each pool opens a connection when a request needs it."""
 
 
 CONNECTIONS_ALLOWED = """
@@ -96,7 +96,7 @@ class Database:
         self._limits = "; ".join(f"SET LOCAL {name} = {value}" for name, value in limits.items()).encode()
         self._statement_timeout_seconds = statement_timeout_seconds
         self._breaker = CircuitBreaker()
-        # A batch of one looks so much cheaper than the average batch that the server would plan it anew each time.
+        # Otherwise the server would plan each batch of one anew: it looks so much cheaper than the average batch.
         planned_once = {"plan_cache_mode": "force_generic_plan"}
         self.keep_alives = self._pool(LANE_CONNECTIONS, synchronous_commit="off", **planned_once)
         self.teardowns = self._pool(LANE_CONNECTIONS, **planned_once)
@@ -210,7 +210,7 @@ class Database:
             yield db
 
     def connections_allowed(self) -> int | None:
-        """Return how many connections the server allows to ordinary roles; None behind a pooler, which shares them."""
+        """Return the number of connections that the server allows to ordinary roles; None behind a pooler."""
         with self.transaction() as db:
             if cast("BoundedConnection", db.connection.dbapi_connection).is_pooled:
                 return None

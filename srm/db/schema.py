@@ -1,7 +1,7 @@
 """Migrations: find them, compare the database with them, run them.
 
-Each process compares at its start. Alembic takes longer to import than the rest of SRM, and only `upgrade` needs it. So
-the comparison reads the names of the files, which begin with the revision.
+Each process compares the database at its start. Alembic takes longer to import than the rest of SRM, and only `upgrade`
+needs it. So the comparison reads the names of the files, which begin with the revision.
 """
 
 from collections.abc import Mapping

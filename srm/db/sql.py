@@ -29,10 +29,10 @@ def constant(word: str) -> ColumnElement[str]:
 
 
 def is_among(value: ColumnElement[Any], query: SelectBase) -> ColumnElement[bool]:
-    """Condition that a value is in the result of a query, which is read once, into a hash table.
+    """Condition that a value is in the result of a query. The server reads the result once, into a hash table.
 
-    `IS TRUE` keeps the planner from joining instead. A plan that it keeps for all parameters assumes ten rows, and a
-    join made for ten rows takes minutes for thousands.
+    `IS TRUE` keeps the planner from a join. A plan for all parameters assumes ten rows, and a join that was planned for
+    ten rows takes minutes for thousands.
     """
     return value.in_(query).is_(true())
 

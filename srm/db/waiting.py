@@ -1,7 +1,8 @@
 """Waits for the server in a process with an event loop, which serves other requests meanwhile.
 
-psycopg itself waits with gevent's `poll`, which registers the socket anew for each statement. That costs 15 to
-30 µs, as much as all else that Python does for a statement. A waiter keeps its watchers as long as the connection.
+psycopg itself waits with gevent's `poll`, which registers the socket anew for each statement. That costs 15 to 30 µs,
+as much as everything else that Python does for a statement. A SocketWaiter keeps its watchers as long as the
+connection.
 """
 
 from typing import TypeVar
@@ -19,7 +20,7 @@ READABLE, WRITABLE = 1, 2
 
 
 def is_cooperative() -> bool:
-    """True in a process whose waits let others go on."""
+    """True in a process whose waits let other greenlets go on."""
     return bool(monkey.is_module_patched("select"))
 
 

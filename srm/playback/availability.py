@@ -9,8 +9,8 @@ the table of sessions. While an outage lasts, nothing lapses. From its end on, e
 The API beats, not the reaper, because the API takes the keep-alives. Without a reaper sessions lapse as usual. Without
 an API they do not, however well the reaper is.
 
-A heartbeat from the future is a gap too: the database's clock has stepped back. Keep-alives from before the step count
-no more then, because their instants tell nothing by the clock after it.
+A heartbeat from the future is a gap too: the database's clock has stepped back. Keep-alives from before the step do not
+count after it, because their instants are by the clock before the step.
 
 See docs/design.md, "Outages" and "Clock steps".
 """
@@ -34,7 +34,8 @@ OUTAGE_SECONDS = 5
 NOW = func.statement_timestamp()
 
 LONGEST_STEP = func.cast(constant("1 day"), Interval)
-"""Longest step back of the clock that starts and ends of sessions bridge. An instant further ahead is an error."""
+"""Longest step back of the clock that is made up for in starts and ends of sessions. An instant further ahead is by a
+wrong clock, and does not count."""
 
 
 def _ago(seconds: float) -> ColumnElement[object]:
@@ -42,7 +43,10 @@ def _ago(seconds: float) -> ColumnElement[object]:
 
 
 def _is_ahead(seconds: float) -> ColumnElement[bool]:
-    """Condition that the last heartbeat lies in the future. `infinity` stands for a heartbeat that never stops."""
+    """Condition that the last heartbeat lies more than `seconds` in the future.
+
+    `infinity` does not count as the future: it stands for a heartbeat that never stops.
+    """
     return and_(Availability.seen_at > _ago(-seconds), func.isfinite(Availability.seen_at))
 
 
@@ -100,7 +104,7 @@ read_beat = reader(_BEAT, Beat)
 class Outage(NamedTuple):
     """Time in which no keep-alive could be taken; `began_at`: None = not known.
 
-    It began after it was over when the database's clock stepped back.
+    `began_at` is later than `over_at` when the database's clock stepped back.
     """
 
     began_at: datetime | None

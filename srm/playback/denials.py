@@ -17,11 +17,11 @@ from srm.playback.setup import SetupRequest
 
 log = structlog.get_logger("srm.denials")
 
-PATIENCE_SECONDS = 0.1
-"""Longest wait for a batch of records to begin."""
+QUEUE_SECONDS = 0.1
+"""Longest time of a record in the queue of a batch."""
 
 RECORD_SECONDS = 0.3
-"""Longest wait for the record: somebody may have locked the table."""
+"""Longest time of the statement that records: somebody may have locked the table."""
 
 COLUMNS = (
     "account_id",
@@ -48,7 +48,7 @@ Row: TypeAlias = dict[str, object]
 
 
 def record_all(db: ConnectionPool, rows: Sequence[Row]) -> list[str]:
-    """Record denials in one statement. Never raises. Return for each the cause why it is not recorded, or ''."""
+    """Record denials in one statement. Never raises. Return the cause why each is not recorded; '' = it is recorded."""
     try:
         db.execute(RECORD, {"denials": json.dumps(rows)}, RECORD_SECONDS)
     except (DependencyUnavailable, psycopg.Error) as error:
@@ -66,7 +66,7 @@ def record(
 ) -> None:
     """Record that the setup was denied, or with `observed` that enforced limits would have denied it.
 
-    Never raises, and takes at most PATIENCE_SECONDS and RECORD_SECONDS, because the answer does not depend on the
+    Never raises, and takes at most QUEUE_SECONDS and RECORD_SECONDS, because the answer does not depend on the
     record. A denial that cannot be recorded is logged.
     """
     row = _row_of(request, denial, observed=observed)

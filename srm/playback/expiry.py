@@ -13,16 +13,16 @@ from srm.db.models import PlaybackSession, sessions
 from srm.db.sql import constant
 from srm.playback.availability import AVAILABLE_SINCE, CLOCK_STEPPED_FROM
 
-# Last keep-alive; null when the clock has stepped back since and has not passed the instants from before the step yet.
-# Those instants tell nothing by the clock of now. The keep-alive came before the end of the outage that the step was.
+# Last keep-alive; null when it came before the last step back of the clock, because its instant is by the clock before
+# the step. SILENT_SINCE then takes the end of the outage that the step has caused.
 KEPT_ALIVE_AT = case(
     (sessions.last_keep_alive_at <= func.nullif(CLOCK_STEPPED_FROM, sessions.clock_stepped_from), null()),
     else_=sessions.last_keep_alive_at,
 )
 # Last keep-alive, or the end of the last outage if that is later. Silence during an outage is not the client's fault.
 SILENT_SINCE = func.greatest(KEPT_ALIVE_AT, AVAILABLE_SINCE)
-# Values that a keep-alive writes. `greatest`, because a keep-alive that waited for the row may be older than the one
-# that held it.
+# Values that a keep-alive writes. `greatest`, because a keep-alive that waited for the row may be older than the
+# keep-alive that held the row.
 KEEP_ALIVE_VALUES: dict[str, ColumnElement[Any]] = {
     "last_keep_alive_at": func.greatest(KEPT_ALIVE_AT, func.statement_timestamp()),
     "clock_stepped_from": CLOCK_STEPPED_FROM,
@@ -77,9 +77,10 @@ def end_reason_as_seen() -> ColumnElement[str | None]:
 
 
 def not_before_start(instant: ColumnElement[datetime]) -> ColumnElement[datetime]:
-    """Return the instant, or the start of the session if that is later, as after a step back of the clock. Never null.
+    """Return the later of the instant and the start of the session; never null.
 
-    The limit check would count a session that ended before it started to the credit of the account.
+    After a step back of the clock a session could end before its start, and would then hide an excess from the limit
+    check.
     """
     return func.greatest(sessions.started_at, instant)
 

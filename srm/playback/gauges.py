@@ -89,7 +89,7 @@ GROUP BY parent.relname
 
 
 class DatabaseGauges(Collector):
-    """Reads the gauges when Prometheus asks. Threads may share it."""
+    """Reads the gauges when Prometheus asks. Requests may share it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -100,7 +100,7 @@ class DatabaseGauges(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return the latest values. Never raises; takes at most a few seconds, if the database is slow.
 
-        One thread reads at a time. No other thread waits for it, because threads are for requests.
+        One request reads at a time. Another one does not wait for it, and gets the values that were read before.
         """
         if time.monotonic() >= self._kept_until and self._reading.acquire(blocking=False):
             try:
@@ -193,9 +193,9 @@ def _partitions(db: Connection) -> list[Metric]:
 
 
 def _age(instant: SQLColumnExpression[Any]) -> ColumnElement[Any]:
-    """Seconds since an instant, or until one in the future; 0 for `infinity`, null for `-infinity`.
+    """Seconds since an instant, or until an instant in the future; 0 for `infinity`, null for `-infinity`.
 
-    An instant in the future is as suspicious as an old one: the clock has stepped back, and nobody has noticed yet.
+    An instant in the future shows a step back of the clock that no heartbeat has noticed yet.
     """
     now = func.statement_timestamp()
     seconds = func.abs(func.extract("epoch", now - instant))

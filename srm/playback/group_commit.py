@@ -1,9 +1,10 @@
-"""Group commit: one statement or transaction for all requests that came while the last one was on its way.
+"""Group commit: one statement or transaction for all requests that came while the last batch was under way.
 
-Nobody waits for a batch to fill. A flusher takes what has come, commits it, wakes those who wait, and takes what has
-come meanwhile. An idle service sends batches of one; a busy one shares each round trip among many requests.
+A flusher takes the requests that have come, commits them, wakes them, and takes those that have come meanwhile. It does
+not wait for a batch to fill. An idle service commits batches of one; a busy one shares each round trip among many
+requests.
 
-A batch is the quick way, never the only one: whatever it does not answer goes the ordinary way, a statement or
+A batch is the quick way, never the only one. A request that it does not answer goes the ordinary way: a statement or
 transaction of its own. See docs/design.md, "Group commit".
 """
 
@@ -26,13 +27,13 @@ AT_ONCE = 64
 """Most requests in a batch."""
 
 MOST_WAITING = 4096
-"""Most requests that wait for a batch; the next one goes the ordinary way."""
+"""Most requests in the queue of a batch; the next one goes the ordinary way."""
 
-PATIENCE_SECONDS = 0.5
-"""Longest wait of a request until a batch takes it. After that enough time is left for the ordinary way."""
+QUEUE_SECONDS = 0.5
+"""Longest time of a request in the queue. Enough time is left for the ordinary way after it."""
 
 COMMIT_SECONDS = STATEMENT_TIMEOUT_SECONDS + GRACE_SECONDS
-"""Longest wait for a batch by somebody who has no deadline."""
+"""Longest wait for a batch that is under way, for a request without a deadline."""
 
 Request = TypeVar("Request")
 Outcome = TypeVar("Outcome")
@@ -43,7 +44,7 @@ class NotBatchable(Exception):
 
 
 class Entry(Generic[Request, Outcome]):
-    """Request that waits for its outcome. `answered` is a lock that is free once the outcome is there."""
+    """Request that waits for its outcome. The lock `answered` is free once the outcome is there."""
 
     __slots__ = ("answered", "is_given_up", "outcome", "request")
 
@@ -58,13 +59,13 @@ class Entry(Generic[Request, Outcome]):
 class GroupCommit(Generic[Request, Outcome]):
     """Collects requests of many threads, and hands them in batches to `commit`.
 
-    `commit` takes the requests of a batch and returns an outcome for each, in their order, once the outcomes are
-    committed. The outcome None leaves a request to the ordinary way. So does an exception, for all of the batch: it
-    says that nothing is committed.
-    `unclaimed` is called with an outcome whose request was past its deadline before the outcome came.
+    `commit` takes the requests of a batch. It returns an outcome for each, in their order, once the outcomes are
+    committed. The outcome None sends a request the ordinary way. An exception says that nothing is committed, and sends
+    all requests of the batch the ordinary way. `unclaimed` is called with a request and an outcome that came after the
+    deadline of the request.
 
-    Safe to share between threads and greenlets. Flushers start with the first request, so they are never inherited by
-    a fork; a dead one is replaced.
+    Safe to share between threads and greenlets. Flushers start with the first request of a process, because a fork does
+    not inherit threads. A dead flusher is replaced.
     """
 
     def __init__(
@@ -73,13 +74,13 @@ class GroupCommit(Generic[Request, Outcome]):
         commit: Callable[[Sequence[Request]], Sequence[Outcome | None]],
         *,
         flushers: int = 1,
-        patience_seconds: float = PATIENCE_SECONDS,
+        queue_seconds: float = QUEUE_SECONDS,
         unclaimed: Callable[[Request, Outcome], None] | None = None,
     ) -> None:
         self.is_open = True
         """False when the database cannot take batches: `submit` returns None at once."""
         self._name = name
-        self._patience_seconds = patience_seconds
+        self._queue_seconds = queue_seconds
         self._commit = commit
         self._unclaimed = unclaimed
         self._waiting: deque[Entry[Request, Outcome]] = deque()
@@ -100,8 +101,8 @@ class GroupCommit(Generic[Request, Outcome]):
     def submit(self, request: Request) -> Outcome | None:
         """Return the committed outcome of the request; None when the request has to go the ordinary way.
 
-        Raises DependencyUnavailable when the deadline of the request passes while its batch is on the way: the batch
-        may still be committed, so the ordinary way could do the work twice.
+        Raises DependencyUnavailable when the deadline of the request passes while its batch is under way. The batch may
+        still be committed, so the ordinary way could do the work twice.
         """
         if not self.is_open or len(self._waiting) >= MOST_WAITING:
             return None
@@ -112,7 +113,7 @@ class GroupCommit(Generic[Request, Outcome]):
         except IndexError:
             if not all(self._running) or self._process != os.getpid():
                 self._ensure_flushers()
-        if entry.answered.acquire(timeout=self._patience_seconds):
+        if entry.answered.acquire(timeout=self._queue_seconds):
             return entry.outcome
         return self._give_up(entry)
 
@@ -129,7 +130,7 @@ class GroupCommit(Generic[Request, Outcome]):
         if entry.answered.acquire(timeout=max(0.0, left)):
             return entry.outcome
         entry.is_given_up = True
-        # Either this thread or the flusher gets the lock, if the outcome comes at this moment.
+        # When the outcome comes at this moment, either this thread or the flusher gets the lock.
         if entry.answered.acquire(blocking=False):
             return entry.outcome
         raise DependencyUnavailable from TimeoutError("the request is past its deadline")
@@ -145,7 +146,7 @@ class GroupCommit(Generic[Request, Outcome]):
                     self._start(number)
 
     def _start(self, number: int) -> None:
-        # In a context of its own: greenlets inherit the one of their maker, with the deadline of a request.
+        # An empty context, because a greenlet inherits the context of its maker, with the deadline of a request.
         threading.Thread(
             target=Context().run, args=(self._flush_until_closed, number), name=f"{self._name}-{number}", daemon=True
         ).start()
@@ -169,7 +170,7 @@ class GroupCommit(Generic[Request, Outcome]):
                 bell.acquire()
 
     def _take_back(self, bell: threading.Lock) -> bool:
-        """Remove a bell that a request may have missed; False when a request rings it at this moment."""
+        """Remove a bell that a request may have missed; return False when a request is ringing the bell now."""
         try:
             self._bells.remove(bell)
         except ValueError:
@@ -186,10 +187,10 @@ class GroupCommit(Generic[Request, Outcome]):
         return batch
 
     def _flush(self, batch: Sequence[Entry[Request, Outcome]]) -> None:
-        """Commit a batch and wake those who wait for it.
+        """Commit a batch and wake the requests that wait for it.
 
-        When the flusher is killed on the way, nobody knows what is committed: those who wait do so until their
-        deadline.
+        When the flusher is killed meanwhile, nobody knows what is committed. The requests then wait until their
+        deadlines.
         """
         try:
             outcomes = self._commit([entry.request for entry in batch])
@@ -201,7 +202,7 @@ class GroupCommit(Generic[Request, Outcome]):
             log.info("no group commit", group=self._name, reason=str(reason))
         except DependencyUnavailable:
             pass  # The ordinary way meets the problem too, and says so.
-        except Exception as error:  # Whatever is wrong, requests have the ordinary way.
+        except Exception as error:  # The requests go the ordinary way, whatever is wrong with the batch.
             if self._problem != (problem := first_line(error)):
                 self._problem = problem
                 log.error("batch failed", group=self._name, cause=problem)

@@ -30,11 +30,12 @@ def keep_alive(db: Executor, principal: Principal, session_id: UUID) -> bool:
 
 
 def keep_all_alive(db: Executor, batch: Sequence[OwnSession]) -> list[bool | None]:
-    """Restart the timeouts of all these sessions in one statement, a session that is named twice once.
+    """Restart the timeouts of these sessions in one statement. The batch may name a session twice.
 
-    The answer to each is True, or None where `keep_alive` has to look: the session is not active, or somebody holds it.
+    The answer to each is True, or None where `keep_alive` has to look: the session is not active, or somebody holds its
+    row.
     """
-    # By their keys, not by their places: a statement returns rows in any order, and not one for each key.
+    # Answers are found by key, not by place: the statement returns rows in any order, and only those that it changed.
     kept = set(db.execute(KEEP_ALL_ALIVE, own_sessions(batch)).fetchall())
     return [True if session in kept else None for session in batch]
 

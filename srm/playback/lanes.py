@@ -1,7 +1,7 @@
-"""Lanes: the group commits of one process, each with a connection of its own.
+"""Lanes: the group commits of one process. Keep-alives, teardowns and setups have connections of their own.
 
 Keep-alives never wait for a setup or an operator, and no burst of other requests takes their connection. The heartbeat
-goes through the lane of the keep-alives: it tells that they can be taken, so it stops when they cannot.
+goes through the lane of the keep-alives: it tells that keep-alives can be taken, so it stops when they cannot.
 """
 
 import time
@@ -25,14 +25,14 @@ from srm.playback.teardown import tear_all_down
 
 
 class Heartbeat:
-    """Request for a heartbeat, with its result: the outage that it has ended, or the error of the database."""
+    """Request for a heartbeat, with the outage that the heartbeat has ended, or the error of the database."""
 
     outage: Outage | None = None
     error: Exception | None = None
 
 
 class Lanes:
-    """Group commits for the frequent calls of players, and the heartbeat. They open with the first request."""
+    """Group commits for the frequent calls of players, and the heartbeat. Each one starts with its first request."""
 
     def __init__(self, database: Database, unclaimed_teardown: Callable[[OwnSession, bool], None]) -> None:
         """`unclaimed_teardown`: called with a session that was torn down after its client was told to try again."""
@@ -47,7 +47,7 @@ class Lanes:
             "setups", Batches(database.setup_batches, set_all_up), flushers=SETUP_LANE_CONNECTIONS
         )
         self.denials: GroupCommit[denials.Row, str] = GroupCommit(
-            "denials", Batches(database.hot, denials.record_all), patience_seconds=denials.PATIENCE_SECONDS
+            "denials", Batches(database.hot, denials.record_all), queue_seconds=denials.QUEUE_SECONDS
         )
         self._beaten_at: float | None = None
 
@@ -69,7 +69,7 @@ class Lanes:
         denials.record(self.denials, self._database.hot, request, denial, observed=observed)
 
     def beat(self) -> Outage | None:
-        """Take a heartbeat the way that keep-alives go; return the outage that it ends, if any.
+        """Take a heartbeat the way that keep-alives go; return the outage that the heartbeat ends, if any.
 
         Raises DependencyUnavailable when this process cannot take keep-alives, whatever the cause, and psycopg.Error
         when the schema is too old or a right is missing.
@@ -100,7 +100,7 @@ class Lanes:
 
 
 class Batches:
-    """Commit of a GroupCommit that refuses distributed tables: a statement of a batch spans accounts."""
+    """The `commit` of a GroupCommit. It refuses distributed tables, because a statement of a batch spans accounts."""
 
     def __init__(self, db: ConnectionPool, commit: Callable[..., list[Any]]) -> None:
         self._db = db

@@ -64,7 +64,8 @@ def excesses(db: Connection) -> list[Excess]:
     A kept setup or session has a row in `sessions` or `session_history`. For each limit, the check sweeps over the
     intervals [start, end) of the sessions that used the limit. Of events at one instant, ends come before starts. Each
     start is compared with the limit that its session was admitted under, because limits change. A lapsed session ended
-    when it lapsed, even if the reaper has not ended it yet. Sessions by a clock that was a day ahead are left out.
+    when it lapsed, even if the reaper has not ended it yet. A session by a clock that was more than a day ahead is left
+    out.
     """
     spans = _spans()
     found = [Excess(**row._asdict()) for uses in _uses(spans) for row in db.execute(_too_many_sessions(uses))]
@@ -91,7 +92,7 @@ def _spans() -> CTE:
 
 
 def _is_by_wrong_clock(table: type[PlaybackSession | SessionHistory]) -> ColumnElement[bool]:
-    """Condition that a session started or ended further ahead than a step back of the clock explains.
+    """Condition that a session started or ended further in the future than LONGEST_STEP.
 
     Nobody can tell whether such a session overlapped another one.
     """

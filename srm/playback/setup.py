@@ -125,7 +125,7 @@ def _find_repeated_or_decide(state: AccountState, request: SetupRequest) -> Acti
 
 
 def decide_new(state: AccountState, request: SetupRequest) -> Decision:
-    """Return the decision for a setup that repeats none. Raises the errors of `set_up` other than AccountNotEnabled."""
+    """Return the decision for a setup that repeats no earlier one, of an enabled account. Raises its denial."""
     requested = _requested(request, state.terms)
     _check_access(state.terms, request.access)
     return limits.decide(state.limits, state.active, requested, request.take_over)
@@ -196,7 +196,7 @@ def _admit(
 
 
 def new_session(request: SetupRequest, state: AccountState) -> dict[str, Any]:
-    """Return the row of a new session, by column, with more members than the table has columns."""
+    """Return the values of a new session by column, and terms and limits that no column of `sessions` takes."""
     # Observed limits are not copied: a limit check must not find a session over a limit that nobody enforced.
     enforced = state.limits if state.limits.mode == "enforce" else Limits()
     return {

@@ -1,8 +1,8 @@
 """Setups of a batch: one transaction for plain setups of many accounts.
 
 The statements come in the order of one setup (docs/design.md, "Concurrency protocol"): lock the accounts, read terms,
-limits and sessions with a younger snapshot, decide, insert, commit. The batch decides only what changes no other
-session. Every other setup goes the ordinary way, `srm.playback.setup.set_up`, as does all of a batch that fails.
+limits and sessions with a younger snapshot, decide, insert, commit. The batch decides only setups that change no other
+session. Every other setup, and each setup of a batch that fails, goes the ordinary way: `srm.playback.setup.set_up`.
 """
 
 import json
@@ -32,15 +32,15 @@ Outcomes = list[Result[Admission] | None]
 
 
 def is_plain(request: SetupRequest) -> bool:
-    """True when a batch may decide the setup: it repeats nothing and takes nothing over."""
+    """True when a batch may decide the setup: it has no Idempotency-Key and takes no session over."""
     return request.idempotency_key is None and not request.take_over
 
 
 def set_all_up(db: ConnectionPool, batch: Sequence[SetupRequest]) -> Outcomes:
     """Return the committed result of each setup of the batch, or None where `set_up` has to decide.
 
-    The first setup of each account counts; a second one has to see what the first one changes. When the connection
-    breaks at the commit, nobody knows the outcome: the results are DependencyUnavailable.
+    The batch decides the first setup of each account. A second setup has to see what the first one changes. When the
+    connection breaks at the commit, nobody knows the outcome: the results are DependencyUnavailable.
     """
     first = {request.principal.account_id: request for request in reversed(batch)}
     results: dict[str, Result[Admission]] = {}
@@ -59,7 +59,7 @@ def set_all_up(db: ConnectionPool, batch: Sequence[SetupRequest]) -> Outcomes:
 
 
 def _set_up_first(db: Cursor, requests: dict[str, SetupRequest]) -> dict[str, Result[Admission]]:
-    """Decide the setups of these accounts, by account; leave out what a batch cannot decide."""
+    """Return the decided setups by account, without those that a batch cannot decide."""
     locked = db.execute(LOCK_ACCOUNTS, {"account_ids": list(requests)}).fetchall()
     states = _read_states(db, requests, [read_account_of_batch(row) for row in locked])
     results: dict[str, Result[Admission]] = {}

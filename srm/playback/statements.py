@@ -116,7 +116,7 @@ OLDEST_FIRST = (sessions.started_at, sessions.session_id)
 
 
 class Asked(NamedTuple):
-    """Columns or parameters that say what a setup asks for."""
+    """Columns or parameters with the account, device and content of a setup."""
 
     account_id: ColumnElement[str]
     device_id: ColumnElement[str]
@@ -164,7 +164,10 @@ _ACTIVE_SESSION = {name: sessions[name] for name in ActiveSession._fields}
 
 
 def _terms_and_sessions(asked: Asked, profiles: FromClause) -> AnySelect:
-    """Return one row for each session that is not ended; without any, one row whose columns of the session are null."""
+    """Return one row for each session that is not ended.
+
+    When there is none, return one row whose columns of the session are null.
+    """
     content_groups = _content_groups(asked.content_id)
     terms = {
         "device_enabled": Device.enabled,
@@ -248,7 +251,7 @@ def ended_sessions(cursor: Cursor) -> list[EndedSession]:
 
 # Setup, 4: end the sessions that have to go, and insert the new one.
 
-# The ids are looked up in hash tables, because a profile may end thousands of sessions at once.
+# The ids are looked up in hash tables, because one setup may end thousands of sessions.
 IS_REPLACED = is_among(sessions.session_id, select(func.unnest(REPLACED_IDS)))
 IS_EVICTED = is_among(sessions.session_id, select(func.unnest(EVICTED_IDS)))
 REPLACED_OR_EVICTED_IN_ORDER = (
@@ -291,10 +294,10 @@ COPIED = (
 
 
 def _start(account_id: ColumnElement[str]) -> ColumnElement[datetime]:
-    """Start of a new session of the account: now, or after every start and end that the account has in `sessions`.
+    """Start of a new session: now, or later, after every start and end that the account has in `sessions`.
 
-    So a step back of the clock moves no session before one that ended for it, and the oldest stays the oldest.
-    Instants more than LONGEST_STEP ahead are by a clock that was wrong, and do not count.
+    So after a step back of the clock no session starts before another one that ended for it, and the oldest session
+    stays the oldest. Instants more than LONGEST_STEP ahead are by a wrong clock, and do not count.
     """
     earlier = aliased(PlaybackSession)
     last = func.greatest(earlier.started_at, earlier.ended_at)
@@ -305,7 +308,7 @@ def _start(account_id: ColumnElement[str]) -> ColumnElement[datetime]:
 
 
 def _started(account_id: ColumnElement[str]) -> dict[str, ColumnElement[Any]]:
-    """Instants of a new session of the account that are more than the time of the statement."""
+    """Columns of a new session of the account that depend on steps of the clock."""
     return {"started_at": _start(account_id), "clock_stepped_from": CLOCK_STEPPED_FROM}
 
 
@@ -335,11 +338,11 @@ KEEP_ALIVE = compiled(update(PlaybackSession).where(OWN_SESSION, is_active()).va
 TEAR_DOWN = compiled(update(PlaybackSession).where(OWN_SESSION, is_active()).values(TORN_DOWN))
 
 
-# Keep-alives and teardowns of a batch. One statement for many accounts: not for distributed tables.
+# Keep-alives and teardowns of a batch. A statement spans many accounts, so distributed tables do not take it.
 
 
 IS_DISTRIBUTED = "SELECT to_regclass('pg_dist_partition') IS NOT NULL"
-"""True where Citus is installed: that table lists the distributed ones."""
+"""True where Citus is installed: its table `pg_dist_partition` lists the distributed tables."""
 
 
 class OwnSession(NamedTuple):
@@ -366,8 +369,8 @@ _GIVEN = (
     .table_valued("account_id", "session_id", "device_id")
     .render_derived("given")
 )
-# A session that somebody holds is left out, and goes the ordinary way: it delays nobody else of the batch, and two
-# batches cannot wait for each other in a circle.
+# A session whose row somebody holds is left out, and goes the ordinary way. So it delays no other request of the batch,
+# and two batches cannot wait for each other in a circle.
 _NOT_HELD = (
     select(_ROW.account_id, _ROW.session_id)
     .join_from(
@@ -409,7 +412,8 @@ GET_END = compiled(_END)
 read_end = reader(_END, SessionEnd)
 
 
-# Setups of a batch: of each account at most one. Statements for many accounts: not for distributed tables.
+# Setups of a batch, at most one of each account. The statements span many accounts, so distributed tables do not take
+# them.
 
 
 class LockedAccountOfBatch(NamedTuple):
@@ -420,7 +424,7 @@ class LockedAccountOfBatch(NamedTuple):
     max_sessions: int | None
 
 
-# An account that somebody holds is left out, and so is one that is not enabled: both go the ordinary way.
+# Accounts whose row somebody holds are left out, and so are accounts that are not enabled. Both go the ordinary way.
 _FREE_ACCOUNTS = (
     select(Account.account_id, Account.profile_id, Account.max_sessions, Account.enabled)
     .where(Account.account_id == func.any(bindparam("account_ids", type_=ARRAY(Text))))
@@ -442,13 +446,13 @@ ASKED_OF_ALL: dict[str, TypeEngine[Any]] = {
     "profile_id": Text(),
     "account_max_sessions": Integer(),
 }
-"""Columns of the requests of a batch, each a parameter with an array of the type."""
+"""Columns of the requests of a batch. Each is a parameter: an array of this type."""
 _ASKED = (
     func.unnest(*(bindparam(name, type_=ARRAY(type_)) for name, type_ in ASKED_OF_ALL.items()))
     .table_valued(*(column(name, type_) for name, type_ in ASKED_OF_ALL.items()))
     .render_derived("asked")
 )
-# Named as text, because the subqueries below the statement would otherwise take `asked` as a table of their own.
+# Columns written as text: otherwise SQLAlchemy would add `asked` to the FROM of each subquery.
 _asked: dict[str, ColumnElement[Any]] = {
     name: literal_column(f"asked.{name}", type_) for name, type_ in ASKED_OF_ALL.items()
 }

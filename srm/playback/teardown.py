@@ -19,10 +19,9 @@ def tear_down(db: Executor, principal: Principal, session_id: UUID) -> bool:
 
 
 def tear_all_down(db: Executor, batch: Sequence[OwnSession]) -> list[bool | None]:
-    """End all these sessions in one statement. The answer to each is True, or None where `tear_down` has to look.
+    """End these sessions in one statement. The answer to each is True, or None where `tear_down` has to look.
 
-    A session that is named twice is torn down by the first of the two; the second is a repeat, for which `tear_down`
-    looks.
+    When the batch names a session twice, the first request gets True. The second one is a repeat, and gets None.
     """
     torn_down = set(db.execute(TEAR_ALL_DOWN, own_sessions(batch)).fetchall())
     answers: list[bool | None] = []

@@ -38,10 +38,10 @@ def make(
 ) -> list[str]:
     """Make the missing partitions; return their names.
 
-    There has to be one for this month, for MONTHS_AHEAD more, and for every month with rows to keep, as of
-    `trusted_at`. When one cannot be
-    made, the others are still made, and the default partition takes its rows. Raises the first unexpected error at the
-    end; Busy when another reaper is at work; DependencyUnavailable when the database is away.
+    There has to be a partition for this month, for MONTHS_AHEAD more, and for every month with rows to keep, as of
+    `trusted_at`. When one cannot be made, the others are still made, and the default partition takes its rows. Raises
+    the first unexpected error at the end; Busy when another reaper is at work; DependencyUnavailable when the database
+    is away.
     """
     made = []
     failures = []
@@ -97,7 +97,7 @@ def drop(exclusive: Exclusive, history_retention_days: int, trusted_at: datetime
     """Drop the partitions in which every row is older than the history retention; return their names.
 
     Delete such rows from the default partitions as well. Age counts up to `trusted_at`, which is no later than the
-    clock. The log says first what goes. Raises Busy when another reaper is at work.
+    clock. The log names a partition before it is dropped. Raises Busy when another reaper is at work.
     """
     dropped = []
     oldest = trusted_at - timedelta(days=history_retention_days)

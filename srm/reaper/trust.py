@@ -1,9 +1,9 @@
 """Trusted time: how far the reaper believes the database's clock, before it drops history for good.
 
-A clock that jumps ahead by years, as on a host whose clock was set wrong, makes all history look past its retention. So
-dropping needs a second source: the time up to which reapers were running, in `reaper_state.trusted_at`. It follows the
-clock. After a gap of more than a day, whether the clock jumped or no reaper ran, it catches up by a day for each hour
-that a reaper runs.
+When the clock jumps ahead by years, as on a host whose clock was set wrong, all history looks past its retention. So
+dropping needs a second source: the trusted time, in `reaper_state.trusted_at`. It follows the clock while reapers run.
+When the clock is more than a day ahead, because it jumped or because no reaper ran, the trusted time catches up by a
+day for each hour that a reaper runs.
 """
 
 import time
@@ -19,13 +19,13 @@ from srm.reaper.exclusive import Exclusive
 log = structlog.get_logger("srm.reaper")
 
 BELIEVED_AT_ONCE = timedelta(days=1)
-"""Longest gap after which the clock is believed at once."""
+"""Longest lead of the clock over the trusted time at which the clock is trusted at once."""
 
 CATCHES_UP = 24
-"""Seconds by which the trusted time catches up in a second."""
+"""Seconds by which the trusted time catches up in each second that a reaper runs."""
 
 LOG_SECONDS = 3600
-"""Seconds between two log lines that the clock is not trusted."""
+"""Seconds between two log lines about a clock that is not trusted."""
 
 
 class Times(NamedTuple):
@@ -36,7 +36,7 @@ class Times(NamedTuple):
 
 
 class Trust:
-    """Trusted time of one reaper process. The seconds that the process runs are its own, by no clock that is set."""
+    """Trusted time, as one reaper process keeps it. The process counts its seconds by a clock that nobody can set."""
 
     def __init__(self) -> None:
         self._looked_at = time.monotonic()
@@ -49,7 +49,7 @@ class Trust:
         """
         looked_at = time.monotonic()
         with exclusive.transaction() as db:
-            # The last run is a source too: the release before does not write the trusted time.
+            # The time of the last run counts too, because version 0.1.0 writes no trusted time.
             before = func.least(ReaperState.trusted_at, ReaperState.ran_at)
             query = select(func.statement_timestamp().label("now"), before.label("trusted_at"))
             times = Times(*db.execute(query).one())
@@ -67,7 +67,7 @@ class Trust:
 
 
 def believed(times: Times, ran_seconds: float) -> datetime:
-    """Return the trusted time, of a reaper that has run for so many seconds since the last one."""
+    """Return the new trusted time. `ran_seconds`: time that the reaper has run since the last one."""
     if times.trusted_at is None or times.now - times.trusted_at <= BELIEVED_AT_ONCE:
         return times.now
     return min(times.now, times.trusted_at + CATCHES_UP * timedelta(seconds=ran_seconds))

@@ -1,4 +1,4 @@
-"""A client's connection, bounded in time and bytes, as gunicorn's parser and response see it."""
+"""A client's connection, bounded in time and bytes, as gunicorn's parser and response use it."""
 
 import socket
 import time
@@ -16,10 +16,10 @@ BODY_SECONDS = 5
 """Time from the end of the header to the end of the body."""
 
 WRITE_SECONDS = 5
-"""Time in which a client takes a part of its answer."""
+"""Time in which a client has to take a part of its answer."""
 
 PARK_SECONDS = 1
-"""Time after which an idle connection gives its greenlet up."""
+"""Time after which an idle connection gives up its greenlet."""
 
 HANG_UP_SECONDS = 2
 """Time for which a closed connection waits for the client to hang up.
@@ -42,11 +42,11 @@ _plain_socket = monkey.get_original("socket", "socket")
 
 
 class Parked(BaseException):
-    """Raised in the greenlet of an idle connection. A watcher waits for the next request instead."""
+    """Raised in the greenlet of an idle connection, to end it. A watcher then waits for the next request."""
 
 
 class Connection:
-    """The socket of a client. `look` wakes whoever waits for the client longer than allowed."""
+    """The socket of a client. `look` ends a wait for the client that has lasted longer than allowed."""
 
     __slots__ = (
         "_greenlet", "_has_ended", "_idle_seconds", "_late_at", "_left_bytes", "_out", "_read_by", "_sock", "_watcher",
@@ -77,7 +77,7 @@ class Connection:
             self._watcher = gevent.get_hub().loop.io(self._sock.fileno(), READABLE)
             self._watcher.start(self._unpark, function)
         finally:
-            self._greenlet = None  # the two would keep each other in memory
+            self._greenlet = None  # connection and greenlet would keep each other in memory
 
     def _unpark(self, function: "Callable[[Connection], None]") -> None:
         self._watcher.stop()
@@ -85,14 +85,14 @@ class Connection:
         self.serve(function)
 
     def _park(self) -> None:
-        """Take the greenlet from the connection, if that still waits for a request. Called by the event loop."""
+        """End the greenlet of a connection that still waits for a request. Called by the event loop."""
         if self.is_idle and self._late_at != NEVER and self._greenlet is not None:
             self._greenlet.throw(Parked)
 
     def await_request(self, *, has_begun: bool = False) -> None:
         """Expect the next request. The connection is idle until the first byte.
 
-        `has_begun`: its first bytes came with the request before it.
+        `has_begun`: the first bytes of the next request came together with the request before.
         """
         self.is_idle = not has_begun
         self._read_by = time.monotonic() + (HEAD_SECONDS if has_begun else self._idle_seconds)
@@ -139,7 +139,7 @@ class Connection:
             self._out.clear()
 
     def look(self, now: float) -> None:
-        """End the wait for a client that is late at `now`, by `time.monotonic()`; park a connection that is idle."""
+        """End the wait for a client that is late, and park an idle connection. `now` is by `time.monotonic()`."""
         if now >= self._late_at:
             self.end()
         elif self.is_idle and now > self._read_by - self._idle_seconds + PARK_SECONDS and self._greenlet is not None:
@@ -148,8 +148,8 @@ class Connection:
     def end(self) -> None:
         """Read nothing more than what has arrived, and send nothing more to a client that takes nothing.
 
-        The system wakes a greenlet that waits for the socket. gevent's own `shutdown` would make its wait fail instead,
-        and lose a request that has just arrived.
+        The system wakes a greenlet that waits for the socket. gevent's own `shutdown` would make the greenlet's wait
+        fail instead, and lose a request that has just arrived.
         """
         with suppress(OSError):
             plain = _plain_socket(fileno=self._sock.fileno())

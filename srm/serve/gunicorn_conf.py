@@ -1,8 +1,8 @@
 """Settings of gunicorn for `srm serve`; use them as `gunicorn --config python:srm.gunicorn_conf wsgi:app`.
 
-Each core has one process. Its event loop serves all connections of the process, and goes on with another request while
-one waits for the database, the entitlement service or its client. More processes only compete for the cores: measure
-with `make bench` and `--workers`.
+Each core has one process. The event loop of a process serves all its connections. While one request waits for the
+database, the entitlement service or its client, the loop goes on with another. More processes would only compete for
+the cores.
 """
 
 import gc
@@ -82,8 +82,8 @@ def on_starting(server: Any) -> None:
 def _check_settings() -> NoReturn:
     """Check the settings in a process of its own, and exit.
 
-    A worker makes the modules of the standard library cooperative before it imports what uses them. The master must
-    not have imported it already.
+    A worker makes the standard library cooperative before it imports modules that use it. The check imports such
+    modules, so the master must not do it itself: workers would inherit them.
     """
     from srm.clients.tokens import key_from
 

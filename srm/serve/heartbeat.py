@@ -15,7 +15,7 @@ log = structlog.get_logger("srm.heartbeat")
 
 
 def start(lanes: Lanes) -> None:
-    """Start the heartbeat in a thread of its own. It goes on until the process ends, whatever requests do."""
+    """Start the heartbeat in a thread of its own, which in a worker is a greenlet. It ends with the process."""
     threading.Thread(target=_beat_forever, args=(lanes,), name="heartbeat", daemon=True).start()
 
 

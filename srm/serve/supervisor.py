@@ -132,9 +132,9 @@ class Supervisor:
 def serve(settings: Settings, *, workers: int | None, with_demo: bool) -> None:
     """Run until SIGTERM, SIGINT or SIGHUP. Then stop what was started, the embedded database last.
 
-    `workers` of gunicorn: None means the default. The embedded database is migrated; a configured
-    database must have the schema already. A process that dies is started again. Raises StartupError or
-    DependencyUnavailable when the service does not start.
+    `workers` of gunicorn: None means the default. The embedded database is migrated; a configured database must have
+    the schema already. A process that dies is started again. Raises StartupError or DependencyUnavailable when the
+    service does not start.
     """
     Supervisor(settings).serve(workers=workers, with_demo=with_demo)
 

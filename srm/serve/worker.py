@@ -1,7 +1,7 @@
 """Gunicorn worker on gevent, and gunicorn's logger in the format of SRM.
 
-One greenlet serves a connection, and all greenlets of a worker share one event loop. A client that waits, or that makes
-others wait, costs a few kilobytes and no thread.
+One greenlet serves a connection, and all greenlets of a worker share one event loop. A connection that waits costs a
+few kilobytes, and delays no other connection.
 """
 
 import json
@@ -32,10 +32,10 @@ LOOK_SECONDS = 0.5
 """Time between two looks at deadlines of clients, at the master, and at the number of requests."""
 
 FIRST_WORD_SECONDS = 0.1
-"""Time that a worker which stops leaves a new connection for its first request."""
+"""Time for the first request of a new connection, in a worker that stops."""
 
 SKIP_BYTES = 8192
-"""Bytes that are read at a time of a body that the application has not read."""
+"""Most bytes of an unread body that are read at a time."""
 
 NO_ROOM_SECONDS = 0.1
 """Pause when the process has no file for another connection."""
@@ -57,7 +57,7 @@ class Worker(base.Worker):  # type: ignore[misc]
     nr: int
 
     def init_process(self) -> None:
-        """Make whatever waits cooperative before the application is imported. Called by gunicorn after the fork."""
+        """Make the standard library cooperative, then import the application. Called by gunicorn after the fork."""
         monkey.patch_all()
         gevent.reinit()
         self._drained_at: float | None = None
@@ -115,7 +115,7 @@ class Worker(base.Worker):  # type: ignore[misc]
         return self._drained_at is not None and time.monotonic() >= self._drained_at
 
     def _finish(self) -> None:
-        """Answer the requests that have arrived; wait for them at most until the master loses its patience."""
+        """Answer the requests that have arrived. Takes at most `graceful_timeout`, after which the master kills."""
         self.alive = False
         give_up_at = time.monotonic() + self.cfg.graceful_timeout
         gevent.sleep(FIRST_WORD_SECONDS)
@@ -130,15 +130,15 @@ class Worker(base.Worker):  # type: ignore[misc]
         """Begin to drain. Called by gunicorn on SIGTERM, for a stop or a reload.
 
         From now on each answer closes its connection. For `drain_seconds` the worker still takes every request, on new
-        connections too. A proxy may be sending a request on an idle connection, and does not repeat a setup whose
-        outcome it does not know. Only its next look at /readyz sends the proxy elsewhere. After `drain_seconds` the
-        worker takes no new requests and finishes the requests in progress.
+        connections too: a proxy may be sending a request on an idle connection, and does not repeat a setup whose
+        outcome it does not know. A load balancer goes elsewhere after its next look at /readyz. After `drain_seconds`
+        the worker takes no new requests and finishes the requests in progress.
         """
         self._drain()
         self.announce_stop()
 
     def handle_quit(self, sig: int, frame: Any) -> None:
-        """Stop at once. Called by gunicorn on SIGINT and SIGQUIT. A signal handler must not wait, a greenlet may."""
+        """Stop at once, in a greenlet: a signal handler must not wait. Called by gunicorn on SIGINT and SIGQUIT."""
         gevent.spawn(super().handle_quit, sig, frame)
 
     def _accept_forever(self, listener: gevent_socket.socket) -> None:
@@ -167,7 +167,7 @@ class Worker(base.Worker):  # type: ignore[misc]
         connection.serve(self._serve)
 
     def _serve(self, connection: Connection) -> None:
-        """Answer the requests of a connection, then close it. Parked passes through, and leaves it open."""
+        """Answer the requests of a connection, then close it. Parked passes through and leaves the connection open."""
         request = None
         try:
             parser = http.get_parser(self.cfg, connection, connection.address)
@@ -247,7 +247,7 @@ def skip_body(request: Any) -> bool:
 
 
 class ChunkedBody:
-    """A body in chunks, as WSGI wants it. What gunicorn raises for malformed chunks depends on its version."""
+    """A body in chunks, as WSGI wants it. For malformed chunks each version of gunicorn raises an error of its own."""
 
     def __init__(self, body: Any) -> None:
         self._body = body

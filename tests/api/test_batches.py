@@ -1,4 +1,4 @@
-"""Statements of a batch: which sessions they change, and whom they answer.
+"""Statements of a batch: which sessions they change, and which requests they answer.
 
 docs/design.md, "Group commit". Red when a batch mixes up its entries, answers for a held or lapsed session, or waits.
 """
@@ -34,7 +34,7 @@ def own(session: UUID | str, account: str = "a", device: str = "tv") -> OwnSessi
 
 
 def is_changed(database: Database, session: UUID) -> bool:
-    """True when the session, made as silent for 20 s, was kept alive or torn down."""
+    """True when the session, which the test made silent for 20 s, was kept alive or torn down."""
     sql = (
         "SELECT end_reason = 'teardown' OR (ended_at IS NULL AND statement_timestamp() - last_keep_alive_at "
         "< interval '10 s') FROM srm.sessions WHERE session_id = :id"
@@ -91,7 +91,7 @@ def test_a_session_that_is_torn_down_twice_in_a_batch_is_torn_down_once(factory:
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_a_held_session_delays_nobody_else_of_the_batch(
+def test_a_held_session_delays_no_other_request_of_the_batch(
     factory: Factory, database: Database, somebody: psycopg.Connection, batch: Batch
 ) -> None:
     factory.account("a")

@@ -63,7 +63,7 @@ def excesses(database: Database) -> list[Any]:
 
 @pytest.fixture
 def step(url: str, outside: Callable[[str], str]) -> Iterator[Step]:
-    """Return a function that lets the clock step; the service has been available for a day before."""
+    """Return a function that lets the clock step. The service has been available for a day before the first step."""
     with psycopg.connect(outside(url), autocommit=True) as superuser:
         superuser.execute(
             "UPDATE srm.availability SET seen_at = statement_timestamp(),"
@@ -114,7 +114,7 @@ class TestAnyStep:
         step(25)
         step(seconds)
         if seconds < 0:
-            step(6)  # No heartbeat, as when all processes begin anew.
+            step(6)  # No heartbeat comes, as when all processes start again.
 
         assert end_lapsed(database) == 0
         assert error_of(client.post("/srm/v1/sessions", json=SETUP, headers=headers("phone"))) == LIMIT_REACHED

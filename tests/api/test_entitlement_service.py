@@ -91,9 +91,7 @@ def post(client: FlaskClient, content: str = "film", device: str = "tv", account
     return client.post("/srm/v1/sessions", json=body, headers={"Client-Token": issue_token(account, device), **headers})
 
 
-def test_a_setup_that_waited_too_long_for_a_thread_does_not_ask_the_service(
-    client: FlaskClient, server: EntitlementServer
-) -> None:
+def test_a_setup_past_its_deadline_does_not_ask_the_service(client: FlaskClient, server: EntitlementServer) -> None:
     waited = DEADLINE.set(time.monotonic())
     try:
         assert error_of(post(client)) == (503, "ERROR", "SRM-0010")

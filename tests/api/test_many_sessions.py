@@ -39,8 +39,8 @@ def add_sessions(database: Database, account: str, count: int, silent_for: float
 def many(client: FlaskClient, factory: Factory, database: Database) -> Callable[[dict[str, object], float], None]:
     """Return a function that gives the account `a`, whose profile has these rules, many sessions.
 
-    Small accounts with the rules come before it: after a few executions the server keeps one plan of a statement for
-    all parameters, made for a few rows.
+    The function first sets up sessions of a small account with these rules. After a few executions the server keeps one
+    plan of a statement for all parameters, and that plan is then made for a few rows.
     """
 
     def make(rules: dict[str, object], silent_for: float = 0) -> None:

@@ -356,7 +356,7 @@ class TestRates:
     ) -> None:
         """The rate does not depend on tokens. An IPv6 /64 counts as one address.
 
-        What passes gets 503: no SRM runs, which would be too slow for the rate on a busy machine.
+        Requests that pass get 503: no SRM runs, because SRM on a busy machine would be too slow for the rate.
         """
         with nginx(tmp_path / "nginx", "127.0.0.1:1", listen=FROM_TESTS) as front:
             started_at = time.monotonic()

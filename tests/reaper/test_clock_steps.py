@@ -19,7 +19,7 @@ YEARS = timedelta(days=3660)
 
 @pytest.fixture
 def jump(own: Database, outside: Callable[[str], str], own_url: str) -> Callable[[timedelta], None]:
-    """Return a function that lets the clock jump ahead, as far as the reaper's own notes tell."""
+    """Return a function that lets the clock jump ahead: it moves the instants of `reaper_state` back."""
 
     def jump(ahead: timedelta) -> None:
         with psycopg.connect(outside(own_url)) as superuser:
@@ -32,7 +32,7 @@ def jump(own: Database, outside: Callable[[str], str], own_url: str) -> Callable
 
 @pytest.fixture
 def old(own: Database) -> datetime:
-    """Month with an ended session and a denial, that is older than RETENTION_DAYS."""
+    """Month that is older than RETENTION_DAYS and has an ended session and a denial."""
     with own.transaction() as db:
         db.exec_driver_sql("UPDATE srm.reaper_state SET ran_at = NULL, trusted_at = NULL")
     month = _months_after(this_month(own), -6)

@@ -159,7 +159,7 @@ def assert_in_time(answers: list[Answer]) -> None:
 
 
 def assert_alive(service: Service) -> None:
-    """Wait until the API is ready again; it is, at the latest, when its threads have finished what they began."""
+    """Wait until the API is ready again; it is, at the latest, when its requests in progress have ended."""
     answer = http("GET", f"{service.base}/healthz", timeout=PROMISED_SECONDS + SLACK_SECONDS)
     assert answer.status_code == 200
 

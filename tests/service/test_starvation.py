@@ -1,4 +1,4 @@
-"""Requests that wait for a lock take nothing from the others: no viewer loses a session to somebody else's lock."""
+"""Requests that wait for a lock take nothing from other requests: no viewer loses a session to a lock on other rows."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ RETRY_SECONDS = 1
 
 @dataclass
 class Crowd:
-    """Clients in threads of their own, each of which repeats its setup every second."""
+    """Clients in threads of their own. Each client repeats its setup every second."""
 
     base: str
     done: threading.Event = field(default_factory=threading.Event)
@@ -141,4 +141,4 @@ def test_a_lock_on_one_account_delays_no_other(
     assert_refused_in_time(setups.answers)
     assert {answer.status for answer in others} == {200}
     took = sorted(answer.answered_at - answer.sent_at for answer in others)
-    assert took[len(took) * 9 // 10] < RETRY_SECONDS / 2  # who waits for a connection waits a second
+    assert took[len(took) * 9 // 10] < RETRY_SECONDS / 2  # a request that waits for a connection waits a second

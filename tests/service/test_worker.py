@@ -1,4 +1,4 @@
-"""The worker serves everybody else while some clients are slow or silent, and answers what has arrived at a stop.
+"""The worker serves all other clients while some are slow or silent, and answers at a stop what has arrived.
 
 These tests run gunicorn with a small application, so that they say how long each request takes.
 """

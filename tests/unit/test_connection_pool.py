@@ -1,4 +1,4 @@
-"""A pool is bounded: its next request waits a short time, and one account cannot take it from the others."""
+"""A pool is bounded: a request waits a short time for a connection, and one account cannot take all connections."""
 
 import threading
 import time
@@ -71,7 +71,7 @@ def test_a_full_pool_refuses_the_next_request_after_a_short_wait(
     assert len(opened) == SIZE
 
 
-def test_nobody_waits_for_a_connection_longer_than_its_deadline(pool: ConnectionPool) -> None:
+def test_no_request_waits_for_a_connection_longer_than_its_deadline(pool: ConnectionPool) -> None:
     with ExitStack() as stack:
         for _ in range(SIZE):
             stack.enter_context(pool.request())

@@ -1,4 +1,4 @@
-"""Group commit: who gets an answer from a batch, and who goes the ordinary way."""
+"""Group commit: which requests a batch answers, and which go the ordinary way."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ from tests.support import wait_until
 
 
 class Gate:
-    """A commit that answers each number with its square, once it is let through. Notes the batches."""
+    """A commit that answers each number with its square, once the gate is open. It notes the batches."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -93,7 +93,7 @@ def test_a_request_without_outcome_goes_the_ordinary_way(make: Make) -> None:
     assert make().submit(0) is None
 
 
-def test_an_error_fails_nobody_and_the_next_batch_goes_on(make: Make, gate: Gate) -> None:
+def test_an_error_sends_the_batch_the_ordinary_way_and_the_next_batch_goes_on(make: Make, gate: Gate) -> None:
     group = make()
     for gate.raises in (ValueError("odd"), DependencyUnavailable()):
         assert group.submit(2) is None
@@ -107,7 +107,7 @@ def test_a_dead_flusher_is_replaced_and_its_requests_are_not_done_twice(
 ) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     monkeypatch.setattr(group_commit, "COMMIT_SECONDS", 0.1)
-    group = make(patience_seconds=0.05)
+    group = make(queue_seconds=0.05)
     gate.raises = SystemExit()
     with pytest.raises(DependencyUnavailable):
         group.submit(2)
@@ -147,7 +147,7 @@ def test_a_full_queue_sends_the_next_request_the_ordinary_way(
 def test_a_request_that_no_batch_takes_in_time_goes_the_ordinary_way_once(
     make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group = make(patience_seconds=0.05)
+    group = make(queue_seconds=0.05)
     gate.open.clear()
 
     with ThreadPoolExecutor(1) as threads:
@@ -160,9 +160,11 @@ def test_a_request_that_no_batch_takes_in_time_goes_the_ordinary_way_once(
     assert [2] not in gate.batches
 
 
-def test_a_request_on_its_way_is_never_done_twice(make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_whose_batch_is_under_way_is_never_done_twice(
+    make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unclaimed: list[tuple[int, int]] = []
-    group = make(patience_seconds=0.05, unclaimed=lambda request, outcome: unclaimed.append((request, outcome)))
+    group = make(queue_seconds=0.05, unclaimed=lambda request, outcome: unclaimed.append((request, outcome)))
     gate.open.clear()
     DEADLINE.set(time.monotonic() + 0.1)
     try:

@@ -1,9 +1,9 @@
-"""The short way for keep-alives, teardowns and setups: answers the plain case in front of Flask.
+"""The lane for keep-alives, teardowns and setups: answers plain requests in front of Flask.
 
-Flask costs more than everything else that a keep-alive needs. So this layer answers what nearly all requests are: a
-well-formed one, with a valid token, that a batch can decide. It hands every other request to Flask as it came.
-`srm.api.v1.client.sessions` stays the complete implementation and defines the behaviour; `tests/api/test_lane.py` holds
-the two against each other.
+Flask costs as much as everything else that a keep-alive needs. So this layer answers the plain requests, which are
+nearly all: well-formed, with a valid token, and such that a batch can decide them. It hands every other request to
+Flask unchanged. `srm.api.v1.client.sessions` is the complete implementation and defines the behaviour.
+`tests/api/test_lane.py` compares the two.
 """
 
 import json
@@ -32,7 +32,7 @@ METHODS = ("PUT", "DELETE", "POST")
 
 
 def with_lanes(application: WSGIApplication, app: Flask) -> WSGIApplication:
-    """Wrap the application of Flask. `app` has the parts, which are looked up anew for each request."""
+    """Wrap the application of Flask. The parts of `app` are looked up anew for each request."""
 
     def wrapped(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
@@ -52,7 +52,7 @@ def with_lanes(application: WSGIApplication, app: Flask) -> WSGIApplication:
 
 
 def _principal(environ: WSGIEnvironment, parts: Parts) -> Principal | None:
-    """Return the account and device that ask. None = Flask has to say what is wrong with the token."""
+    """Return the account and device of the token. None = Flask has to say what is wrong with the token."""
     token = environ.get("HTTP_CLIENT_TOKEN")
     try:
         return parts.tokens.verify(token) if token else None
@@ -61,7 +61,7 @@ def _principal(environ: WSGIEnvironment, parts: Parts) -> Principal | None:
 
 
 def _keep_alive_or_tear_down(environ: WSGIEnvironment, parts: Parts, principal: Principal) -> bytes | None:
-    """Do what the request asks for, and note what telemetry needs. None = Flask has to answer."""
+    """Keep a session alive or tear it down, and return the empty body of the answer. None = Flask has to answer."""
     path = ON_SESSION.fullmatch(environ["PATH_INFO"])
     if path is None or environ.get("CONTENT_LENGTH", "0") != "0":
         return None
@@ -71,7 +71,7 @@ def _keep_alive_or_tear_down(environ: WSGIEnvironment, parts: Parts, principal: 
         if not (parts.lanes.teardowns if is_teardown else parts.lanes.keep_alives).submit(session):
             return None
     except DependencyUnavailable:
-        return None  # The request is past its deadline: Flask says so.
+        return None  # The request is past its deadline: Flask answers 503.
     environ[telemetry.ROUTE] = f"{path[1]}<session_id>"
     environ[telemetry.PRINCIPAL] = principal
     environ[telemetry.SESSION] = session.session_id
@@ -87,7 +87,7 @@ def _set_up(environ: WSGIEnvironment, parts: Parts, principal: Principal) -> byt
     """
     if environ["PATH_INFO"] not in ON_SESSIONS or "HTTP_IDEMPOTENCY_KEY" in environ:
         return None
-    if parts.entitlement_service is not None:  # It may be far away; the view knows how to wait for it.
+    if parts.entitlement_service is not None:  # The service may be slow, and the view knows how to wait for it.
         return None
     body = _parse(environ)
     if body is None or body.options.takeOver:
@@ -117,7 +117,7 @@ def _set_up(environ: WSGIEnvironment, parts: Parts, principal: Principal) -> byt
 
 
 def _parse(environ: WSGIEnvironment) -> schemas.SetupRequest | None:
-    """Return the body of a setup, and leave it to be read again. None = not as the API describes it."""
+    """Return the body of a setup, and let Flask read it again. None = the body is not as the API describes it."""
     length = environ.get("CONTENT_LENGTH", "")
     if not (length.isascii() and length.isdigit()) or int(length) > MAX_BODY_BYTES:
         return None

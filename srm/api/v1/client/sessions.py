@@ -32,7 +32,7 @@ MAX_BODY_BYTES = 16 * 1024
 IDEMPOTENCY_KEY_FORM = re.compile(r"[!-~]{1,255}")
 
 DECIDED = "srm.decided"
-"""Key of the WSGI environment: result of a setup that a batch has decided, and that the view has to answer."""
+"""Key of the WSGI environment: result of a setup that the lane has had decided, and that the view has to answer."""
 
 blueprint = Blueprint("client", __name__)
 """Routes of the client API, to be registered under `/srm/v1` and under `/srm`."""
