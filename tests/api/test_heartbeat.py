@@ -1,4 +1,4 @@
-"""The heartbeat goes the way of the keep-alives: it stops for each cause that stops them, and for nothing else.
+"""The heartbeat goes the way of the keep-alives: it stops for each cause that stops keep-alives, and for no other.
 
 docs/design.md, "Outages". Causes that take whole processes: tests/service/test_viewers_survive.py.
 """

@@ -91,12 +91,12 @@ EFFECTS = (
     "ended_at = last_keep_alive_at + make_interval(secs => timeout_seconds) FROM srm.sessions ORDER BY started_at",
     "SELECT device_id, error_code, rule, rule_limit, in_the_way, observed, content_id FROM srm.denials",
 )
-"""What a request leaves in the tables, without ids and times."""
+"""Queries for the traces of a request in the tables, without ids and times."""
 
 
 @dataclass
 class Logged:
-    """Log lines of requests, without what differs from one request to the next."""
+    """Log lines of requests, without the duration, which differs from one request to the next."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
 
@@ -127,12 +127,12 @@ class Place:
         self._logged = logged
 
     def see(self, app: str, state: str, method: str, path: str, **options: Any) -> Seen:
-        """Put the session into the state, send the request, and return what it led to."""
+        """Put the session into the state, send the request, and return its effects."""
         self._reset(state)
         return self._see(app, method, path, **options)
 
     def see_setup(self, app: str, account: dict[str, Any], path: str, **options: Any) -> Seen:
-        """Put the account into a state, send a setup, and return what it led to."""
+        """Put the account into a state, send a setup, and return its effects."""
         self._reset(account["session"])
         columns = ("max_sessions", "on_limit", "same_device", "mode")
         self._superuser.execute(

@@ -1,4 +1,4 @@
-"""Setups of a batch: what the batch decides is what one setup would decide, and the rest goes the ordinary way.
+"""Setups of a batch: the batch decides as a setup alone would be decided, and leaves the rest to the ordinary way.
 
 docs/design.md, Invariant 1 and "Group commit". Red when a batch reads before it locks, takes two setups of an account,
 leaves a lapsed session out of the count, or mixes up its entries.
