@@ -58,7 +58,7 @@ def build_parts(settings: Settings) -> Parts:
     known = LOCAL if settings.entitlements == "local" else ALLOWED
     return Parts(
         database=database,
-        lanes=Lanes(database, unclaimed_teardown=lambda session, _: telemetry.record_teardown(session)),
+        lanes=Lanes(database, unclaimed_teardown=telemetry.record_teardown),
         tokens=verifier,
         access_to=(lambda _, __: known) if service is None else service.access_to,
         entitlement_service=service,

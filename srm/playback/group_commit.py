@@ -61,8 +61,8 @@ class GroupCommit(Generic[Request, Outcome]):
 
     `commit` takes the requests of a batch. It returns an outcome for each, in their order, once the outcomes are
     committed. The outcome None sends a request the ordinary way. An exception says that nothing is committed, and sends
-    all requests of the batch the ordinary way. `unclaimed` is called with a request and an outcome that came after the
-    deadline of the request.
+    all requests of the batch the ordinary way. `unclaimed` is called with the requests of a batch whose outcome came
+    after their deadline, each with its outcome. The next batch of the flusher waits for it.
 
     Safe to share between threads and greenlets. Flushers start with the first request of a process, because a fork does
     not inherit threads. A dead flusher is replaced.
@@ -75,7 +75,7 @@ class GroupCommit(Generic[Request, Outcome]):
         *,
         flushers: int = 1,
         queue_seconds: float = QUEUE_SECONDS,
-        unclaimed: Callable[[Request, Outcome], None] | None = None,
+        unclaimed: Callable[[Sequence[tuple[Request, Outcome]]], None] | None = None,
     ) -> None:
         self.is_open = True
         """False when the database cannot take batches: `submit` returns None at once."""
@@ -208,9 +208,14 @@ class GroupCommit(Generic[Request, Outcome]):
                 log.error("batch failed", group=self._name, cause=problem)
         for entry in batch:
             entry.answered.release()
-            if entry.is_given_up and entry.answered.acquire(blocking=False):
-                self._report_unclaimed(entry)
+        self._report_unclaimed(batch)
 
-    def _report_unclaimed(self, entry: Entry[Request, Outcome]) -> None:
-        if entry.outcome is not None and self._unclaimed is not None:
-            self._unclaimed(entry.request, entry.outcome)
+    def _report_unclaimed(self, batch: Sequence[Entry[Request, Outcome]]) -> None:
+        left = [entry for entry in batch if entry.is_given_up and entry.answered.acquire(blocking=False)]
+        outcomes = [(entry.request, entry.outcome) for entry in left if entry.outcome is not None]
+        if not outcomes or self._unclaimed is None:
+            return
+        try:
+            self._unclaimed(outcomes)
+        except Exception as error:  # The flusher has to go on.
+            log.error("outcomes without clients failed", group=self._name, cause=first_line(error))

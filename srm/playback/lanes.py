@@ -34,17 +34,21 @@ class Heartbeat:
 class Lanes:
     """Group commits for the frequent calls of players, and the heartbeat. Each one starts with its first request."""
 
-    def __init__(self, database: Database, unclaimed_teardown: Callable[[OwnSession, bool], None]) -> None:
+    def __init__(self, database: Database, unclaimed_teardown: Callable[[OwnSession], None]) -> None:
         """`unclaimed_teardown`: called with a session that was torn down after its client was told to try again."""
         self._database = database
+        self._unclaimed_teardown = unclaimed_teardown
         self.keep_alives: GroupCommit[OwnSession | Heartbeat, bool] = GroupCommit(
             "keep-alives", Batches(database.keep_alives, commit_keep_alives)
         )
         self.teardowns: GroupCommit[OwnSession, bool] = GroupCommit(
-            "teardowns", Batches(database.teardowns, tear_all_down), unclaimed=unclaimed_teardown
+            "teardowns", Batches(database.teardowns, tear_all_down), unclaimed=self._report_teardowns
         )
         self.setups: GroupCommit[SetupRequest, Result[Admission]] = GroupCommit(
-            "setups", Batches(database.setup_batches, set_all_up), flushers=SETUP_LANE_CONNECTIONS
+            "setups",
+            Batches(database.setup_batches, set_all_up),
+            flushers=SETUP_LANE_CONNECTIONS,
+            unclaimed=self._end_unclaimed_setups,
         )
         self.denials: GroupCommit[denials.Row, str] = GroupCommit(
             "denials", Batches(database.hot, denials.record_all), queue_seconds=denials.QUEUE_SECONDS
@@ -63,6 +67,23 @@ class Lanes:
     def set_up_in_batch(self, request: SetupRequest) -> Result[Admission] | None:
         """Set a session up in a batch; return None where `set_up` in a transaction has to decide."""
         return self.setups.submit(request) if is_plain(request) else None
+
+    def _end_unclaimed_setups(self, unclaimed: Sequence[tuple[SetupRequest, Result[Admission]]]) -> None:
+        """Tear down sessions whose clients were told to try again. They would hold their slots until they lapse."""
+        sessions = [
+            OwnSession(request.principal.account_id, str(result.outcome.session_id), request.principal.device_id)
+            for request, result in unclaimed
+            if isinstance(result.outcome, Admission)
+        ]
+        if sessions:
+            answers = tear_all_down(self._database.teardowns, sessions)
+            self._report_teardowns(
+                [(session, True) for session, is_done in zip(sessions, answers, strict=True) if is_done]
+            )
+
+    def _report_teardowns(self, unclaimed: Sequence[tuple[OwnSession, bool]]) -> None:
+        for session, _ in unclaimed:
+            self._unclaimed_teardown(session)
 
     def record_denial(self, request: SetupRequest, denial: SrmError, *, observed: bool = False) -> None:
         """Record a denial; see `srm.playback.denials`."""

@@ -4,6 +4,8 @@ docs/design.md, Invariant 1 and "Group commit". Red when a batch reads before it
 leaves a lapsed session out of the count, or mixes up its entries.
 """
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,7 @@ from flask.testing import FlaskClient
 from srm.api.parts import parts_of
 from srm.db.database import Database
 from srm.db.models import AccountProfile
+from srm.deadline import DEADLINE
 from srm.errors import (
     ContentAccessDenied,
     DependencyUnavailable,
@@ -27,7 +30,7 @@ from srm.playback.model import Admission, ContentRef, Principal, Result
 from srm.playback.setup import SetupRequest, set_up
 from srm.playback.setup_batch import is_plain, set_all_up
 from srm.playback.statements import INSERT_SESSIONS, INSERTED, LOCK_ACCOUNTS
-from tests.support import SETUP, Factory, issue_token, rows, session_count
+from tests.support import SETUP, Factory, issue_token, rows, session_count, wait_until
 
 FILM = ContentRef("COD", "film")
 
@@ -250,3 +253,29 @@ def test_a_plain_setup_is_decided_in_a_batch(
     assert second.get_json()["errorResponse"]["errorCode"] == "SRM-0006"
     assert session_count(database) == 1
     assert rows(database, "SELECT count(*) FROM srm.denials")[0][0] == 1
+
+
+def test_a_setup_that_is_committed_after_its_deadline_keeps_no_slot(
+    app: Flask, factory: Factory, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client was told to try again, and does not know the session."""
+    factory.account("a", max_sessions=1)
+    lanes = parts_of(app).lanes
+    commit, may_begin = lanes.setups._commit, threading.Event()
+
+    def begin_late(batch: Any) -> Any:
+        assert may_begin.wait(10)
+        return commit(batch)
+
+    monkeypatch.setattr(lanes.setups, "_commit", begin_late)
+    DEADLINE.set(time.monotonic() + 0.6)
+    try:
+        with pytest.raises(DependencyUnavailable):
+            lanes.set_up(asked("a"))
+    finally:
+        DEADLINE.set(None)
+    may_begin.set()
+
+    ended = "SELECT end_reason FROM srm.sessions WHERE ended_at IS NOT NULL"
+    wait_until(lambda: rows(database, ended) == [("teardown",)])
+    assert error_in(lanes.set_up(asked("a"))) is None

@@ -164,7 +164,7 @@ def test_a_request_whose_batch_is_under_way_is_never_done_twice(
     make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unclaimed: list[tuple[int, int]] = []
-    group = make(queue_seconds=0.05, unclaimed=lambda request, outcome: unclaimed.append((request, outcome)))
+    group = make(queue_seconds=0.05, unclaimed=unclaimed.extend)
     gate.open.clear()
     DEADLINE.set(time.monotonic() + 0.1)
     try:
@@ -179,6 +179,28 @@ def test_a_request_whose_batch_is_under_way_is_never_done_twice(
     wait_until(lambda: unclaimed == [(2, 4)])
     assert group.submit(3) == 9
     assert unclaimed == [(2, 4)]
+
+
+def test_an_error_about_an_unclaimed_outcome_does_not_end_the_flusher(make: Make, gate: Gate) -> None:
+    failed = threading.Event()
+
+    def fail(_: object) -> None:
+        failed.set()
+        raise DependencyUnavailable
+
+    group = make(queue_seconds=0.05, unclaimed=fail)
+    gate.open.clear()
+    DEADLINE.set(time.monotonic() + 0.1)
+    try:
+        with pytest.raises(DependencyUnavailable):
+            group.submit(2)
+    finally:
+        DEADLINE.set(None)
+        gate.open.set()
+
+    assert failed.wait(10)
+    assert group.submit(3) == 9
+    assert group._running == [True]
 
 
 def test_a_flusher_does_not_inherit_the_deadline_of_a_request(make: Make, gate: Gate) -> None:
