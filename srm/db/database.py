@@ -217,9 +217,9 @@ class Database:
             allowed: int = db.exec_driver_sql(CONNECTIONS_ALLOWED).scalar_one()
             return allowed
 
-    def request(self, spent_seconds: float = 0) -> AbstractContextManager[Cursor]:
+    def request(self, spent_seconds: float = 0, account: str | None = None) -> AbstractContextManager[Cursor]:
         """Run the block in a durable transaction of a client's request; `ConnectionPool.request` describes it."""
-        return self.durable.request(spent_seconds)
+        return self.durable.request(spent_seconds, account)
 
     def dispose(self) -> None:
         """Close all connections. No one may use the database any more."""

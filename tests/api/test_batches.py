@@ -4,19 +4,23 @@ docs/design.md, "Group commit". Red when a batch mixes up its entries, answers f
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 import psycopg
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import func
+from werkzeug.test import TestResponse
 
-from srm.db.database import Database
+from srm.db.connection import MOST_PER_ACCOUNT
+from srm.db.database import DURABLE_CONNECTIONS, Database
 from srm.db.models import PlaybackSession
 from srm.playback.keep_alive import keep_all_alive
 from srm.playback.statements import OwnSession
 from srm.playback.teardown import tear_all_down
-from tests.support import NO_SESSION, Factory, error_of, issue_token, rows, session_row
+from tests.support import NO_SESSION, Factory, error_of, issue_token, rows, session_row, wait_until
 
 BATCHES = [keep_all_alive, tear_all_down]
 Batch = Callable[..., list[bool | None]]
@@ -120,6 +124,35 @@ def test_a_held_session_is_answered_the_ordinary_way(
     assert error_of(held) == (503, "ERROR", "SRM-0010")
     assert free.status_code == 200
     assert session_row(database, session).end_reason == reason
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_held_lapsed_sessions_of_one_account_take_no_more_connections_than_its_share(
+    app: Flask, factory: Factory, somebody: psycopg.Connection, method: str
+) -> None:
+    for account in ("a", "b"):
+        factory.account(account)
+    lapsed = [factory.session("a", silent_for=31) for _ in range(DURABLE_CONNECTIONS)]
+    somebody.execute("SELECT FROM srm.sessions FOR UPDATE")
+
+    def send(account: str, session: UUID | str) -> TestResponse:
+        headers = {"Client-Token": issue_token(account, "tv")}
+        return app.test_client().open(f"/srm/v1/sessions/{session}", method=method, headers=headers)
+
+    with ThreadPoolExecutor(len(lapsed)) as threads:
+        waiting = [threads.submit(send, "a", session) for session in lapsed]
+        wait_until(lambda: count_waiting(somebody) >= MOST_PER_ACCOUNT)
+        other = send("b", NO_SESSION)
+        assert count_waiting(somebody) == MOST_PER_ACCOUNT
+
+        assert error_of(other) == (404, "ERROR", "SRM-0008")
+        assert {request.result().status_code for request in waiting} == {503}
+
+
+def count_waiting(db: psycopg.Connection) -> int:
+    """Return how many connections wait for a lock."""
+    ((count,),) = db.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchall()
+    return int(count)
 
 
 def test_keep_alives_of_a_batch_are_heap_only_updates(

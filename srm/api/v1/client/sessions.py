@@ -144,7 +144,7 @@ def put_session(session_id: str) -> Response:
     session = _parse_session_id(environ, session_id)
     principal = _authenticate(environ, app.tokens)
     if not keep_alive(app.database.hot, principal, session):
-        with app.database.request() as db:
+        with app.database.request(account=principal.account_id) as db:
             result = keep_alive_or_explain(db, principal, session)
         telemetry.record_ended_sessions(result.ended)
         if result.outcome is not None:
@@ -160,7 +160,7 @@ def delete_session(session_id: str) -> Response:
     principal = _authenticate(environ, app.tokens)
     is_torn_down_now = tear_down(app.database.durable, principal, session)
     if not is_torn_down_now:
-        with app.database.request() as db:
+        with app.database.request(account=principal.account_id) as db:
             result = tear_down_or_explain(db, principal, session)
         telemetry.record_ended_sessions(result.ended)
         if isinstance(result.outcome, SrmError):
