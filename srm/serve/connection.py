@@ -133,8 +133,9 @@ class Connection:
     def flush(self) -> None:
         """Send what the answer has so far. Raises OSError when the client does not take it in time."""
         if self._out:
-            self._late_at = time.monotonic() + WRITE_SECONDS
-            self._sock.sendall(self._out)
+            for start in range(0, len(self._out), WRITE_AT_ONCE_BYTES):
+                self._late_at = time.monotonic() + WRITE_SECONDS
+                self._sock.sendall(self._out[start : start + WRITE_AT_ONCE_BYTES])
             self._late_at = NEVER
             self._out.clear()
 

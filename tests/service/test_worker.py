@@ -47,6 +47,9 @@ def app(environ, start_response):
 LATE_SECONDS = 2
 """Deadline of a client in APPLICATION."""
 
+LARGE_BYTES = 50_000_000
+"""Size of the answer to /large in APPLICATION."""
+
 PARKED_SECONDS = 1
 """Time after which an idle connection in APPLICATION has no greenlet any more; less than LATE_SECONDS."""
 
@@ -150,6 +153,19 @@ def test_slow_clients_delay_nobody_and_are_dropped(port: int) -> None:
         assert answered_at - began_at < SLACK_SECONDS
         assert all(is_ended(client) for of_kind in clients.values() for client in of_kind)
         assert time.monotonic() - began_at < LATE_SECONDS + 2 * SLACK_SECONDS
+
+
+def test_a_client_that_takes_a_large_answer_slowly_gets_all_of_it(port: int) -> None:
+    taken = 0
+    with connect(port) as client:
+        client.sendall(request("/large"))
+        began_at = time.monotonic()
+        while taken < LARGE_BYTES:
+            data = client.recv(1_000_000, socket.MSG_WAITALL)
+            assert data, f"cut after {taken} bytes"
+            taken += len(data)
+            if time.monotonic() - began_at < LATE_SECONDS + 1:
+                time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
