@@ -8,8 +8,8 @@ PYTHONS := python3.11 python3.12 python3.13 python3.14
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 PIP_INSTALL_LOCKED := $(PIP_INSTALL) --require-hashes
 PYTEST := $(BIN)/python -m pytest
-# Three processes, even on two cores: many tests wait part of their time.
-AT_ONCE := --numprocesses 3 --dist worksteal
+# Two processes: the tests are bound by the processor.
+AT_ONCE := --numprocesses 2 --dist worksteal
 
 # Many containers set it. Then each process would compile all that it imports, which takes seconds at each start.
 unexport PYTHONDONTWRITEBYTECODE
