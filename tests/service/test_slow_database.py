@@ -172,7 +172,8 @@ class TestPackets:
     def test_requests_succeed_when_packets_are_a_little_late(
         self, service: Service, network: Network, session_id: str
     ) -> None:
-        service.ask_all()  # opens connections, which takes several round trips each
+        for _ in range(10):  # Opens the connections of all workers, which takes several round trips each.
+            service.ask_all()
         with network.late(0.1):
             assert keep_alive(service, session_id).status == 200
             assert {route: answer.status for route, answer in service.ask_all().items()} == AS_USUAL
