@@ -206,7 +206,7 @@ class TestPackets:
             answers = at_once(CROWD, lambda *_: keep_alive(service, session_id))
 
         assert_in_time(answers)
-        assert {answer.status for answer in answers} == {200, 503}
+        assert {200} <= {answer.status for answer in answers} <= {200, 503}
         assert_well_soon(service)
 
 
