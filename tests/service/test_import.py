@@ -27,7 +27,7 @@ DUMP = {
 
 @pytest.fixture(params=[3_000, pytest.param(20_000, marks=pytest.mark.long(30))])
 def accounts(request: pytest.FixtureRequest) -> int:
-    """How many accounts are imported."""
+    """Number of imported accounts."""
     number: int = request.param
     return number
 

@@ -160,11 +160,8 @@ def test_a_request_that_no_batch_takes_in_time_goes_the_ordinary_way_once(
     assert [2] not in gate.batches
 
 
-def test_a_request_whose_batch_is_under_way_is_never_done_twice(
-    make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unclaimed: list[tuple[int, int]] = []
-    group = make(queue_seconds=0.05, unclaimed=unclaimed.extend)
+def give_up_under_way(group: GroupCommit[int, int], gate: Gate) -> None:
+    """Submit 2, and reach its deadline while its batch waits at the closed gate."""
     gate.open.clear()
     DEADLINE.set(time.monotonic() + 0.1)
     try:
@@ -172,6 +169,14 @@ def test_a_request_whose_batch_is_under_way_is_never_done_twice(
             group.submit(2)
     finally:
         DEADLINE.set(None)
+
+
+def test_a_request_whose_batch_is_under_way_is_never_done_twice(
+    make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unclaimed: list[tuple[int, int]] = []
+    group = make(queue_seconds=0.05, unclaimed=unclaimed.extend)
+    give_up_under_way(group, gate)
     assert unclaimed == []
 
     gate.open.set()
@@ -189,14 +194,8 @@ def test_an_error_about_an_unclaimed_outcome_does_not_end_the_flusher(make: Make
         raise DependencyUnavailable
 
     group = make(queue_seconds=0.05, unclaimed=fail)
-    gate.open.clear()
-    DEADLINE.set(time.monotonic() + 0.1)
-    try:
-        with pytest.raises(DependencyUnavailable):
-            group.submit(2)
-    finally:
-        DEADLINE.set(None)
-        gate.open.set()
+    give_up_under_way(group, gate)
+    gate.open.set()
 
     assert failed.wait(10)
     assert group.submit(3) == 9
